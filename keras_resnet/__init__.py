@@ -1,0 +1,13 @@
+"""Deep residual networks in Keras, as in the papers of He, Zhang, Ren and Sun."""
+
+from keras_resnet.models import (
+    CifarPlainNet,
+    CifarResNet,
+    PlainNet18,
+    PlainNet34,
+    ResNet18,
+    ResNet34,
+    ResNet50,
+    ResNet101,
+    ResNet152,
+)

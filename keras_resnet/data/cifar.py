@@ -1,0 +1,87 @@
+"""Batches of small images that lie in memory, augmented as in P1 4.2, with tf.data.
+
+P1 is "Deep Residual Learning for Image Recognition" (arXiv 1512.03385).
+
+Every random choice is a function of (seed, epoch, example): the same step of the same run always sees the same batch,
+wherever the run was resumed.
+"""
+
+import numpy as np
+import tensorflow as tf
+
+PADDING = 4
+
+
+def per_pixel_mean(images):
+    """The mean image of `images`, uint8 (n, height, width, 3): float32 (height, width, 3), to a 1/1000 of a pixel value."""
+    return np.round(images.mean(axis=0, dtype="float64"), 3).astype("float32")
+
+
+def augment(images, mean, dy, dx, flip):
+    """Random crops of padded and mirrored images.
+
+    Args:
+        images: (batch, height, width, 3), any number type.
+        mean: (height, width, 3), what the network subtracts. It fills the padding, which so becomes zero.
+        dy, dx: int32 (batch,) in [0, 8], the crop's corner in the image padded by 4 pixels on each side.
+        flip: bool (batch,), whether to mirror.
+
+    Returns:
+        float32 (batch, height, width, 3).
+    """
+    height, width = mean.shape[:2]
+    rows = dy[:, None] + tf.range(height) - PADDING
+    columns = dx[:, None] + tf.range(width) - PADDING
+    columns = tf.where(flip[:, None], columns[:, ::-1], columns)
+    row_inside, column_inside = (rows >= 0) & (rows < height), (columns >= 0) & (columns < width)
+    # One gather of whole pixels: from each image those at (row, column), clipped to the image.
+    pixels = tf.clip_by_value(rows, 0, height - 1)[:, :, None] * width
+    pixels += tf.clip_by_value(columns, 0, width - 1)[:, None, :]
+    flat = tf.reshape(images, (-1, height * width, images.shape[-1]))
+    crops = tf.cast(tf.gather(flat, pixels, batch_dims=1), "float32")
+    return tf.where((row_inside[:, :, None] & column_inside[:, None, :])[..., None], crops, mean)
+
+
+def training_batches(split, mean, *, batch_size, seed, first_step=0):
+    """An endless stream of augmented batches; each epoch is a new order, its last, partial batch is left out.
+
+    Args:
+        split: a `sources.Split`.
+        mean: float32 (height, width, 3), for `augment`.
+        batch_size: examples in a batch, at most as many as there are.
+        seed: the order and the augmentation are a function of it.
+        first_step: the step, counted from the beginning of training, whose batch comes first.
+
+    Returns:
+        A `tf.data.Dataset` of (images float32 (batch_size, height, width, 3), labels int64 (batch_size,)).
+
+    Raises:
+        ValueError: there are fewer examples than `batch_size`.
+    """
+    n = len(split.labels)
+    steps = n // batch_size
+    if not steps:
+        raise ValueError(f"a batch of {batch_size} is larger than the training data, {n} examples")
+    images, labels, mean = tf.constant(split.images), tf.constant(split.labels), tf.constant(mean)
+    first_epoch, skipped = divmod(first_step, steps)
+
+    def epoch(number):
+        order_seed, draw_seed = tf.unstack(tf.random.split([seed, tf.cast(number, "int32")], 2))
+        order = tf.random.experimental.stateless_shuffle(tf.range(n), order_seed)
+        draws = tf.random.stateless_uniform((n, 3), draw_seed)  # row i belongs to example i
+        order = tf.reshape(order[: steps * batch_size], (steps, batch_size))
+        batches = tf.data.Dataset.from_tensor_slices((order, tf.gather(draws, order)))
+        return batches.skip(tf.where(number == first_epoch, tf.constant(skipped, "int64"), 0))
+
+    def batch(indices, draws):
+        offsets = tf.cast(draws[:, :2] * (2 * PADDING + 1), "int32")
+        crops = augment(tf.gather(images, indices), mean, offsets[:, 0], offsets[:, 1], draws[:, 2] < 0.5)
+        return crops, tf.gather(labels, indices)
+
+    epochs = tf.data.Dataset.range(first_epoch, np.iinfo("int64").max)
+    return epochs.flat_map(epoch).map(batch, num_parallel_calls=tf.data.AUTOTUNE).prefetch(tf.data.AUTOTUNE)
+
+
+def evaluation_batches(split, *, batch_size=500):
+    """Every example once, unchanged and in order: the single view of P1 4.2. Arguments as in `training_batches`."""
+    return tf.data.Dataset.from_tensor_slices(tuple(split)).batch(batch_size).prefetch(tf.data.AUTOTUNE)

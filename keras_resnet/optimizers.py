@@ -1,0 +1,114 @@
+"""The paper's optimizer and its learning rate, for any Keras backend.
+
+P1 is "Deep Residual Learning for Image Recognition" (arXiv 1512.03385).
+"""
+
+import keras
+from keras import ops
+
+
+def sync_variables(model):
+    """Lets the model's variables hold the current state inside `fit`: on JAX they lag behind, elsewhere they never do."""
+    getattr(model, "jax_state_sync", lambda: None)()
+
+
+class SGD(keras.optimizers.SGD):
+    """SGD with momentum and weight decay inside the gradient, as in P1 3.4 and its Caffe models.
+
+        m = momentum m - learning_rate (gradient + weight_decay w)
+        w = w + m
+
+    Keras' own `weight_decay` stands outside the momentum, which makes it 1 / (1 - momentum) = ten times weaker;
+    as a regulariser, `L2(weight_decay / 2)` would be right but shows in the loss. All trainable variables decay.
+
+    Args:
+        learning_rate: a float, a schedule or a callable, as in `keras.optimizers.SGD`.
+        momentum: in [0, 1].
+        weight_decay: not negative.
+        kwargs: as in `keras.optimizers.SGD`.
+
+    Raises:
+        ValueError: `weight_decay` is negative.
+    """
+
+    def __init__(self, learning_rate=0.1, momentum=0.9, weight_decay=1e-4, name="sgd", **kwargs):
+        super().__init__(learning_rate, momentum, name=name, **kwargs)
+        if weight_decay < 0:
+            raise ValueError(f"weight_decay is not negative; found {weight_decay}")
+        self.coupled_weight_decay = weight_decay
+
+    def update_step(self, gradient, variable, learning_rate):
+        decay = ops.cast(self.coupled_weight_decay, variable.dtype)
+        super().update_step(ops.add(gradient, ops.multiply(variable, decay)), variable, learning_rate)
+
+    def get_config(self):
+        return {**super().get_config(), "weight_decay": self.coupled_weight_decay}
+
+
+class StepSchedule(keras.callbacks.Callback):
+    """The learning rate by iteration: divided by 10 at each boundary (P1 4.2).
+
+    With `warmup_rate`, the rule of P1 4.2 for 110 layers and more: that rate until the training error is below
+    `warmup_error`, then the schedule. The training error is the one that the progress bar shows, the mean of the epoch
+    so far, once that has 50 batches. `state` is what a resumed run has to restore.
+
+    Args:
+        learning_rate: the first rate.
+        boundaries: iterations at which the rate is divided by 10.
+        warmup_rate: None for no warm-up, or the rate to start with.
+        warmup_error: in [0, 1].
+        steps: None, or the iteration after which training stops.
+
+    The model is to be compiled with a metric named "error" where `warmup_rate` is given.
+    """
+
+    WARMUP_BATCHES = 50
+
+    def __init__(
+        self, learning_rate=0.1, boundaries=(32_000, 48_000), warmup_rate=None, warmup_error=0.8, steps=None
+    ):
+        super().__init__()
+        self.learning_rate = learning_rate
+        self.boundaries = tuple(boundaries)
+        self.warmup_rate = warmup_rate
+        self.warmup_error = warmup_error
+        self.steps = steps
+        self.state = {"warm_at_step": None if warmup_rate else 0}
+
+    def rate(self, step):
+        """The rate of iteration `step`, counted from 0."""
+        if self.state["warm_at_step"] is None:
+            return self.warmup_rate
+        return self.learning_rate / 10 ** sum(step >= boundary for boundary in self.boundaries)
+
+    def on_train_begin(self, logs=None):
+        self.step = int(self.model.optimizer.iterations)
+        self.current_rate = None
+        self.set_rate()
+
+    def on_train_batch_end(self, batch, logs=None):
+        self.step += 1
+        if batch + 1 >= self.WARMUP_BATCHES:
+            self.watch(logs)
+        self.set_rate()
+        if self.step == self.steps:
+            self.model.stop_training = True
+
+    def on_epoch_end(self, epoch, logs=None):
+        self.watch(logs)
+        self.set_rate()
+
+    def watch(self, logs):
+        """Ends the warm-up when its condition holds."""
+        if self.state["warm_at_step"] is None and logs["error"] < self.warmup_error:
+            self.state["warm_at_step"] = self.step
+            print(
+                f"\nstep {self.step}: training error {logs['error']:.1%} is below {self.warmup_error:.0%}, "
+                f"learning rate {self.warmup_rate:g} -> {self.rate(self.step):g}"
+            )
+
+    def set_rate(self):
+        if self.current_rate != self.rate(self.step):
+            sync_variables(self.model)
+            self.current_rate = self.rate(self.step)
+            self.model.optimizer.learning_rate = self.current_rate

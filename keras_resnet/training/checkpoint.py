@@ -1,0 +1,181 @@
+"""Saves a run so that it can go on where it was, whatever stopped it."""
+
+import json
+import os
+import signal
+import threading
+import zipfile
+
+import keras
+import numpy as np
+
+from keras_resnet.optimizers import sync_variables
+
+
+class RunError(Exception):
+    """A run cannot start or go on. The message says what was wrong, what was found and what to do."""
+
+
+class Stopped(Exception):
+    """A signal asked the run to stop, and it has saved itself at `step`."""
+
+    def __init__(self, step, signal_number):
+        super().__init__(f"stopped by {signal.Signals(signal_number).name} at step {step}")
+        self.step = step
+        self.signal_number = signal_number
+
+
+class StopSignals:
+    """While entered, notes SIGINT and SIGTERM in `received` instead of dying; a second one kills as usual."""
+
+    def __init__(self):
+        self.received = None
+        self.handlers = {}
+
+    def __enter__(self):
+        if threading.current_thread() is threading.main_thread():  # elsewhere Python allows no handlers
+            self.handlers = {s: signal.signal(s, self.note) for s in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *exception):
+        for number, handler in self.handlers.items():
+            signal.signal(number, handler)
+
+    def note(self, number, frame):
+        self.received = number
+        self.__exit__()
+        print(f"\n{signal.Signals(number).name}: stopping after this step; once more to stop at once", flush=True)
+
+
+def write_whole(path, write):
+    """Calls `write` with a binary file that takes the place of `path` when it is complete, or not at all."""
+    temporary = f"{path}.tmp"
+    with open(temporary, "wb") as file:
+        write(file)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+    folder = os.open(os.path.dirname(path) or ".", os.O_RDONLY)
+    try:
+        os.fsync(folder)  # so that the new name, too, survives a power cut
+    finally:
+        os.close(folder)
+
+
+class Checkpoint(keras.callbacks.Callback):
+    """Saves everything that a run consists of, every few steps and when a signal comes.
+
+    One `.npz` file holds the variables of model, optimizer and metrics and, as JSON, the step and the `state` of other
+    callbacks. It is to be the last callback, so that theirs is up to date.
+
+    Args:
+        path: the file.
+        model: the compiled model; its optimizer is built here.
+        every: steps from one checkpoint to the next.
+        steps_per_epoch: steps in an epoch.
+        steps: steps of the whole run; the last one is always saved.
+        callbacks: those with a `state`, a dictionary that JSON can hold.
+        stop: `StopSignals` to obey.
+    """
+
+    def __init__(self, path, model, *, every, steps_per_epoch, steps, callbacks, stop):
+        super().__init__()
+        self.path = path
+        self.every = every
+        self.steps_per_epoch = steps_per_epoch
+        self.steps = steps
+        self.due = False
+        self.stateful = {type(callback).__name__: callback for callback in callbacks}
+        self.stop = stop
+        model.optimizer.build(model.trainable_variables)
+        self.set_model(model)
+        self.step = 0
+        self.saved_metrics = None
+
+    def variables(self):
+        """All variables but the metrics', by a name that says where each belongs."""
+        groups = {"model": self.model.variables, "optimizer": self.model.optimizer.variables}
+        return {f"{group}/{variable.path}": variable for group, group_variables in groups.items() for variable in group_variables}
+
+    def save(self):
+        """Writes the checkpoint.
+
+        Raises:
+            RunError: a weight is not finite (the last checkpoint stays), or the file cannot be written.
+        """
+        sync_variables(self.model)
+        arrays = {name: keras.ops.convert_to_numpy(variable) for name, variable in self.variables().items()}
+        bad = [name for name, array in arrays.items() if not np.isfinite(array).all()]
+        if bad:
+            raise RunError(diverged(self.step, f"{bad[0]} is not finite", self.path))
+        for i, variable in enumerate(self.model.metrics_variables):
+            arrays[f"metrics/{i}"] = keras.ops.convert_to_numpy(variable)
+        state = {"step": self.step, "callbacks": {name: callback.state for name, callback in self.stateful.items()}}
+        arrays["state"] = np.frombuffer(json.dumps(state).encode(), "uint8")
+        try:
+            write_whole(self.path, lambda file: np.savez(file, **arrays))
+        except OSError as error:
+            raise RunError(f"the checkpoint of step {self.step} could not be written to {self.path}: {error}") from error
+
+    def restore(self):
+        """Takes up the saved run, if there is one.
+
+        Returns:
+            The number of steps done; 0 where no checkpoint is.
+
+        Raises:
+            RunError: the file is damaged or of another network; nothing has been changed.
+        """
+        if not os.path.exists(self.path):
+            return 0
+        advice = "Delete it to start from the beginning."
+        try:
+            with np.load(self.path, allow_pickle=False) as file:
+                arrays = {name: file[name] for name in file.files}
+            state = json.loads(arrays.pop("state").tobytes())
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+            raise RunError(f"the checkpoint {self.path} is damaged: {error}\n{advice}") from error
+        variables = self.variables()
+        metrics = [arrays.pop(name) for name in sorted(arrays, key=lambda n: (len(n), n)) if name.startswith("metrics/")]
+        found = {name: array.shape for name, array in arrays.items()}
+        expected = {name: tuple(variable.shape) for name, variable in variables.items()}
+        if found != expected:
+            names = sorted(n for n in {*found, *expected} if found.get(n) != expected.get(n))
+            raise RunError(f"the checkpoint {self.path} is of another network; for example {names[0]}.\n{advice}")
+        for name, variable in variables.items():
+            variable.assign(arrays[name])
+        for name, callback in self.stateful.items():
+            callback.state.update(state["callbacks"][name])
+        self.step = state["step"]
+        self.saved_metrics = metrics
+        return self.step
+
+    def on_epoch_begin(self, epoch, logs=None):
+        if self.saved_metrics and self.step % self.steps_per_epoch:  # the means over the epoch so far
+            for variable, array in zip(self.model.metrics_variables, self.saved_metrics, strict=True):
+                variable.assign(array)
+        self.saved_metrics = None
+
+    def on_train_batch_end(self, batch, logs=None):
+        self.step += 1
+        if not np.isfinite(logs["loss"]):
+            raise RunError(diverged(self.step, f"the loss is {logs['loss']}", self.path))
+        ends_epoch = self.step % self.steps_per_epoch == 0 or self.step == self.steps
+        self.due = self.due or self.step % self.every == 0 or self.step == self.steps
+        if (self.due or self.stop.received) and not ends_epoch:
+            self.save_and_stop()
+
+    def on_epoch_end(self, epoch, logs=None):
+        if self.due or self.stop.received:  # only now the epoch's row of the history is in
+            self.save_and_stop()
+
+    def save_and_stop(self):
+        self.save()
+        self.due = False
+        if self.stop.received:
+            raise Stopped(self.step, self.stop.received)
+
+
+def diverged(step, what, path):
+    kept = f"The checkpoint {path} is the last good one." if os.path.exists(path) else "No checkpoint was written yet."
+    return f"training diverged at step {step}: {what}. {kept}\nA lower --lr or --warmup may help, under another --name."

@@ -1,0 +1,94 @@
+"""What a run shows: history.csv and curves.png."""
+
+import csv
+import io
+import time
+
+import keras
+
+from keras_resnet.training.checkpoint import write_whole
+
+COLUMNS = ("epoch", "step", "learning_rate", "loss", "error", "val_loss", "val_error", "seconds")
+
+
+class History(keras.callbacks.Callback):
+    """One row an epoch, and the time spent.
+
+    Args:
+        folder: where history.csv and curves.png are kept up to date.
+        title: of the curves.
+    """
+
+    def __init__(self, folder, title):
+        super().__init__()
+        self.folder = folder
+        self.title = title
+        self.state = {"rows": [], "seconds": 0.0, "timed_seconds": 0.0, "timed_steps": 0}
+        self.last = time.perf_counter()
+        self.warm = False
+
+    def lap(self):
+        """Seconds since the last lap, which also go to the run's total."""
+        now = time.perf_counter()
+        seconds, self.last = now - self.last, now
+        self.state["seconds"] += seconds
+        return seconds
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self.lap()
+
+    def on_train_batch_end(self, batch, logs=None):
+        seconds = self.lap()
+        if self.warm:  # the first step of a process includes compilation
+            self.state["timed_seconds"] += seconds
+            self.state["timed_steps"] += 1
+        self.warm = True
+
+    def on_epoch_end(self, epoch, logs=None):
+        self.lap()
+        row = {
+            "epoch": epoch + 1,
+            "step": int(self.model.optimizer.iterations),
+            "learning_rate": float(f"{float(self.model.optimizer.learning_rate):.6g}"),
+            **{name: round(value, 5) for name, value in logs.items()},
+            "seconds": round(self.state["seconds"], 1),
+        }
+        self.state["rows"].append(row)
+        self.write()
+
+    def write(self):
+        """Writes both files anew from the rows, so that a resumed run neither doubles nor misses one."""
+        text = io.StringIO()
+        table = csv.DictWriter(text, COLUMNS)
+        table.writeheader()
+        table.writerows(self.state["rows"])
+        write_whole(f"{self.folder}/history.csv", lambda file: file.write(text.getvalue().encode()))
+        if self.state["rows"]:
+            write_whole(f"{self.folder}/curves.png", lambda file: draw(self.state["rows"], self.title, file))
+
+
+def draw(rows, title, file, test_error=None):
+    """Draws error against iterations as the paper's Fig. 6 does: training thin, validation bold.
+
+    Args:
+        rows: dictionaries with `step`, `error` and perhaps `val_error`, the errors in [0, 1].
+        title: the figure's.
+        file: a path or binary file for the PNG.
+        test_error: None, or the error at the end, drawn as a point.
+    """
+    from matplotlib.figure import Figure  # here, so that this module can be had without matplotlib
+
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axes = figure.subplots()
+    steps = [row["step"] / 1000 for row in rows]
+    marker = "." if len(rows) < 10 else ""
+    axes.plot(steps, [100 * row["error"] for row in rows], color="C0", linewidth=1, linestyle="--", marker=marker, label="training")
+    if "val_error" in rows[0]:
+        axes.plot(steps, [100 * row["val_error"] for row in rows], color="C0", linewidth=2.5, marker=marker, label="validation")
+    if test_error is not None:
+        axes.plot(steps[-1], 100 * test_error, "o", color="C3", clip_on=False, label="test, at the end")
+    axes.set(title=title, xlabel="iterations (thousands)", ylabel="error (%)", xlim=(0, None))
+    axes.set_ylim(bottom=0)
+    axes.grid(alpha=0.3)
+    axes.legend()
+    figure.savefig(file, format="png", dpi=120)

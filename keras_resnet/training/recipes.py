@@ -1,0 +1,18 @@
+"""The numbers of the papers' recipes and results.
+
+P1 is "Deep Residual Learning for Image Recognition" (arXiv 1512.03385).
+"""
+
+# P1 4.2, CIFAR-10.
+BATCH_SIZE = 128
+STEPS = 64_000
+BOUNDARIES = (1 / 2, 3 / 4)  # of the steps: the rate is divided by 10 at 32k and 48k
+LEARNING_RATE = 0.1
+MOMENTUM = 0.9
+WEIGHT_DECAY = 1e-4
+WARMUP_RATE = 0.01
+WARMUP_ERROR = 0.8
+WARMUP_DEPTH = 110  # "we find that the initial learning rate of 0.1 is slightly too large to start converging"
+
+# Test error on CIFAR-10 in %, ResNets with option A trained on all 50k (P1 Table 6; 110: best of five).
+CIFAR10_TEST_ERROR = {20: 8.75, 32: 7.51, 44: 7.17, 56: 6.97, 110: 6.43, 1202: 7.93}

@@ -1,0 +1,236 @@
+"""One run, from settings to a trained model in a folder."""
+
+import dataclasses
+import json
+import math
+import os
+
+import keras
+from keras import ops
+
+from keras_resnet import models
+from keras_resnet.data import cifar, sources
+from keras_resnet.optimizers import SGD, StepSchedule
+from keras_resnet.training import recipes
+from keras_resnet.training.checkpoint import Checkpoint, RunError, StopSignals, write_whole
+from keras_resnet.training.history import History, draw
+
+# Settings that say where things lie or how often, and leave the result as it is.
+WITHOUT_EFFECT = ("data_dir", "output", "name", "checkpoint_every")
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What is trained and how; the defaults are the paper's (P1 4.2)."""
+
+    depth: int = 20
+    plain: bool = False
+    block: str = "basic"
+    shortcut: str = "A"
+    dataset: str = "cifar10"
+    data_dir: str | None = None
+    train_on_all: bool = False
+    steps: int = recipes.STEPS
+    batch_size: int = recipes.BATCH_SIZE
+    lr: float = recipes.LEARNING_RATE
+    weight_decay: float = recipes.WEIGHT_DECAY
+    warmup: bool | None = None  # None: from depth 110 on
+    seed: int = 0
+    name: str | None = None
+    output: str = "runs"
+    checkpoint_every: int = 200
+
+    @property
+    def network(self):
+        """For example "ResNet-20"."""
+        return f"{'plain' if self.plain else 'ResNet'}-{self.depth}"
+
+    @property
+    def folder(self):
+        return os.path.join(self.output, self.name or f"{self.dataset}-{self.network.lower()}")
+
+    @property
+    def warms_up(self):
+        return self.depth >= recipes.WARMUP_DEPTH if self.warmup is None else self.warmup
+
+    def check(self):
+        """Raises RunError where a setting is outside its range."""
+        for name in ("steps", "batch_size", "lr", "checkpoint_every"):
+            if not getattr(self, name) > 0:
+                raise RunError(f"--{name.replace('_', '-')} is positive; found {getattr(self, name)}")
+        if self.dataset not in sources.DATASETS:
+            raise RunError(f"--dataset is one of {', '.join(sources.DATASETS)}; found {self.dataset!r}")
+        try:
+            models.cifar_row(self.depth, self.block)
+        except ValueError as error:
+            raise RunError(f"--{error}") from error
+
+
+def error(labels, outputs):
+    """1 where the largest output is not the label's, else 0."""
+    return ops.cast(ops.not_equal(ops.argmax(outputs, axis=-1), ops.cast(labels, "int32")), "float32")
+
+
+def compile_for_training(model, learning_rate=recipes.LEARNING_RATE, weight_decay=recipes.WEIGHT_DECAY):
+    """Compiles a network that ends in logits with the paper's optimizer, the cross-entropy and the error rate."""
+    model.compile(
+        SGD(learning_rate, recipes.MOMENTUM, weight_decay),
+        keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        metrics=[keras.metrics.MeanMetricWrapper(error, name="error")],
+        jit_compile=False,  # XLA trains more slowly on CPUs
+    )
+
+
+def open_folder(settings):
+    """Makes the run's folder, or checks that it is this very run's.
+
+    Raises:
+        RunError: the folder cannot be written, or holds a run with other settings.
+    """
+    folder, path = settings.folder, os.path.join(settings.folder, "args.json")
+    new = dataclasses.asdict(settings)
+    try:
+        os.makedirs(os.path.join(folder, "checkpoint"), exist_ok=True)
+        if not os.path.exists(path):
+            write_whole(path, lambda file: file.write(json.dumps(new, indent=2).encode()))
+            return
+        with open(path) as file:
+            old = json.load(file)
+    except OSError as os_error:
+        raise RunError(f"the folder of the run, {folder}, cannot be written: {os_error}") from os_error
+    except ValueError as json_error:
+        raise RunError(f"{path} is damaged: {json_error}. Delete the folder or choose another --name.") from json_error
+    different = [name for name in new if name not in WITHOUT_EFFECT and old.get(name) != new[name]]
+    if different:
+        rows = "\n".join(f"  --{n.replace('_', '-'):<16} {old.get(n)!s:>10} there, {new[n]!s:>10} now" for n in different)
+        raise RunError(
+            f"{folder} holds a run with other settings:\n{rows}\n"
+            "Choose another --name, or repeat that run's settings to resume it."
+        )
+
+
+def train(settings, verbose=1):
+    """Trains, or goes on where an earlier call with the same settings was stopped, and tests at the end.
+
+    Args:
+        settings: a `Settings`.
+        verbose: 1 for a progress bar, 2 for a line an epoch, 0 for silence.
+
+    Returns:
+        The result as a dictionary, which is also in result.json; errors are in [0, 1]. The run's folder holds args.json,
+        history.csv, curves.png, model.keras (takes RGB pixels in [0, 255], gives probabilities), checkpoint/, tensorboard/.
+
+    Raises:
+        RunError: settings out of range or unlike the folder's, an unwritable folder, a damaged checkpoint, divergence.
+        DataError: the data set cannot be had.
+        Stopped: SIGINT or SIGTERM came; the run has been saved.
+    """
+    settings.check()
+    open_folder(settings)
+    folder = settings.folder
+    result_path = os.path.join(folder, "result.json")
+    if os.path.exists(result_path):
+        print(f"{folder} is finished; this is its result")
+        with open(result_path) as file:
+            return json.load(file)
+
+    source = sources.load(settings.dataset, settings.data_dir, settings.train_on_all)
+    steps_per_epoch = len(source.train.labels) // settings.batch_size
+    if not steps_per_epoch:
+        raise RunError(f"--batch-size {settings.batch_size} is more than the {len(source.train.labels)} training examples")
+    mean = cifar.per_pixel_mean(source.train.images)
+
+    keras.utils.set_random_seed(settings.seed)
+    network = models.CifarResNet(
+        settings.depth,
+        block=settings.block,
+        shortcut=None if settings.plain else settings.shortcut,
+        classes=len(source.classes),
+        normalization=(mean, 1.0),
+    )
+    trained = models.logits(network)
+    compile_for_training(trained, settings.lr, settings.weight_decay)
+
+    schedule = StepSchedule(
+        settings.lr,
+        [round(part * settings.steps) for part in recipes.BOUNDARIES],
+        warmup_rate=recipes.WARMUP_RATE if settings.warms_up else None,
+        warmup_error=recipes.WARMUP_ERROR,
+        steps=settings.steps,
+    )
+    history = History(folder, f"{settings.network} on {settings.dataset}")
+    with StopSignals() as stop:
+        checkpoint = Checkpoint(
+            os.path.join(folder, "checkpoint", "latest.npz"),
+            trained,
+            every=settings.checkpoint_every,
+            steps_per_epoch=steps_per_epoch,
+            steps=settings.steps,
+            callbacks=[schedule, history],
+            stop=stop,
+        )
+        step = checkpoint.restore()
+        print(f"resuming from step {step}" if step else f"{settings.network}, {settings.steps} steps, in {folder}")
+        if step:
+            history.write()
+        tensorboard = keras.callbacks.TensorBoard(os.path.join(folder, "tensorboard"), write_graph=False)
+        fit(
+            trained,
+            lambda step: cifar.training_batches(
+                source.train, mean, batch_size=settings.batch_size, seed=settings.seed, first_step=step
+            ),
+            first_step=step,
+            steps=settings.steps,
+            steps_per_epoch=steps_per_epoch,
+            validation_data=source.validation and cifar.evaluation_batches(source.validation),
+            callbacks=[schedule, tensorboard, history, checkpoint],
+            verbose=verbose,
+        )
+    save_model(network, os.path.join(folder, "model.keras"))
+    return finish(settings, trained, source, schedule, history, result_path)
+
+
+def fit(model, batches, *, first_step, steps, steps_per_epoch, callbacks, **options):
+    """`model.fit` from step `first_step` on, which may lie within an epoch.
+
+    Keras' epochs all have the same length, so the rest of that epoch is fitted by a call of its own. One of the callbacks
+    has to stop training at `steps`. `batches(step)` is an endless `tf.data.Dataset` that starts at that step.
+    """
+    options["callbacks"] = callbacks
+    epoch, done = divmod(first_step, steps_per_epoch)
+    if done and first_step < steps:
+        left = steps_per_epoch - done
+        model.fit(batches(first_step), initial_epoch=epoch, epochs=epoch + 1, steps_per_epoch=left, **options)
+        first_step, epoch = first_step + left, epoch + 1
+    if first_step < steps:
+        epochs = -(-steps // steps_per_epoch)
+        model.fit(batches(first_step), initial_epoch=epoch, epochs=epochs, steps_per_epoch=steps_per_epoch, **options)
+
+
+def save_model(model, path):
+    """Saves a `.keras` file whole or not at all."""
+    temporary = path.replace(".keras", ".tmp.keras")
+    model.save(temporary)
+    os.replace(temporary, path)
+
+
+def finish(settings, trained, source, schedule, history, result_path):
+    """Touches the test set, once, and writes down the result."""
+    test_error = trained.evaluate(cifar.evaluation_batches(source.test), verbose=0, return_dict=True)["error"]
+    rows, state = history.state["rows"], history.state
+    as_in_paper = settings.dataset == "cifar10" and not settings.plain
+    as_in_paper = as_in_paper and (settings.block, settings.shortcut) == ("basic", "A")
+    result = {
+        "settings": dataclasses.asdict(settings),
+        "parameters": sum(math.prod(variable.shape) for variable in trained.trainable_variables),
+        "train_error": rows[-1]["error"],
+        "val_error": rows[-1].get("val_error"),
+        "test_error": round(test_error, 5),
+        "paper_test_error": as_in_paper and recipes.CIFAR10_TEST_ERROR.get(settings.depth, 0) / 100 or None,
+        "warm_at_step": schedule.state["warm_at_step"],
+        "images_per_second": round(settings.batch_size * state["timed_steps"] / max(state["timed_seconds"], 1e-9), 1),
+        "seconds": round(state["seconds"], 1),
+    }
+    draw(rows, history.title, os.path.join(settings.folder, "curves.png"), test_error)
+    write_whole(result_path, lambda file: file.write(json.dumps(result, indent=2).encode()))
+    return result

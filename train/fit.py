@@ -1,0 +1,95 @@
+"""Trains a network of the paper on CIFAR-10, CIFAR-100 or a built-in data set.
+
+    python train/fit.py --dataset shapes --steps 200     one minute on a laptop, no data needed
+    python train/fit.py                                  ResNet-20 on CIFAR-10, as in the paper
+    python train/fit.py --depth 110                      the same with 110 layers and their warm-up
+    python train/fit.py --depth 56 --plain               what happens without shortcuts
+    python train/fit.py --depth 20 --steps 8000          an eighth of the schedule
+
+Everything goes to OUTPUT/NAME/: args.json, history.csv, curves.png, tensorboard/, checkpoint/ and, at the end,
+result.json and model.keras. A run that was stopped (Ctrl-C, SIGTERM, a crash) goes on when the same command is given
+again. The test set is touched once, at the end.
+"""
+
+import argparse
+import os
+import sys
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+from keras_resnet.data.sources import DataError
+from keras_resnet.training.checkpoint import RunError, Stopped
+from keras_resnet.training.run import Settings, train
+
+EXIT_STATUS = 128  # plus the number of the signal, as shells do
+
+
+def parse(arguments=None):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    network = parser.add_argument_group("network")
+    data = parser.add_argument_group("data")
+    recipe = parser.add_argument_group("recipe")
+    run = parser.add_argument_group("run")
+
+    def add(group, flag, help, **options):
+        default = getattr(Settings, flag[2:].replace("-", "_"))
+        shown = "" if default in (None, False) else f" (default {default})"
+        group.add_argument(flag, default=default, help=help + shown, **options)
+
+    add(network, "--depth", "6n+2: 20, 32, 44, 56, 110, 1202 in the paper; with bottlenecks 9n+2", type=int)
+    add(network, "--plain", "without shortcuts", action="store_true")
+    add(network, "--shortcut", "where the shape changes: A zeros, B projection; C projection everywhere", choices="ABC")
+    add(network, "--block", "two 3x3 convolutions, or 1x1, 3x3, 1x1", choices=("basic", "bottleneck"))
+    add(data, "--dataset", "cifar10, cifar100, or shapes, which needs neither data nor network")
+    add(data, "--data-dir", "data sets prepared by tensorflow-datasets; without it they are downloaded", metavar="DIR")
+    add(data, "--train-on-all", "train on all 50k images, as for the paper's results, not on 45k of them", action="store_true")
+    add(recipe, "--steps", "iterations; the rate is divided by 10 after 1/2 and 3/4 of them", type=int)
+    add(recipe, "--batch-size", "images in a step", type=int)
+    add(recipe, "--lr", "learning rate at the start", type=float)
+    add(recipe, "--weight-decay", "L2 penalty in the gradient, not in the loss that is shown", type=float)
+    add(
+        recipe,
+        "--warmup",
+        "rate .01 until the training error is below 80 %% (default: from depth 110 on)",
+        action=argparse.BooleanOptionalAction,
+    )
+    add(recipe, "--seed", "of weights, order and augmentation", type=int)
+    add(run, "--name", "of the run (default DATASET-NETWORK)")
+    add(run, "--output", "folder of runs", metavar="DIR")
+    add(run, "--checkpoint-every", "steps from one checkpoint to the next", type=int, metavar="STEPS")
+    run.add_argument("--verbose", type=int, default=1, choices=(0, 1, 2), help="progress bar, silence, or a line an epoch")
+    return parser.parse_args(arguments)
+
+
+def table(result):
+    """The result as people read it."""
+    percent = lambda value: "-" if value is None else f"{value:.2%}"
+    settings = Settings(**result["settings"])
+    minutes, seconds = divmod(round(result["seconds"]), 60)
+    rows = [
+        ("training error, last epoch", percent(result["train_error"])),
+        ("validation error", percent(result["val_error"])),
+        ("test error", percent(result["test_error"])),
+        ("the paper's test error, 64k steps on all 50k", percent(result["paper_test_error"])),
+        ("images/s while training", f"{result['images_per_second']:.0f}"),
+        ("wall time", f"{minutes // 60}:{minutes % 60:02}:{seconds:02}"),
+    ]
+    title = f"{settings.network} on {settings.dataset}, {settings.steps} steps, {result['parameters']:,} parameters"
+    lines = [title, "-" * len(title), *(f"{name:<46}{value:>10}" for name, value in rows)]
+    return "\n".join([*lines, f"in {settings.folder}: " + ", ".join(sorted(os.listdir(settings.folder)))])
+
+
+def main():
+    arguments = vars(parse())
+    verbose = arguments.pop("verbose")
+    try:
+        print(table(train(Settings(**arguments), verbose)))
+    except (RunError, DataError) as error:
+        sys.exit(f"fit.py: {error}")
+    except Stopped as stopped:
+        print(f"\n{stopped}; the same command goes on from there", file=sys.stderr)
+        sys.exit(EXIT_STATUS + stopped.signal_number)
+
+
+if __name__ == "__main__":
+    main()

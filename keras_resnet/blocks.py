@@ -67,9 +67,7 @@ def shortcut(x, filters, name, *, strides, option, initializer=None):
 def join(x, residual, name, *, strides, option, initializer):
     """Adds the shortcut, unless `option` is None (a plain network), and applies the last nonlinearity."""
     if option:
-        x = shortcut(
-            x, residual.shape[-1], f"{name}_shortcut", strides=strides, option=option, initializer=initializer
-        )
+        x = shortcut(x, residual.shape[-1], f"{name}_shortcut", strides=strides, option=option, initializer=initializer)
         # In this order Keras, which walks a graph recursively, needs the least depth.
         residual = layers.Add(name=f"{name}_add")([x, residual])
     return layers.ReLU(name=name)(residual)

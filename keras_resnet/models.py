@@ -131,7 +131,7 @@ def _build(
         if classifier_activation:
             x = layers.Activation(classifier_activation, dtype="float32", name="predictions")(x)
     if input_tensor is not None:
-        inputs = keras.utils.get_source_inputs(input_tensor)
+        (inputs,) = keras.utils.get_source_inputs(input_tensor)
     model = _model(inputs, x, name or default_name, sum(repetitions))
     if weights is not None:
         _load(model, weights)
@@ -198,7 +198,8 @@ def _row(name, depth, **fixed):
 
     network.__name__ = network.__qualname__ = name
     network.__signature__ = inspect.signature(builder)
-    network.__doc__ = f"The {depth}-layer {'plain' if 'shortcut' in fixed else 'residual'} network (P1 Table 1).\n{OPTIONS}"
+    kind = "plain" if "shortcut" in fixed else "residual"
+    network.__doc__ = f"The {depth}-layer {kind} network (P1 Table 1).\n{OPTIONS}"
     return network
 
 

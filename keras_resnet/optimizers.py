@@ -8,7 +8,7 @@ from keras import ops
 
 
 def sync_variables(model):
-    """Lets the model's variables hold the current state inside `fit`: on JAX they lag behind, elsewhere they never do."""
+    """Brings the model's variables up to date inside `fit`: on JAX they lag behind, elsewhere they never do."""
     getattr(model, "jax_state_sync", lambda: None)()
 
 
@@ -64,9 +64,7 @@ class StepSchedule(keras.callbacks.Callback):
 
     WARMUP_BATCHES = 50
 
-    def __init__(
-        self, learning_rate=0.1, boundaries=(32_000, 48_000), warmup_rate=None, warmup_error=0.8, steps=None
-    ):
+    def __init__(self, learning_rate=0.1, boundaries=(32_000, 48_000), warmup_rate=None, warmup_error=0.8, steps=None):
         super().__init__()
         self.learning_rate = learning_rate
         self.boundaries = tuple(boundaries)

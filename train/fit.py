@@ -15,7 +15,7 @@ import argparse
 import os
 import sys
 
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+import quiet  # noqa: F401, first, before anything that imports TensorFlow
 
 from keras_resnet.data.sources import DataError
 from keras_resnet.training.checkpoint import RunError, Stopped
@@ -42,7 +42,7 @@ def parse(arguments=None):
     add(network, "--block", "two 3x3 convolutions, or 1x1, 3x3, 1x1", choices=("basic", "bottleneck"))
     add(data, "--dataset", "cifar10, cifar100, or shapes, which needs neither data nor network")
     add(data, "--data-dir", "data sets prepared by tensorflow-datasets; without it they are downloaded", metavar="DIR")
-    add(data, "--train-on-all", "train on all 50k images, as for the paper's results, not on 45k of them", action="store_true")
+    add(data, "--train-on-all", "no validation: train on all 50k images, as the paper's results", action="store_true")
     add(recipe, "--steps", "iterations; the rate is divided by 10 after 1/2 and 3/4 of them", type=int)
     add(recipe, "--batch-size", "images in a step", type=int)
     add(recipe, "--lr", "learning rate at the start", type=float)
@@ -57,7 +57,9 @@ def parse(arguments=None):
     add(run, "--name", "of the run (default DATASET-NETWORK)")
     add(run, "--output", "folder of runs", metavar="DIR")
     add(run, "--checkpoint-every", "steps from one checkpoint to the next", type=int, metavar="STEPS")
-    run.add_argument("--verbose", type=int, default=1, choices=(0, 1, 2), help="progress bar, silence, or a line an epoch")
+    run.add_argument(
+        "--verbose", type=int, default=1, choices=(0, 1, 2), help="0 silence, 1 progress bar, 2 a line an epoch"
+    )
     return parser.parse_args(arguments)
 
 

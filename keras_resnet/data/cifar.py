@@ -13,7 +13,7 @@ PADDING = 4
 
 
 def per_pixel_mean(images):
-    """The mean image of `images`, uint8 (n, height, width, 3): float32 (height, width, 3), to a 1/1000 of a pixel value."""
+    """The mean of images (n, height, width, 3): float32 (height, width, 3), rounded to 1/1000 of a pixel value."""
     return np.round(images.mean(axis=0, dtype="float64"), 3).astype("float32")
 
 

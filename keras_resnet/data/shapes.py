@@ -50,25 +50,25 @@ def draw(n, seed, size=32):
     """
     rng = np.random.default_rng(seed)
     labels = rng.permutation(np.arange(n) % len(CLASSES))
+
+    def uniform(low, high, *shape):
+        return rng.uniform(low, high, (len(where), *(shape or (1, 1)))).astype("float32")
+
     grid = (np.arange(size, dtype="float32") + 0.5) / size * 2 - 1
     images = np.empty((n, size, size, 3), "float32")
     for label in range(len(CLASSES)):
         where = np.flatnonzero(labels == label)
-
-        def uniform(low, high, *shape, count=len(where)):
-            return rng.uniform(low, high, (count, *(shape or (1, 1)))).astype("float32")
-
-        angle, radius = uniform(0, 2 * np.pi), uniform(0.35, 0.65)
+        angle, radius = uniform(-np.pi / 6, np.pi / 6), uniform(0.45, 0.7)
         x, y = grid[None, None, :] - uniform(-0.3, 0.3), grid[None, :, None] - uniform(-0.3, 0.3)
         u = (x * np.cos(angle) + y * np.sin(angle)) / radius
         v = (y * np.cos(angle) - x * np.sin(angle)) / radius
         inside = np.clip(0.5 - _signed_distance(label, u, v) * radius * size / 2, 0, 1)[..., None]
 
         background = uniform(40, 215, 1, 1, 3)
-        contrast = uniform(45, 110, 1, 1, 3) * rng.choice([-1, 1], (len(where), 1, 1, 3)).astype("float32")
-        shade = uniform(-40, 40, 1, 1, 1) * grid[None, :, None, None] + uniform(-40, 40, 1, 1, 1) * grid[None, None, :, None]
+        contrast = uniform(50, 120, 1, 1, 3) * rng.choice([-1, 1], (len(where), 1, 1, 1)).astype("float32")
+        shade = uniform(-40, 40) * grid[:, None] + uniform(-40, 40) * grid[None, :]
         stroke = grid[None, None, :] * np.cos(2 * angle) + grid[None, :, None] * np.sin(2 * angle) - uniform(-0.8, 0.8)
         clutter = np.clip(0.5 - (np.abs(stroke) - 0.05) * size / 2, 0, 1)[..., None] * uniform(-70, 70, 1, 1, 3)
-        noise = rng.normal(0, 14, (len(where), size, size, 3)).astype("float32")
-        images[where] = background + shade + clutter * (1 - inside) + contrast * inside + noise
+        noise = rng.normal(0, 8, (len(where), size, size, 3)).astype("float32")
+        images[where] = background + shade[..., None] + clutter * (1 - inside) + contrast * inside + noise
     return np.clip(images, 0, 255).astype("uint8"), labels

@@ -103,8 +103,9 @@ def _download(builder):
         raise DataError(
             f"{builder.name} is not in {builder.data_dir} and could not be downloaded: {error}\n"
             "Three ways on:\n"
-            f"  1. on a machine with a network, `python -c \"import tensorflow_datasets as d; d.load('{builder.name}')\"`, "
-            "then copy its ~/tensorflow_datasets here;\n"
+            "  1. on a machine with a network run\n"
+            f"       python -c \"import tensorflow_datasets; tensorflow_datasets.load('{builder.name}')\"\n"
+            "     and copy its ~/tensorflow_datasets here;\n"
             "  2. --data-dir FOLDER, if a prepared copy lies elsewhere;\n"
             "  3. --dataset shapes, which is drawn on the spot and needs neither data nor network."
         ) from error

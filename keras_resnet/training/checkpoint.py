@@ -94,8 +94,8 @@ class Checkpoint(keras.callbacks.Callback):
 
     def variables(self):
         """All variables but the metrics', by a name that says where each belongs."""
-        groups = {"model": self.model.variables, "optimizer": self.model.optimizer.variables}
-        return {f"{group}/{variable.path}": variable for group, group_variables in groups.items() for variable in group_variables}
+        groups = {"model": self.model, "optimizer": self.model.optimizer}
+        return {f"{name}/{variable.path}": variable for name, group in groups.items() for variable in group.variables}
 
     def save(self):
         """Writes the checkpoint.
@@ -108,14 +108,15 @@ class Checkpoint(keras.callbacks.Callback):
         bad = [name for name, array in arrays.items() if not np.isfinite(array).all()]
         if bad:
             raise RunError(diverged(self.step, f"{bad[0]} is not finite", self.path))
-        for i, variable in enumerate(self.model.metrics_variables):
-            arrays[f"metrics/{i}"] = keras.ops.convert_to_numpy(variable)
-        state = {"step": self.step, "callbacks": {name: callback.state for name, callback in self.stateful.items()}}
+        metrics = self.model.metrics_variables
+        arrays |= {f"metrics/{i}": keras.ops.convert_to_numpy(variable) for i, variable in enumerate(metrics)}
+        callbacks = {name: callback.state for name, callback in self.stateful.items()}
+        state = {"step": self.step, "metrics": len(metrics), "callbacks": callbacks}
         arrays["state"] = np.frombuffer(json.dumps(state).encode(), "uint8")
         try:
             write_whole(self.path, lambda file: np.savez(file, **arrays))
         except OSError as error:
-            raise RunError(f"the checkpoint of step {self.step} could not be written to {self.path}: {error}") from error
+            raise RunError(f"the checkpoint {self.path} could not be written at step {self.step}: {error}") from error
 
     def restore(self):
         """Takes up the saved run, if there is one.
@@ -133,10 +134,10 @@ class Checkpoint(keras.callbacks.Callback):
             with np.load(self.path, allow_pickle=False) as file:
                 arrays = {name: file[name] for name in file.files}
             state = json.loads(arrays.pop("state").tobytes())
+            metrics = [arrays.pop(f"metrics/{i}") for i in range(state["metrics"])]
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
             raise RunError(f"the checkpoint {self.path} is damaged: {error}\n{advice}") from error
         variables = self.variables()
-        metrics = [arrays.pop(name) for name in sorted(arrays, key=lambda n: (len(n), n)) if name.startswith("metrics/")]
         found = {name: array.shape for name, array in arrays.items()}
         expected = {name: tuple(variable.shape) for name, variable in variables.items()}
         if found != expected:

@@ -81,10 +81,11 @@ def draw(rows, title, file, test_error=None):
     figure = Figure(figsize=(6, 4), layout="constrained")
     axes = figure.subplots()
     steps = [row["step"] / 1000 for row in rows]
-    marker = "." if len(rows) < 10 else ""
-    axes.plot(steps, [100 * row["error"] for row in rows], color="C0", linewidth=1, linestyle="--", marker=marker, label="training")
-    if "val_error" in rows[0]:
-        axes.plot(steps, [100 * row["val_error"] for row in rows], color="C0", linewidth=2.5, marker=marker, label="validation")
+    for column, label, style in (("error", "training", "--"), ("val_error", "validation", "-")):
+        if column in rows[0]:
+            percent = [100 * row[column] for row in rows]
+            width, marker = 1 if style == "--" else 2.5, "." if len(rows) < 10 else ""
+            axes.plot(steps, percent, style, color="C0", linewidth=width, marker=marker, label=label)
     if test_error is not None:
         axes.plot(steps[-1], 100 * test_error, "o", color="C3", clip_on=False, label="test, at the end")
     axes.set(title=title, xlabel="iterations (thousands)", ylabel="error (%)", xlim=(0, None))

@@ -13,6 +13,7 @@ from keras_resnet.data import cifar, sources
 from keras_resnet.optimizers import SGD, StepSchedule
 from keras_resnet.training import recipes
 from keras_resnet.training.checkpoint import Checkpoint, RunError, StopSignals, write_whole
+from keras_resnet.training.fused import fuse_batch_norm, skip_graph_optimizer
 from keras_resnet.training.history import History, draw
 
 # Settings that say where things lie or how often, and leave the result as it is.
@@ -102,9 +103,9 @@ def open_folder(settings):
         raise RunError(f"{path} is damaged: {json_error}. Delete the folder or choose another --name.") from json_error
     different = [name for name in new if name not in WITHOUT_EFFECT and old.get(name) != new[name]]
     if different:
-        rows = "\n".join(f"  --{n.replace('_', '-'):<16} {old.get(n)!s:>10} there, {new[n]!s:>10} now" for n in different)
+        rows = [f"  --{n.replace('_', '-'):<16} {old.get(n)!s:>10} there, {new[n]!s:>10} now" for n in different]
         raise RunError(
-            f"{folder} holds a run with other settings:\n{rows}\n"
+            f"{folder} holds a run with other settings:\n" + "\n".join(rows) + "\n"
             "Choose another --name, or repeat that run's settings to resume it."
         )
 
@@ -117,8 +118,9 @@ def train(settings, verbose=1):
         verbose: 1 for a progress bar, 2 for a line an epoch, 0 for silence.
 
     Returns:
-        The result as a dictionary, which is also in result.json; errors are in [0, 1]. The run's folder holds args.json,
-        history.csv, curves.png, model.keras (takes RGB pixels in [0, 255], gives probabilities), checkpoint/, tensorboard/.
+        The result as a dictionary, which is also in result.json; errors are in [0, 1]. The run's folder holds
+        args.json, history.csv, curves.png, checkpoint/, tensorboard/ and model.keras, which takes RGB pixels in
+        [0, 255] and gives probabilities.
 
     Raises:
         RunError: settings out of range or unlike the folder's, an unwritable folder, a damaged checkpoint, divergence.
@@ -137,7 +139,10 @@ def train(settings, verbose=1):
     source = sources.load(settings.dataset, settings.data_dir, settings.train_on_all)
     steps_per_epoch = len(source.train.labels) // settings.batch_size
     if not steps_per_epoch:
-        raise RunError(f"--batch-size {settings.batch_size} is more than the {len(source.train.labels)} training examples")
+        examples = len(source.train.labels)
+        raise RunError(
+            f"--batch-size is at most the number of training examples, {examples}; found {settings.batch_size}"
+        )
     mean = cifar.per_pixel_mean(source.train.images)
 
     keras.utils.set_random_seed(settings.seed)
@@ -149,6 +154,8 @@ def train(settings, verbose=1):
         normalization=(mean, 1.0),
     )
     trained = models.logits(network)
+    skip_graph_optimizer()
+    fuse_batch_norm(trained)
     compile_for_training(trained, settings.lr, settings.weight_decay)
 
     schedule = StepSchedule(
@@ -193,10 +200,10 @@ def train(settings, verbose=1):
 def fit(model, batches, *, first_step, steps, steps_per_epoch, callbacks, **options):
     """`model.fit` from step `first_step` on, which may lie within an epoch.
 
-    Keras' epochs all have the same length, so the rest of that epoch is fitted by a call of its own. One of the callbacks
-    has to stop training at `steps`. `batches(step)` is an endless `tf.data.Dataset` that starts at that step.
+    Keras' epochs all have the same length, so the rest of that epoch is fitted by a call of its own. One of the
+    callbacks has to stop training at `steps`. `batches(step)` is an endless `tf.data.Dataset` from that step on.
     """
-    options["callbacks"] = callbacks
+    options.update(callbacks=callbacks, shuffle=False)
     epoch, done = divmod(first_step, steps_per_epoch)
     if done and first_step < steps:
         left = steps_per_epoch - done

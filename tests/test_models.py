@@ -1,0 +1,413 @@
+import ast
+import inspect
+import math
+import pathlib
+import subprocess
+import sys
+
+import keras
+import numpy as np
+import pytest
+
+import keras_resnet
+from keras_resnet import models
+
+FORWARD_TOLERANCE = 2e-5
+
+
+def trainable(model):
+    return sum(math.prod(variable.shape) for variable in model.trainable_variables)
+
+
+def images(n, size, seed=0):
+    return np.random.default_rng(seed).normal(size=(n, size, size, 3)).astype("float32")
+
+
+def randomize(model, seed=0):
+    """Gives every variable, batch normalisation's too, a value that a mistake would show in."""
+    rng = np.random.default_rng(seed)
+    for variable in model.variables:
+        if "variance" in variable.path or "gamma" in variable.path:
+            value = rng.uniform(0.5, 1.5, variable.shape)
+        elif "kernel" in variable.path:
+            value = rng.normal(0, math.sqrt(1 / math.prod(variable.shape[:-1])), variable.shape)
+        else:
+            value = rng.normal(0, 0.2, variable.shape)
+        variable.assign(value.astype("float32"))
+
+
+# Numbers of parameters: P1 Table 1 and 6 by hand, PAPER figures of the released models.
+@pytest.mark.parametrize(
+    "name, options, parameters",
+    [
+        ("ResNet18", {}, 11_689_512),
+        ("ResNet18", {"shortcut": "A"}, 11_515_688),
+        ("PlainNet18", {}, 11_515_688),
+        ("ResNet18", {"shortcut": "C"}, 12_043_816),
+        ("ResNet34", {}, 21_797_672),
+        ("ResNet34", {"shortcut": "A"}, 21_623_848),
+        ("PlainNet34", {}, 21_623_848),
+        ("ResNet34", {"shortcut": "C"}, 22_716_840),
+        ("ResNet50", {}, 25_557_032),
+        ("ResNet50", {"stride_in": "3x3"}, 25_557_032),
+        ("ResNet101", {}, 44_549_160),
+        ("ResNet152", {}, 60_192_808),
+        ("ResNet18", {"classes": 10, "stem": "3x3"}, 11_173_962),
+    ],
+)
+def test_imagenet_parameters(name, options, parameters):
+    assert trainable(getattr(keras_resnet, name)(**options)) == parameters
+
+
+CIFAR = {20: 269_722, 32: 464_154, 44: 658_586, 56: 853_018, 110: 1_727_962}
+
+
+@pytest.mark.parametrize("depth, parameters", CIFAR.items())
+def test_cifar_parameters(depth, parameters):
+    assert trainable(keras_resnet.CifarResNet(depth)) == parameters
+    assert trainable(keras_resnet.CifarPlainNet(depth)) == parameters
+    assert trainable(keras_resnet.CifarResNet(depth, shortcut="B")) == parameters + 2_752
+
+
+def test_cifar_bottleneck_depth():
+    model = keras_resnet.CifarResNet(164, block="bottleneck")
+    convolutions = [layer for layer in model.layers if isinstance(layer, keras.layers.Conv2D)]
+    assert len(convolutions) + 1 == 164
+    assert model.get_layer("conv4_18").output.shape == (None, 8, 8, 256)
+
+
+def test_1202_builds_and_leaves_the_recursion_limit():
+    before = sys.getrecursionlimit()
+    model = keras_resnet.CifarResNet(1202)
+    assert trainable(model) == 19_421_274
+    assert sys.getrecursionlimit() == before
+    assert models.logits(model).output.shape == (None, 10)
+
+
+def test_names_are_the_papers():
+    model = keras_resnet.ResNet50(input_shape=(224, 224, 3))
+    for name, size, channels in (
+        ("conv1", 112, 64),
+        ("pool1", 56, 64),
+        ("conv2_3", 56, 256),
+        ("conv3_4", 28, 512),
+        ("conv4_6", 14, 1024),
+        ("conv5_3", 7, 2048),
+    ):
+        assert model.get_layer(name).output.shape == (None, size, size, channels)
+    assert model.get_layer("conv4_1_2").kernel.shape == (3, 3, 256, 256)
+    assert model.get_layer("fc").output.shape == (None, 1000)
+
+
+def test_signature_is_that_of_keras_applications():
+    ours = inspect.signature(keras_resnet.ResNet50).parameters
+    theirs = [name for name in inspect.signature(keras.applications.ResNet50).parameters if name != "name"]
+    assert [name for name in ours if name in theirs] == theirs
+    assert {n for n, p in ours.items() if p.kind is p.KEYWORD_ONLY} == {
+        "shortcut", "stride_in", "stem", "shortcut_initializer", "normalization",
+    }  # fmt: skip
+    assert keras_resnet.ResNet50.__doc__.startswith("The 50-layer residual network")
+
+
+@pytest.mark.parametrize("size", [32, 33, 47, 224])
+def test_fully_convolutional_sizes(size):
+    for network in (keras_resnet.ResNet18(include_top=False), keras_resnet.ResNet18(include_top=False, shortcut="A")):
+        features = network(images(1, size))
+        assert features.shape == (1, math.ceil(size / 32), math.ceil(size / 32), 512)
+
+
+def test_pooling_and_input_tensor():
+    tensor = keras.Input((64, 64, 3))
+    model = keras_resnet.ResNet18(
+        include_top=False, pooling="max", input_tensor=keras.layers.Rescaling(1 / 255)(tensor)
+    )
+    assert model.input is tensor and model.output.shape == (None, 512)
+    assert keras_resnet.ResNet18(include_top=False, pooling="avg").output.shape == (None, 512)
+
+
+def test_every_convolution_has_its_own_he_initialisation():
+    keras.utils.set_random_seed(0)
+    model = keras_resnet.CifarResNet(56)
+    kernels = [layer.kernel.numpy() for layer in model.layers if isinstance(layer, keras.layers.Conv2D)]
+    for kernel in kernels:
+        he = math.sqrt(2 / math.prod(kernel.shape[:3]))
+        assert kernel.std() == pytest.approx(he, rel=0.12)
+    same_shape = [kernel for kernel in kernels if kernel.shape == (3, 3, 64, 64)]
+    assert len({float(kernel[0, 0, 0, 0]) for kernel in same_shape}) == len(same_shape) == 17
+    tails = np.concatenate([np.abs(kernel).ravel() / kernel.std() for kernel in same_shape])
+    assert 0.035 < (tails > 2).mean() < 0.056  # a Gaussian has 4.6 % there, a truncated one 2.8 %
+
+
+def test_batch_normalisation_and_biases():
+    for layer in keras_resnet.ResNet50().layers:
+        if isinstance(layer, keras.layers.BatchNormalization):
+            assert (layer.momentum, layer.epsilon) == (0.9, 1e-5)
+        if isinstance(layer, keras.layers.Conv2D):
+            assert not layer.use_bias
+
+
+def test_shortcut_initializer():
+    model = keras_resnet.ResNet18(shortcut_initializer="average")
+    assert np.allclose(model.get_layer("conv3_1_shortcut").kernel, 1 / 64)
+    assert np.std(model.get_layer("conv3_1_1").kernel) > 0.01
+    zeros = keras_resnet.ResNet18(shortcut_initializer="zeros")
+    assert not np.any(zeros.get_layer("conv3_1_shortcut").kernel)
+
+
+def test_option_a_against_numpy():
+    model = keras_resnet.CifarResNet(20)
+    part = keras.Model(model.get_layer("conv2_3").output, model.get_layer("conv3_1_shortcut_zeros").output)
+    for size in (32, 7):
+        x = np.random.default_rng(0).normal(size=(2, size, size, 16)).astype("float32")
+        if size == 7:
+            part = keras.models.clone_model(part, input_tensors=keras.Input((7, 7, 16)))
+        expected = np.concatenate([x[:, ::2, ::2], np.zeros((2, -(-size // 2), -(-size // 2), 16))], axis=-1)
+        assert np.array_equal(part(x), expected)
+
+
+def test_residual_is_added_to_the_shortcut():
+    """With the last scale of every block at zero, a residual network is its shortcuts alone."""
+    model = keras_resnet.CifarResNet(20)
+    for layer in model.layers:
+        if layer.name.endswith("_2_bn") and layer.name.startswith("conv"):
+            layer.gamma.assign(np.zeros(layer.gamma.shape, "float32"))
+    values = keras.Model(model.input, [model.get_layer("conv1_relu").output, model.get_layer("conv4_3").output])
+    stem, last = map(np.array, values(images(2, 32)))
+    assert np.array_equal(last[..., :16], stem[:, ::4, ::4]) and not last[..., 16:].any()
+
+
+def by_hand(x, kernel, strides):
+    """Convolution with symmetric zero padding, one output pixel at a time."""
+    k = kernel.shape[0] // 2
+    x = np.pad(x, ((0, 0), (k, k), (k, k), (0, 0)))
+    size = (x.shape[1] - 2 * k - 1) // strides + 1
+    out = np.empty((len(x), size, size, kernel.shape[-1]))
+    for i in range(size):
+        for j in range(size):
+            window = x[:, i * strides : i * strides + 2 * k + 1, j * strides : j * strides + 2 * k + 1]
+            out[:, i, j] = np.tensordot(window, kernel, 3)
+    return out
+
+
+@pytest.mark.parametrize("shortcut", ["A", "B", "C", None])
+def test_cifar_network_against_numpy(shortcut):
+    """The whole network, written out a second time from the paper."""
+    model = keras_resnet.CifarResNet(20, shortcut=shortcut)
+    randomize(model)
+
+    def conv_bn(x, name, strides=1):
+        conv, bn = model.get_layer(name), model.get_layer(f"{name}_bn")
+        gamma, beta, mean, variance = bn.get_weights()
+        return (by_hand(x, conv.kernel.numpy(), strides) - mean) / np.sqrt(variance + 1e-5) * gamma + beta
+
+    relu = lambda x: np.maximum(x, 0)
+    inputs = images(2, 32)
+    x = relu(conv_bn(inputs, "conv1"))
+    for stage in (2, 3, 4):
+        for block in (1, 2, 3):
+            name, strides = f"conv{stage}_{block}", 2 if stage > 2 and block == 1 else 1
+            y = conv_bn(relu(conv_bn(x, f"{name}_1", strides)), f"{name}_2")
+            if shortcut == "C" or (shortcut == "B" and strides == 2):
+                y += conv_bn(x, f"{name}_shortcut", strides)
+            elif shortcut:
+                x = x[:, ::strides, ::strides]
+                y[..., : x.shape[-1]] += x
+            x = relu(y)
+    fc = model.get_layer("fc")
+    expected = x.mean((1, 2)) @ fc.kernel.numpy() + fc.bias.numpy()
+    assert np.allclose(models.logits(model)(inputs), expected, rtol=1e-4, atol=1e-4)
+    probabilities = np.exp(expected) / np.exp(expected).sum(-1, keepdims=True)
+    assert np.allclose(model(inputs), probabilities, atol=FORWARD_TOLERANCE)
+
+
+def test_resnet50_equals_keras_applications():
+    """Their convolutions have biases, which batch normalisation's mean takes up, and another epsilon."""
+    theirs = keras.applications.ResNet50(weights=None, classifier_activation=None, input_shape=(96, 96, 3))
+    randomize(theirs)
+    ours = keras_resnet.ResNet50(classifier_activation=None, input_shape=(96, 96, 3))
+    biases = {}
+    stem = {"conv1_conv": "conv1", "conv1_bn": "conv1_bn", "predictions": "fc"}
+    for layer in theirs.layers:
+        if not layer.variables:
+            continue
+        name = stem.get(layer.name)
+        if name is None:
+            stage, block, part, kind = layer.name.removeprefix("conv").split("_")
+            part = "shortcut" if part == "0" else part
+            name = f"conv{stage}_{block.removeprefix('block')}_{part}" + ("_bn" if kind == "bn" else "")
+        mine = ours.get_layer(name)
+        if isinstance(layer, keras.layers.Conv2D):
+            mine.kernel.assign(layer.kernel)
+            biases[name] = layer.bias.numpy()
+        elif isinstance(layer, keras.layers.BatchNormalization):
+            gamma, beta, mean, variance = layer.get_weights()
+            mine.set_weights([gamma, beta, mean - biases[name.removesuffix("_bn")], variance + layer.epsilon - 1e-5])
+        else:
+            mine.set_weights(layer.get_weights())
+    x = images(2, 96)
+    assert np.allclose(ours(x), theirs(x), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name, stride_in", [("ResNet18", "1x1"), ("ResNet50", "3x3")])
+def test_equals_keras_hub(name, stride_in):
+    """keras_hub has its stride in the 3x3, and names in the order in which it makes the layers."""
+    keras_hub = pytest.importorskip("keras_hub", reason="keras_hub is not installed")
+    model = getattr(keras_resnet, name)(include_top=False, stride_in=stride_in, input_shape=(64, 64, 3))
+    bottleneck = name == "ResNet50"
+    theirs = keras_hub.models.ResNetBackbone(
+        input_conv_filters=[64],
+        input_conv_kernel_sizes=[7],
+        stackwise_num_filters=[64, 128, 256, 512],
+        stackwise_num_blocks=[3, 4, 6, 3] if bottleneck else [2, 2, 2, 2],
+        stackwise_num_strides=[1, 2, 2, 2],
+        block_type="bottleneck_block" if bottleneck else "basic_block",
+        image_shape=(64, 64, 3),
+    )
+    randomize(theirs)
+    for layer in theirs.layers:
+        if not layer.variables:
+            continue
+        if layer.name.startswith(("conv1_", "conv0_")) and "stack" not in layer.name:
+            target = "conv1"
+        else:
+            stack, block, part, _ = layer.name.removeprefix("stack").replace("block", "").split("_")
+            target = f"conv{int(stack) + 2}_{int(block) + 1}_{'shortcut' if part == '0' else part}"
+        if isinstance(layer, keras.layers.BatchNormalization):
+            assert layer.epsilon == 1e-5
+            target += "_bn"
+        model.get_layer(target).set_weights(layer.get_weights())
+    x = images(2, 64)
+    assert np.allclose(model(x), theirs(x), rtol=1e-4, atol=1e-4)
+
+
+def test_normalizations_are_those_of_keras_applications():
+    pixels = np.random.default_rng(0).uniform(0, 255, (2, 32, 32, 3)).astype("float32")
+    for mode in ("caffe", "torch"):
+        model = keras_resnet.ResNet18(normalization=mode, input_shape=(32, 32, 3))
+        first = keras.Model(model.input, model.get_layer("normalization").output)
+        expected = keras.applications.imagenet_utils.preprocess_input(pixels.copy(), mode=mode)
+        assert np.allclose(first(pixels), expected, atol=1e-4)
+
+
+def test_normalization_by_numbers():
+    mean = np.random.default_rng(0).uniform(0, 255, (32, 32, 3)).astype("float32")
+    for normalization in ((mean, 1.0), (120.0, 60.0), ((1, 2, 3), (4, 5, 6))):
+        model = keras_resnet.CifarResNet(20, normalization=normalization)
+        first = keras.Model(model.input, model.get_layer("normalization").output)
+        x = images(2, 32) * 100
+        assert np.allclose(
+            first(x), (x - np.array(normalization[0])) / np.array(normalization[1]), rtol=1e-5, atol=1e-4
+        )
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"shortcut": "D"}, "shortcut is one of 'A', 'B', 'C'; found 'D'"),
+        ({"stride_in": "5x5"}, "stride_in is one of"),
+        ({"stem": "9x9"}, "stem is one of"),
+        ({"pooling": "min", "include_top": False}, "pooling is one of"),
+        ({"normalization": "pytorch"}, "normalization is None"),
+        ({"normalization": (np.zeros((8, 8, 3)), 1)}, r"found shape \(8, 8, 3\)"),
+        ({"weights": "imagenet"}, "does not exist"),
+        ({"weights": __file__}, "weights is None or the path"),
+    ],
+)
+def test_bad_arguments(options, message):
+    with pytest.raises(ValueError, match=message):
+        keras_resnet.ResNet18(input_shape=(32, 32, 3), **options)
+
+
+@pytest.mark.parametrize(
+    "depth, block, nearest", [(21, "basic", "20 and 26"), (5, "basic", "8"), (112, "bottleneck", "110 and 119")]
+)
+def test_bad_depth_names_the_nearest(depth, block, nearest):
+    with pytest.raises(ValueError, match=f"found {depth}, nearest {nearest}$"):
+        keras_resnet.CifarResNet(depth, block=block)
+
+
+def test_channels_first_is_refused():
+    keras.config.set_image_data_format("channels_first")
+    try:
+        with pytest.raises(ValueError, match="channels_last"):
+            keras_resnet.CifarResNet(20)
+    finally:
+        keras.config.set_image_data_format("channels_last")
+
+
+@pytest.mark.parametrize("extension", [".keras", ".weights.h5"])
+def test_weights_from_a_file(tmp_path, extension):
+    model = keras_resnet.CifarResNet(20)
+    randomize(model)
+    path = tmp_path / f"m{extension}"
+    model.save(path) if extension == ".keras" else model.save_weights(path)
+    x = images(2, 32)
+    assert np.array_equal(keras_resnet.CifarResNet(20, weights=path)(x), model(x))
+    with pytest.raises(ValueError):
+        keras_resnet.CifarResNet(32, weights=path)
+
+
+STRANGER = """
+import sys, numpy as np, keras
+model = keras.saving.load_model(sys.argv[1], safe_mode=True)
+data = np.load(sys.argv[2])
+assert "keras_resnet" not in sys.modules
+assert np.allclose(model.predict(data["x"], verbose=0), data["y"], atol=1e-6)
+"""
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda: keras_resnet.CifarResNet(20, normalization=(np.full((32, 32, 3), 120.5), 1.0)),
+        lambda: keras_resnet.CifarPlainNet(20, normalization="caffe"),
+        lambda: keras_resnet.ResNet50(shortcut="A", normalization="torch", classes=10),
+    ],
+)
+def test_opens_in_plain_keras(tmp_path, build):
+    """In a process that never imports this package."""
+    model = build()
+    randomize(model)
+    x = np.random.default_rng(0).uniform(0, 255, (2, 32, 32, 3)).astype("float32")
+    model.save(tmp_path / "m.keras")
+    np.savez(tmp_path / "data.npz", x=x, y=model(x))
+    subprocess.run(
+        [sys.executable, "-c", STRANGER, tmp_path / "m.keras", tmp_path / "data.npz"], check=True, cwd=tmp_path
+    )
+
+
+OTHER_BACKEND = """
+import numpy as np, keras, keras_resnet
+from keras_resnet.optimizers import SGD
+assert "tensorflow" not in __import__("sys").modules
+model = keras_resnet.CifarResNet(20, normalization=(120.0, 60.0), classifier_activation=None)
+model.compile(SGD(0.01), keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+x = np.random.default_rng(0).uniform(0, 255, (64, 32, 32, 3)).astype("float32")
+y = np.arange(64) % 10
+before = model.evaluate(x, y, verbose=0)
+assert model.predict(x, verbose=0).shape == (64, 10)
+model.fit(x, y, epochs=12, verbose=0)
+after = model.evaluate(x, y, verbose=0)
+print(keras.backend.backend(), before, after)
+assert after < before
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backend, package", [("jax", "jax"), ("torch", "torch")])
+def test_other_backends(backend, package, monkeypatch):
+    pytest.importorskip(package, reason=f"{package} is not installed")
+    monkeypatch.setenv("KERAS_BACKEND", backend)
+    subprocess.run([sys.executable, "-c", OTHER_BACKEND], check=True)
+
+
+def test_import_needs_keras_alone():
+    imported = set()
+    folder = pathlib.Path(keras_resnet.__file__).parent
+    for name in ("__init__", "blocks", "models", "optimizers", "analysis"):
+        for node in ast.walk(ast.parse((folder / f"{name}.py").read_text())):
+            if isinstance(node, ast.Import):
+                imported |= {alias.name.split(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                imported.add(node.module.split(".")[0])
+    assert imported - set(sys.stdlib_module_names) == {"keras", "keras_resnet", "numpy"}

@@ -82,19 +82,22 @@ class StepSchedule(keras.callbacks.Callback):
     def on_train_begin(self, logs=None):
         self.step = int(self.model.optimizer.iterations)
         self.current_rate = None
-        self.set_rate()
+
+    def on_train_batch_begin(self, batch, logs=None):
+        if self.current_rate != self.rate(self.step):
+            sync_variables(self.model)
+            self.current_rate = self.rate(self.step)
+            self.model.optimizer.learning_rate = self.current_rate
 
     def on_train_batch_end(self, batch, logs=None):
         self.step += 1
         if batch + 1 >= self.WARMUP_BATCHES:
             self.watch(logs)
-        self.set_rate()
         if self.step == self.steps:
             self.model.stop_training = True
 
     def on_epoch_end(self, epoch, logs=None):
         self.watch(logs)
-        self.set_rate()
 
     def watch(self, logs):
         """Ends the warm-up when its condition holds."""
@@ -104,9 +107,3 @@ class StepSchedule(keras.callbacks.Callback):
                 f"\nstep {self.step}: training error {logs['error']:.1%} is below {self.warmup_error:.0%}, "
                 f"learning rate {self.warmup_rate:g} -> {self.rate(self.step):g}"
             )
-
-    def set_rate(self):
-        if self.current_rate != self.rate(self.step):
-            sync_variables(self.model)
-            self.current_rate = self.rate(self.step)
-            self.model.optimizer.learning_rate = self.current_rate

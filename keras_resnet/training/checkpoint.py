@@ -70,7 +70,7 @@ class Checkpoint(keras.callbacks.Callback):
 
     Args:
         path: the file.
-        model: the compiled model; its optimizer is built here.
+        model: a model of `compile_for_training`.
         every: steps from one checkpoint to the next.
         steps_per_epoch: steps in an epoch.
         steps: steps of the whole run; the last one is always saved.
@@ -87,7 +87,6 @@ class Checkpoint(keras.callbacks.Callback):
         self.due = False
         self.stateful = {type(callback).__name__: callback for callback in callbacks}
         self.stop = stop
-        model.optimizer.build(model.trainable_variables)
         self.set_model(model)
         self.step = 0
         self.saved_metrics = None

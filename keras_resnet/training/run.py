@@ -80,6 +80,10 @@ def compile_for_training(model, learning_rate=recipes.LEARNING_RATE, weight_deca
         metrics=[keras.metrics.MeanMetricWrapper(error, name="error")],
         jit_compile=False,  # XLA trains more slowly on CPUs
     )
+    # Makes the variables of optimizer and metrics now: a checkpoint can hold them, and the step is traced only once.
+    model.optimizer.build(model.trainable_variables)
+    model.compute_metrics(None, ops.zeros((1,), "int32"), ops.zeros((1, model.output.shape[-1])))
+    model.reset_metrics()
 
 
 def open_folder(settings):

@@ -1,0 +1,245 @@
+import csv
+import json
+import os
+import signal
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import keras_resnet
+from keras_resnet.data import sources
+from keras_resnet.models import logits
+from keras_resnet.training import checkpoint, history, run
+from keras_resnet.training.checkpoint import Checkpoint, RunError, Stopped, StopSignals
+from keras_resnet.training.fused import fuse_batch_norm
+from keras_resnet.training.run import Settings, train
+
+
+@pytest.fixture
+def small_shapes(monkeypatch):
+    """Nine batches of 16 for training, 32 images for validation, 48 for the test."""
+    monkeypatch.setattr(sources, "SHAPES_EXAMPLES", {"train": 9 * 16 + 32, "test": 48})
+    monkeypatch.setattr(sources, "VALIDATION_EXAMPLES", {"shapes": 32})
+
+
+def settings(folder, **changes):
+    defaults = {"depth": 8, "dataset": "shapes", "steps": 24, "batch_size": 16, "lr": 0.01, "checkpoint_every": 5}
+    return Settings(**{**defaults, "output": str(folder), "name": "run", **changes})
+
+
+def rows(folder):
+    with open(folder / "run" / "history.csv") as file:
+        return list(csv.DictReader(file))
+
+
+def weights(folder):
+    return keras.saving.load_model(folder / "run" / "model.keras").get_weights()
+
+
+def test_a_run_from_start_to_end(tmp_path, small_shapes):
+    result = train(settings(tmp_path), verbose=0)
+    folder = tmp_path / "run"
+    assert {"args.json", "history.csv", "curves.png", "checkpoint", "tensorboard", "model.keras", "result.json"} == set(
+        os.listdir(folder)
+    )
+    assert json.loads((folder / "args.json").read_text())["depth"] == 8
+    assert [(r["epoch"], r["step"]) for r in rows(tmp_path)] == [("1", "9"), ("2", "18"), ("3", "24")]
+    assert [float(r["learning_rate"]) for r in rows(tmp_path)] == [0.01, 0.001, 0.0001]  # drops at 12 and 18
+    assert (folder / "curves.png").read_bytes().startswith(b"\x89PNG")
+    # The saved model takes pixels and is what was tested.
+    source = sources.load("shapes")
+    model = keras.saving.load_model(folder / "model.keras")
+    probabilities = model.predict(source.test.images, verbose=0)
+    assert np.allclose(probabilities.sum(-1), 1, atol=1e-5)
+    assert result["test_error"] == pytest.approx((probabilities.argmax(-1) != source.test.labels).mean(), abs=1e-4)
+    assert result["parameters"] == sum(int(np.prod(v.shape)) for v in model.trainable_variables)
+    assert result["paper_test_error"] is None
+    # A finished run is not trained again.
+    before = os.path.getmtime(folder / "model.keras")
+    assert train(settings(tmp_path), verbose=0) == result
+    assert os.path.getmtime(folder / "model.keras") == before
+
+
+@pytest.mark.parametrize("stop_at", [3, 9, 13, 18, 24])
+def test_a_stopped_run_goes_on_as_if_it_had_not_been(tmp_path, small_shapes, monkeypatch, capsys, stop_at):
+    train(settings(tmp_path / "whole"), verbose=0)
+
+    class Stopper(Checkpoint):
+        def on_train_batch_end(self, batch, logs=None):
+            if self.step + 1 == stop_at:
+                os.kill(os.getpid(), signal.SIGTERM)
+            super().on_train_batch_end(batch, logs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(run, "Checkpoint", Stopper)
+        with pytest.raises(Stopped, match=f"SIGTERM at step {stop_at}"):
+            train(settings(tmp_path / "parts"), verbose=0)
+    assert f"resuming from step {stop_at}" not in capsys.readouterr().out
+    train(settings(tmp_path / "parts"), verbose=0)
+    assert f"resuming from step {stop_at}" in capsys.readouterr().out
+    for whole, parts in zip(rows(tmp_path / "whole"), rows(tmp_path / "parts"), strict=True):
+        for column in ("epoch", "step", "learning_rate"):
+            assert whole[column] == parts[column]
+        for column in ("loss", "error", "val_loss", "val_error"):
+            assert float(parts[column]) == pytest.approx(float(whole[column]), abs=2e-3)
+    for a, b in zip(weights(tmp_path / "whole"), weights(tmp_path / "parts"), strict=True):
+        assert np.allclose(a, b, rtol=1e-2, atol=1e-3)
+
+
+def test_other_settings_are_refused_with_the_difference(tmp_path, small_shapes):
+    train(settings(tmp_path, steps=3), verbose=0)
+    with pytest.raises(RunError, match=r"(?s)other settings:.*--lr +0.01 there, +0.02 now.*another --name"):
+        train(settings(tmp_path, steps=3, lr=0.02), verbose=0)
+    train(settings(tmp_path, steps=3, checkpoint_every=7), verbose=0)  # changes no result
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"depth": 21}, "--depth is 6n.2 with basic blocks; found 21, nearest 20 and 26"),
+        ({"dataset": "cifar11"}, "--dataset is one of cifar10, cifar100, shapes; found 'cifar11'"),
+        ({"steps": 0}, "--steps is positive; found 0"),
+        ({"lr": -1.0}, "--lr is positive"),
+        ({"batch_size": 1000}, "--batch-size is at most the number of training examples, 144; found 1000"),
+    ],
+)
+def test_settings_out_of_range(tmp_path, small_shapes, changes, message):
+    with pytest.raises(RunError, match=message):
+        train(settings(tmp_path, **changes), verbose=0)
+
+
+def test_an_output_that_cannot_be_written(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RunError, match="cannot be written"):
+        train(settings(tmp_path / "file"), verbose=0)
+
+
+def test_a_diverging_run_keeps_its_last_good_checkpoint(tmp_path, small_shapes, monkeypatch):
+    with pytest.raises(RunError, match="(?s)diverged at step .*No checkpoint was written yet.*lower --lr"):
+        train(settings(tmp_path, lr=1e30), verbose=0)
+    assert not os.path.exists(tmp_path / "run" / "checkpoint" / "latest.npz")
+
+    class Poisoner(Checkpoint):
+        def on_train_batch_end(self, batch, logs=None):
+            logs = {**logs, "loss": np.nan} if self.step == 7 else logs
+            super().on_train_batch_end(batch, logs)
+
+    monkeypatch.setattr(run, "Checkpoint", Poisoner)
+    with pytest.raises(RunError, match="diverged at step 8: the loss is nan. The checkpoint .* is the last good one"):
+        train(settings(tmp_path / "later"), verbose=0)
+    with np.load(tmp_path / "later" / "run" / "checkpoint" / "latest.npz") as file:
+        assert json.loads(file["state"].tobytes())["step"] == 5
+
+
+def saved(folder, depth=8, seed=0):
+    """A compiled model with its checkpoint callback, saved at step 5."""
+    keras.utils.set_random_seed(seed)
+    model = logits(keras_resnet.CifarResNet(depth))
+    run.compile_for_training(model)
+    callback = Checkpoint(
+        str(folder / "latest.npz"), model, every=1, steps_per_epoch=10, steps=20,
+        callbacks=[history.History(str(folder), "")], stop=StopSignals(),
+    )  # fmt: skip
+    callback.step = 5
+    return model, callback
+
+
+def test_a_damaged_checkpoint_changes_nothing_and_says_so(tmp_path):
+    _, writer = saved(tmp_path)
+    writer.save()
+    good = (tmp_path / "latest.npz").read_bytes()
+    model, reader = saved(tmp_path, seed=1)
+    before = model.get_weights()
+    rng = np.random.default_rng(0)
+    cut = [good[: int(part * len(good))] for part in (0, 0.1, 0.5, 0.999)]
+    flipped = []
+    for position in rng.integers(0, len(good), 40):
+        flipped.append(good[:position] + bytes([good[position] ^ 255]) + good[position + 1 :])
+    damaged = 0
+    for bad in [*cut, *flipped, b"not a checkpoint"]:
+        (tmp_path / "latest.npz").write_bytes(bad)
+        try:
+            reader.restore()
+        except RunError as error:
+            damaged += 1
+            assert "latest.npz" in str(error) and "Delete it" in str(error)
+            assert all(np.array_equal(a, b) for a, b in zip(before, model.get_weights(), strict=True))
+        else:  # a byte that means nothing, such as a file's date
+            assert all(np.array_equal(a, b) for a, b in zip(writer.model.get_weights(), model.get_weights(), strict=True))
+            for variable, value in zip(model.weights, before, strict=True):
+                variable.assign(value)
+    assert damaged >= 40
+    (tmp_path / "latest.npz").write_bytes(good)
+    assert reader.restore() == 5
+    assert all(np.array_equal(a, b) for a, b in zip(writer.model.get_weights(), model.get_weights(), strict=True))
+
+
+def test_a_checkpoint_of_another_network(tmp_path):
+    saved(tmp_path)[1].save()
+    with pytest.raises(RunError, match="is of another network; for example"):
+        saved(tmp_path, depth=14)[1].restore()
+
+
+def test_a_checkpoint_is_written_whole_or_not_at_all(tmp_path):
+    path = tmp_path / "file"
+    checkpoint.write_whole(str(path), lambda file: file.write(b"good"))
+
+    def half(file):
+        file.write(b"ba")
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(OSError):
+        checkpoint.write_whole(str(path), half)
+    assert path.read_bytes() == b"good"
+
+
+def test_a_weight_that_is_not_finite_is_not_saved(tmp_path):
+    model, callback = saved(tmp_path)
+    callback.save()
+    model.get_layer("fc").bias.assign([np.nan] * 10)
+    with pytest.raises(RunError, match="model/fc/bias is not finite"):
+        callback.save()
+    assert saved(tmp_path)[1].restore() == 5
+
+
+def test_a_second_signal_kills_as_usual():
+    with StopSignals() as stop:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert stop.received == signal.SIGINT
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_fused_batch_normalisation_is_keras_own():
+    """Outputs, gradients and moving statistics, in training and in inference."""
+    x = np.random.default_rng(0).normal(3, 2, (4, 8, 8, 16)).astype("float32")
+    results = []
+    for fused in (False, True):
+        layer = keras.layers.BatchNormalization(momentum=0.9, epsilon=1e-5)
+        model = keras.Sequential([keras.Input((8, 8, 16)), layer])
+        layer.gamma.assign(np.linspace(0.5, 2, 16))
+        layer.beta.assign(np.linspace(-1, 1, 16))
+        if fused:
+            fuse_batch_norm(model)
+            assert layer.call.__func__ is not keras.layers.BatchNormalization.call
+        variables = [v.value for v in layer.trainable_variables]
+        with tf.GradientTape() as tape:
+            inputs = tf.constant(x)
+            tape.watch(inputs)
+            outputs = model(inputs, training=True)
+            loss = tf.reduce_sum(outputs**3)
+        gradients = tape.gradient(loss, [inputs, *variables])
+        results.append([outputs, *gradients, *layer.get_weights(), model(x, training=False)])
+    for stock, fused in zip(*results, strict=True):
+        assert np.allclose(stock, fused, rtol=1e-3, atol=2e-3)
+    assert np.allclose(results[0][-2], results[1][-2], rtol=1e-6)  # the moving variance is the biased one
+
+
+def test_curves_of_one_and_many_epochs(tmp_path):
+    row = {"step": 100, "error": 0.5, "val_error": 0.6}
+    history.draw([row], "one", tmp_path / "one.png", test_error=0.7)
+    history.draw([{**row, "step": 100 * i} for i in range(1, 40)], "many", tmp_path / "many.png")
+    history.draw([{"step": 1, "error": 0.5}], "no validation", tmp_path / "none.png")
+    assert len(list(tmp_path.glob("*.png"))) == 3

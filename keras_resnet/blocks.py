@@ -18,6 +18,15 @@ def he_normal():
     return initializers.VarianceScaling(2.0, mode="fan_in", distribution="untruncated_normal")
 
 
+def classifier_normal():
+    """Gaussian with standard deviation 0.01, for the last layer: P1 does not say; its authors' later papers do.
+
+    Identity shortcuts add up the variance of all blocks, and with `he_normal` the first loss is 5 instead of ln(10)
+    (Goyal et al., arXiv 1706.02677, 5.1).
+    """
+    return initializers.RandomNormal(stddev=0.01)
+
+
 def pad(x, pixels, name):
     """Zeros on all four sides. Keras' `padding="same"` would pad a strided layer right and below only."""
     return layers.ZeroPadding2D(pixels, name=f"{name}_pad")(x) if pixels else x

@@ -38,7 +38,7 @@ def _choose(argument, value, choices):
 
 
 @contextlib.contextmanager
-def _recursion_limit(n):
+def recursion_limit(n):
     """Keras walks the graph of a network recursively, several calls a block deep."""
     before = sys.getrecursionlimit()
     sys.setrecursionlimit(max(before, n))
@@ -49,7 +49,7 @@ def _recursion_limit(n):
 
 
 def _model(inputs, outputs, name, depth_in_blocks):
-    with _recursion_limit(1000 + 20 * depth_in_blocks):
+    with recursion_limit(1000 + 20 * depth_in_blocks):
         return keras.Model(inputs, outputs, name=name)
 
 
@@ -127,7 +127,7 @@ def _build(
     elif pooling == "max":
         x = layers.GlobalMaxPooling2D(name="pool")(x)
     if include_top:
-        x = layers.Dense(classes, kernel_initializer=blocks.he_normal(), name="fc")(x)
+        x = layers.Dense(classes, kernel_initializer=blocks.classifier_normal(), name="fc")(x)
         if classifier_activation:
             x = layers.Activation(classifier_activation, dtype="float32", name="predictions")(x)
     if input_tensor is not None:

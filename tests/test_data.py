@@ -81,7 +81,7 @@ def test_seeds_differ_and_epochs_are_augmented_differently():
     data = split(16)
     mean = cifar.per_pixel_mean(data.images)
     (first, _), (second, labels) = take(cifar.training_batches(data, mean, batch_size=16, seed=0), 2)
-    (other, _), = take(cifar.training_batches(data, mean, batch_size=16, seed=1), 1)
+    ((other, _),) = take(cifar.training_batches(data, mean, batch_size=16, seed=1), 1)
     assert not np.array_equal(first, other)
     assert not np.array_equal(first[np.argsort(labels)], second[np.argsort(labels)])
 

@@ -32,7 +32,8 @@ def toy(optimizer, regularizer=None):
             keras.layers.Dense(3, kernel_regularizer=regularizer, bias_regularizer=regularizer),
         ]
     )
-    error = keras.metrics.MeanMetricWrapper(lambda y, p: 1 - keras.metrics.sparse_categorical_accuracy(y, p), name="error")
+    wrong = lambda labels, logits: 1 - keras.metrics.sparse_categorical_accuracy(labels, logits)
+    error = keras.metrics.MeanMetricWrapper(wrong, name="error")
     model.compile(optimizer, keras.losses.SparseCategoricalCrossentropy(from_logits=True), metrics=[error])
     return model
 

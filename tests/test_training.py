@@ -133,6 +133,10 @@ def test_a_diverging_run_keeps_its_last_good_checkpoint(tmp_path, small_shapes, 
         assert json.loads(file["state"].tobytes())["step"] == 5
 
 
+def same(arrays, others):
+    return all(np.array_equal(a, b) for a, b in zip(arrays, others, strict=True))
+
+
 def saved(folder, depth=8, seed=0):
     """A compiled model with its checkpoint callback, saved at step 5."""
     keras.utils.set_random_seed(seed)
@@ -165,15 +169,15 @@ def test_a_damaged_checkpoint_changes_nothing_and_says_so(tmp_path):
         except RunError as error:
             damaged += 1
             assert "latest.npz" in str(error) and "Delete it" in str(error)
-            assert all(np.array_equal(a, b) for a, b in zip(before, model.get_weights(), strict=True))
+            assert same(before, model.get_weights())
         else:  # a byte that means nothing, such as a file's date
-            assert all(np.array_equal(a, b) for a, b in zip(writer.model.get_weights(), model.get_weights(), strict=True))
+            assert same(writer.model.get_weights(), model.get_weights())
             for variable, value in zip(model.weights, before, strict=True):
                 variable.assign(value)
     assert damaged >= 40
     (tmp_path / "latest.npz").write_bytes(good)
     assert reader.restore() == 5
-    assert all(np.array_equal(a, b) for a, b in zip(writer.model.get_weights(), model.get_weights(), strict=True))
+    assert same(writer.model.get_weights(), model.get_weights())
 
 
 def test_a_checkpoint_of_another_network(tmp_path):

@@ -17,6 +17,7 @@ import sys
 
 import quiet  # noqa: F401, first, before anything that imports TensorFlow
 
+# isort: split
 from keras_resnet.data.sources import DataError
 from keras_resnet.training.checkpoint import RunError, Stopped
 from keras_resnet.training.run import Settings, train

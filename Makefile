@@ -1,0 +1,18 @@
+# The two commands of the README. Both build the environment that they need.
+PYTHON ?= python3
+ENVIRONMENT = .venv/keras-deep-residual
+
+demo: $(ENVIRONMENT)
+	.venv/bin/python train/fit.py --dataset shapes --steps 250 --lr 0.03 --name demo
+
+test: $(ENVIRONMENT)
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/python -m pytest
+
+$(ENVIRONMENT): setup.cfg
+	$(PYTHON) -m venv .venv
+	.venv/bin/pip install --quiet --editable ".[test]"
+	touch $@
+
+.PHONY: demo test

@@ -191,13 +191,16 @@ OPTIONS = """
 
 def _row(name, depth, **fixed):
     """The public function of one row of IMAGENET_STAGES, with its own name, signature and documentation."""
-    builder = functools.partial(_build, name.lower(), *IMAGENET_STAGES[depth], 64, **fixed)
+    builder = functools.partial(_build, name.lower(), *IMAGENET_STAGES[depth], 64)
+    signature = inspect.signature(builder)
 
     def network(*args, **kwargs):
-        return builder(*args, **kwargs)
+        return builder(*args, **kwargs, **fixed)
 
     network.__name__ = network.__qualname__ = name
-    network.__signature__ = inspect.signature(builder)
+    network.__signature__ = signature.replace(
+        parameters=[parameter for parameter in signature.parameters.values() if parameter.name not in fixed]
+    )
     kind = "plain" if "shortcut" in fixed else "residual"
     network.__doc__ = f"The {depth}-layer {kind} network (P1 Table 1).\n{OPTIONS}"
     return network

@@ -106,6 +106,7 @@ def test_signature_is_that_of_keras_applications():
     assert {n for n, p in ours.items() if p.kind is p.KEYWORD_ONLY} == {
         "shortcut", "stride_in", "stem", "shortcut_initializer", "normalization",
     }  # fmt: skip
+    assert "shortcut" not in inspect.signature(keras_resnet.PlainNet18).parameters
     assert keras_resnet.ResNet50.__doc__.startswith("The 50-layer residual network")
 
 
@@ -316,6 +317,13 @@ def test_normalization_by_numbers():
 def test_bad_arguments(options, message):
     with pytest.raises(ValueError, match=message):
         keras_resnet.ResNet18(input_shape=(32, 32, 3), **options)
+
+
+def test_a_plain_network_takes_no_shortcut():
+    with pytest.raises(TypeError, match="shortcut"):
+        keras_resnet.PlainNet18(shortcut="A")
+    with pytest.raises(TypeError, match="shortcut"):
+        keras_resnet.CifarPlainNet(20, shortcut="A")
 
 
 @pytest.mark.parametrize(

@@ -48,18 +48,25 @@ class StopSignals:
 
 
 def write_whole(path, write):
-    """Calls `write` with a binary file that takes the place of `path` when it is complete, or not at all."""
+    """Calls `write` with a binary file that takes the place of `path` when it is complete, or not at all.
+
+    Raises:
+        RunError: the disk is full, the folder has vanished or the like. What was at `path` is still there.
+    """
     temporary = f"{path}.tmp"
-    with open(temporary, "wb") as file:
-        write(file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-    folder = os.open(os.path.dirname(path) or ".", os.O_RDONLY)
     try:
-        os.fsync(folder)  # so that the new name, too, survives a power cut
-    finally:
-        os.close(folder)
+        with open(temporary, "wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+        folder = os.open(os.path.dirname(path) or ".", os.O_RDONLY)
+        try:
+            os.fsync(folder)  # so that the new name, too, survives a power cut
+        finally:
+            os.close(folder)
+    except OSError as error:
+        raise RunError(f"{path} could not be written: {error}") from error
 
 
 class Checkpoint(keras.callbacks.Callback):
@@ -112,10 +119,7 @@ class Checkpoint(keras.callbacks.Callback):
         callbacks = {name: callback.state for name, callback in self.stateful.items()}
         state = {"step": self.step, "metrics": len(metrics), "callbacks": callbacks}
         arrays["state"] = np.frombuffer(json.dumps(state).encode(), "uint8")
-        try:
-            write_whole(self.path, lambda file: np.savez(file, **arrays))
-        except OSError as error:
-            raise RunError(f"the checkpoint {self.path} could not be written at step {self.step}: {error}") from error
+        write_whole(self.path, lambda file: np.savez(file, **arrays))
 
     def restore(self):
         """Takes up the saved run, if there is one.

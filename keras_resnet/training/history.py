@@ -12,7 +12,7 @@ COLUMNS = ("epoch", "step", "learning_rate", "loss", "error", "val_loss", "val_e
 
 
 class History(keras.callbacks.Callback):
-    """One row an epoch, and the time spent.
+    """One row an epoch, and the time spent. The learning rate is that of the epoch's first step.
 
     Args:
         folder: where history.csv and curves.png are kept up to date.
@@ -23,7 +23,7 @@ class History(keras.callbacks.Callback):
         super().__init__()
         self.folder = folder
         self.title = title
-        self.state = {"rows": [], "seconds": 0.0, "timed_seconds": 0.0, "timed_steps": 0}
+        self.state = {"rows": [], "learning_rate": None, "seconds": 0.0, "timed_seconds": 0.0, "timed_steps": 0}
         self.last = time.perf_counter()
         self.warm = False
 
@@ -43,17 +43,20 @@ class History(keras.callbacks.Callback):
             self.state["timed_seconds"] += seconds
             self.state["timed_steps"] += 1
         self.warm = True
+        if self.state["learning_rate"] is None:
+            self.state["learning_rate"] = float(f"{float(self.model.optimizer.learning_rate):.6g}")
 
     def on_epoch_end(self, epoch, logs=None):
         self.lap()
         row = {
             "epoch": epoch + 1,
             "step": int(self.model.optimizer.iterations),
-            "learning_rate": float(f"{float(self.model.optimizer.learning_rate):.6g}"),
+            "learning_rate": self.state["learning_rate"],
             **{name: round(value, 5) for name, value in logs.items()},
             "seconds": round(self.state["seconds"], 1),
         }
         self.state["rows"].append(row)
+        self.state["learning_rate"] = None
         self.write()
 
     def write(self):

@@ -48,9 +48,9 @@ class SGD(keras.optimizers.SGD):
 class StepSchedule(keras.callbacks.Callback):
     """The learning rate by iteration: divided by 10 at each boundary (P1 4.2).
 
-    With `warmup_rate`, the rule of P1 4.2 for 110 layers and more: that rate until the training error is below
-    `warmup_error`, then the schedule. The training error is the one that the progress bar shows, the mean of the epoch
-    so far, once that has 50 batches. `state` is what a resumed run has to restore.
+    With `warmup_rate`, the rule of P1 4.2 for 110 layers and more: that rate until the training error of an epoch is
+    below `warmup_error`, then the schedule. In the paper that took about 400 iterations, which is one epoch. `state`
+    is what a resumed run has to restore.
 
     Args:
         learning_rate: the first rate.
@@ -61,8 +61,6 @@ class StepSchedule(keras.callbacks.Callback):
 
     The model is to be compiled with a metric named "error" where `warmup_rate` is given.
     """
-
-    WARMUP_BATCHES = 50
 
     def __init__(self, learning_rate=0.1, boundaries=(32_000, 48_000), warmup_rate=None, warmup_error=0.8, steps=None):
         super().__init__()
@@ -91,16 +89,10 @@ class StepSchedule(keras.callbacks.Callback):
 
     def on_train_batch_end(self, batch, logs=None):
         self.step += 1
-        if batch + 1 >= self.WARMUP_BATCHES:
-            self.watch(logs)
         if self.step == self.steps:
             self.model.stop_training = True
 
     def on_epoch_end(self, epoch, logs=None):
-        self.watch(logs)
-
-    def watch(self, logs):
-        """Ends the warm-up when its condition holds."""
         if self.state["warm_at_step"] is None and logs["error"] < self.warmup_error:
             self.state["warm_at_step"] = self.step
             print(

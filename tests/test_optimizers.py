@@ -112,13 +112,7 @@ def test_paper_boundaries():
 
 def test_warm_up_ends_when_the_training_error_falls_below_80_percent(capsys):
     schedule = StepSchedule(0.1, (150,), warmup_rate=0.01, steps=160)
-    rates = fit(schedule, error=lambda step: 0.9 if step < 55 else 0.79)
-    assert rates == [0.01] * 55 + [0.1] * 95 + [0.01] * 10
-    assert schedule.state == {"warm_at_step": 55}
-    assert "step 55: training error 79.0% is below 80%, learning rate 0.01 -> 0.1" in capsys.readouterr().out
-
-
-def test_warm_up_waits_for_enough_batches_and_for_the_error():
-    rates = fit(StepSchedule(0.1, (), warmup_rate=0.01, steps=60), error=lambda step: 0.1)
-    assert rates == [0.01] * StepSchedule.WARMUP_BATCHES + [0.1] * (60 - StepSchedule.WARMUP_BATCHES)
-    assert set(fit(StepSchedule(0.1, (), warmup_rate=0.01, steps=200), error=lambda step: 0.8)) == {0.01}
+    rates = fit(schedule, error=lambda step: 0.8 if step <= 64 else 0.79)  # an epoch has 64 steps
+    assert rates == [0.01] * 128 + [0.1] * 22 + [0.01] * 10
+    assert schedule.state == {"warm_at_step": 128}
+    assert "step 128: training error 79.0% is below 80%, learning rate 0.01 -> 0.1" in capsys.readouterr().out

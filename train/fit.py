@@ -51,7 +51,7 @@ def parse(arguments=None):
     add(
         recipe,
         "--warmup",
-        "rate .01 until the training error is below 80 %% (default: from depth 110 on)",
+        "rate .01 until an epoch's training error is below 80 %% (default: from depth 110 on)",
         action=argparse.BooleanOptionalAction,
     )
     add(recipe, "--seed", "of weights, order and augmentation", type=int)

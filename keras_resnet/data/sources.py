@@ -67,10 +67,10 @@ def load(name, data_dir=None, train_on_all=False):
 def _tfds(name, data_dir):
     import tensorflow_datasets as tfds  # here, because it is slow to import and `shapes` does without it
 
+    if data_dir is not None and not os.path.isdir(os.path.join(data_dir, name)):
+        raise DataError(_not_in(data_dir, name))
     builder = tfds.builder(name, data_dir=data_dir)
     if not builder.is_prepared():
-        if data_dir is not None:
-            raise DataError(_not_in(data_dir, name))
         _download(builder)
     splits = []
     for split in ("train", "test"):

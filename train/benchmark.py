@@ -258,22 +258,28 @@ def photographs(options):
             return np.stack(pool.starmap(pillow, chosen))
 
         works["Pillow, draft mode and boxed resize"] = pillow_batch
-    seconds = {name: [] for name in works}
+    seconds, cpu_seconds = {name: [] for name in works}, {name: [] for name in works}
     for _ in range(options.rounds):
         for name, work in works.items():
             settle()
             for _ in range(4):  # what lies in the queues was made before
                 work()
-            begin = time.perf_counter()
+            begin, used = time.perf_counter(), time.process_time()
             for _ in range(options.steps):
                 work()
             seconds[name].append(time.perf_counter() - begin)
+            cpu_seconds[name].append(time.process_time() - used)
     print(f"{len(files.paths)} photographs, batches of {size}, {os.cpu_count()} cores")
     print(f"medians of {options.rounds} turns of {options.steps} batches\n")
-    print(f"{'':<38}{'images/s':>10}{'ours / this':>14}")
+    print(f"{'':<38}{'images/s':>10}{'ours / this':>14}{'CPU ms/image':>15}{'this / ours':>14}")
     for name, values in seconds.items():
-        ratio = statistics.median(other / own for own, other in zip(seconds["ours"], values, strict=True))
-        print(f"{name:<38}{size * options.steps / statistics.median(values):>10.0f}{ratio:>14.2f}")
+        n = size * options.steps
+        rate, work = n / statistics.median(values), 1000 * statistics.median(cpu_seconds[name]) / n
+        faster, less = (
+            statistics.median(other / own for own, other in zip(times["ours"], times[name], strict=True))
+            for times in (seconds, cpu_seconds)
+        )
+        print(f"{name:<38}{rate:>10.0f}{faster:>14.2f}{work:>15.2f}{less:>14.2f}")
 
 
 def start_once(as_fit, depth, batch_size, results):

@@ -191,10 +191,11 @@ def training_batches(
         image_size: height and width of the crops in pixels.
         scale: draw the shorter side; otherwise it is the least.
         crop: draw the place of the crop; otherwise it is the center.
-        flip: mirror every other image.
+        flip: mirror half of the images.
         components: a `color.Components` to draw the colour noise along, or None for none.
         skipped: a set to which the paths of damaged files are added. Their places in the batch are taken by the next
-            images of the batch. Without it, a damaged file ends the stream: see `errors_named`.
+            images of the batch. Without it, a damaged file ends the stream: see `errors_named`. Damage below the crop
+            goes unnoticed, because nothing there is read.
 
     Returns:
         A `tf.data.Dataset` of (images float32 (batch_size, image_size, image_size, 3), labels int64 (batch_size,)).
@@ -221,12 +222,10 @@ def training_batches(
         return batches.skip(tf.where(number == first_epoch, tf.constant(skipped_steps, "int64"), 0))
 
     def batch(indices, uniform, normal):
-        sides = (
-            least + tf.floor(uniform[:, 0] * (greatest - least + 1)) if scale else tf.fill([batch_size], float(least))
-        )
+        sides = least + tf.floor(uniform[:, 0] * (greatest - least + 1 if scale else 0))
         middle = np.nextafter(0.5, 0, dtype="float32")  # a half is rounded down, as in `center_crop`
         where = uniform[:, 1:3] if crop else tf.fill([batch_size, 2], middle)
-        flips = uniform[:, 3] < 0.5 if flip else tf.zeros([batch_size], "bool")
+        flips = uniform[:, 3] < (0.5 if flip else 0.0)
         shifts = color.shifts(components, normal) if components else tf.zeros([batch_size, 3])
         places, images = _read(
             tf.gather(paths, indices),

@@ -16,3 +16,21 @@ def cifar10_dir():
     if not (folder / "cifar10").is_dir():
         pytest.skip(f"CIFAR-10 as tensorflow-datasets prepares it is not in {folder}")
     return str(folder)
+
+
+@pytest.fixture
+def photographs_dir():
+    """200 ImageNet photographs of original size, one folder a class."""
+    folder = SHARED / "imagenet_sample"
+    if not folder.is_dir():
+        pytest.skip(f"there are no photographs in {folder}")
+    return str(folder)
+
+
+@pytest.fixture
+def imagenette_dir():
+    """Photographs of ten classes in train/ and val/."""
+    folder = SHARED / "imagenette"
+    if not folder.is_dir():
+        pytest.skip(f"there are no photographs in {folder}")
+    return str(folder)

@@ -1,0 +1,88 @@
+"""Image folders: DIR/{train,val}/CLASS/FILE, or DIR/CLASS/FILE, of which a part is set aside for validation."""
+
+import os
+import typing
+
+import numpy as np
+
+from keras_resnet.data.sources import DataError
+
+ENDINGS = (".jpg", ".jpeg", ".png")  # in small or capital letters
+VALIDATION_PART = 0.1  # of DIR/CLASS/FILE
+
+
+class Files(typing.NamedTuple):
+    """Examples on disk: `paths`, a list of n strings, and `labels`, int64 (n,)."""
+
+    paths: list
+    labels: np.ndarray
+
+
+class ImageFolder(typing.NamedTuple):
+    """`classes`, the sorted names of the class folders, and two `Files`. A label is an index of `classes`."""
+
+    classes: tuple
+    train: Files
+    validation: Files
+
+
+def load(folder, seed=0):
+    """Lists the files of an image folder; reads none of them.
+
+    Args:
+        folder: holds train/ and val/ with a folder for each class, or a folder for each class.
+        seed: of DIR/CLASS/FILE, a tenth of all files is drawn for validation; which ones is a function of it.
+
+    Returns:
+        An `ImageFolder`. Hidden files, and files that are not named .jpg, .jpeg or .png, are left out.
+
+    Raises:
+        DataError: there is no such folder, a class has no images, train/ and val/ have different classes.
+    """
+    if not os.path.isdir(folder):
+        found = "it is not a folder" if os.path.exists(folder) else "there is no such folder"
+        raise DataError(f"{folder} should be a folder of images: {found}")
+    parts = [part for part in ("train", "val") if part in _folders(folder)]
+    if len(parts) == 1:
+        missing = "val" if parts == ["train"] else "train"
+        raise DataError(
+            f"{folder} holds {parts[0]}/ but not {missing}/; it needs both, or just a folder for each class"
+        )
+    if parts:
+        (classes, train), (others, validation) = (_list(os.path.join(folder, part)) for part in ("train", "val"))
+        if classes != others:
+            raise DataError(
+                f"{folder}: train/ has {len(classes)} classes and val/ has {len(others)}, and they are not the same; "
+                f"only one of them has {', '.join(sorted(set(classes) ^ set(others))[:8])}"
+            )
+        return ImageFolder(classes, train, validation)
+    classes, files = _list(folder)
+    if len(files.paths) < 2:
+        raise DataError(f"{folder} holds one image; it takes two to train and to validate")
+    order = np.random.default_rng(seed).permutation(len(files.paths))
+    cut = max(1, round(VALIDATION_PART * len(order)))
+    validation, train = (
+        Files([files.paths[i] for i in part], files.labels[part]) for part in (sorted(order[:cut]), sorted(order[cut:]))
+    )
+    return ImageFolder(classes, train, validation)
+
+
+def _folders(folder):
+    """The sorted names of the folders in a folder, without hidden ones."""
+    with os.scandir(folder) as entries:
+        return sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
+
+
+def _list(folder):
+    """The classes, a tuple of names, and `Files` of a folder with a folder for each class."""
+    classes, paths, counts = _folders(folder), [], []
+    if not classes:
+        raise DataError(f"{folder} should hold a folder of images for each class; there is no folder in it")
+    for name in classes:
+        inner = os.path.join(folder, name)
+        files = [f for f in sorted(os.listdir(inner)) if f.lower().endswith(ENDINGS) and not f.startswith(".")]
+        if not files:
+            raise DataError(f"{inner} holds no image; a class needs files named {', '.join(ENDINGS)}")
+        paths += [os.path.join(inner, file) for file in files]
+        counts.append(len(files))
+    return tuple(classes), Files(paths, np.repeat(np.arange(len(classes), dtype="int64"), counts))

@@ -1,0 +1,288 @@
+"""Batches of photographs that lie in files, augmented as in P1 3.4, with tf.data.
+
+P1 is "Deep Residual Learning for Image Recognition" (arXiv 1512.03385).
+
+Every random choice is a function of (seed, epoch, example): the same step of the same run always sees the same batch,
+wherever the run was resumed. Files are read when their batch is made; in memory there are only their names.
+
+JPEG (RGB, greyscale and CMYK) and PNG (of any kind) become RGB, whatever the file is called. A camera's note that the
+image is to be turned (EXIF) is not followed: ImageNet's benchmarks never have.
+"""
+
+import contextlib
+import os
+import re
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from keras_resnet.data import color
+from keras_resnet.data.sources import DataError
+
+IMAGE_SIZE = 224
+SHORTER_SIDES = (256, 480)  # P1 3.4, for crops of 224; for other sizes in proportion
+JPEG = b"\xff\xd8\xff"  # a JPEG file begins like this
+DAMAGED = "damaged image file"
+
+
+def decode(data):
+    """The content of a JPEG or PNG file, a string, as an image: uint8 (height, width, 3), RGB."""
+    return tf.ensure_shape(tf.io.decode_jpeg(data, channels=3), (None, None, 3))  # reads PNG as well
+
+
+def resized_shape(shape, shorter_side):
+    """Height and width, int32 (2,), of an image of `shape` once its shorter side is `shorter_side`; halves to even."""
+    shape = tf.cast(shape, "float32")
+    return tf.cast(tf.round(shape * tf.cast(shorter_side, "float32") / tf.reduce_min(shape)), "int32")
+
+
+def _resize(image, shape, corner, crop):
+    """The crop of size `crop` at `corner` of `image` resized to `shape`; nothing else is computed."""
+    scale = tf.cast(shape, "float32") / tf.cast(tf.shape(image)[:2], "float32")
+    return tf.raw_ops.ScaleAndTranslate(
+        images=image[None], size=crop, scale=scale, translation=-tf.cast(corner, "float32"),
+        kernel_type="triangle", antialias=True,
+    )[0]  # fmt: skip
+
+
+def resize_shorter_side(image, size):
+    """Resizes as Pillow's BILINEAR does, with a filter as wide as a new pixel, but does not round.
+
+    Args:
+        image: (height, width, 3), any number type.
+        size: the new shorter side in pixels.
+
+    Returns:
+        float32 (new height, new width, 3), the aspect ratio kept to the pixel.
+    """
+    shape = resized_shape(tf.shape(image)[:2], size)
+    return _resize(image, shape, (0, 0), shape)
+
+
+def center_crop(image, size):
+    """The `size` x `size` center of the image once its shorter side is 256/224 of `size`: float32 (size, size, 3)."""
+    shape = resized_shape(tf.shape(image)[:2], shorter_sides(size)[0])
+    return _resize(image, shape, (shape - size) // 2, (size, size))
+
+
+def shorter_sides(size):
+    """The least and the greatest shorter side, in pixels, of images that are cropped to `size`."""
+    return tuple(round(side * size / IMAGE_SIZE) for side in SHORTER_SIDES)
+
+
+def crop_window(shape, size, shorter_side, place):
+    """Where in the original is a crop of the resized image, in whole pixels.
+
+    Args:
+        shape: int32 (2,), height and width of the original.
+        size: height and width of the crop.
+        shorter_side: of the resized image, in pixels.
+        place: float32 (2,) in [0, 1), where vertically and horizontally, among all places in the resized image.
+
+    Returns:
+        int32 (4,), top, left, height and width, each edge rounded to the nearest pixel of the original.
+    """
+    resized = resized_shape(shape, shorter_side)
+    corner = tf.floor(place * tf.cast(resized - size + 1, "float32"))
+    edges = tf.stack([corner, corner + size]) * tf.cast(shape, "float32") / tf.cast(resized, "float32")
+    begin, end = tf.unstack(tf.cast(tf.round(edges), "int32"))
+    begin = tf.minimum(begin, shape - 1)  # an image of a few pixels: the window has at least one of them
+    return tf.concat([begin, tf.maximum(end - begin, 1)], 0)
+
+
+def decode_window(data, window):
+    """Decodes a part of an image.
+
+    Args:
+        data: a string, the content of a JPEG or PNG file.
+        window: a function from the image's shape, int32 (2,), to the part, as `crop_window` returns it.
+
+    Returns:
+        uint8 (height, width, 3), RGB. From a JPEG file nothing else is decoded.
+    """
+
+    def jpeg():
+        return tf.io.decode_and_crop_jpeg(data, window(tf.io.extract_jpeg_shape(data)[:2]), channels=3)
+
+    def other():
+        image = decode(data)
+        top, left, height, width = tf.unstack(window(tf.shape(image)[:2]))
+        return image[top : top + height, left : left + width]
+
+    return tf.cond(tf.strings.substr(data, 0, len(JPEG)) == JPEG, jpeg, other)
+
+
+def augment(data, size, shorter_side, place, flip, shift):
+    """One random crop: chosen, decoded, resized, mirrored and shifted in colour, in that order.
+
+    Args:
+        data: a string, the content of a JPEG or PNG file.
+        size, shorter_side, place: as for `crop_window`.
+        flip: bool, whether to mirror.
+        shift: float32 (3,), added to every pixel.
+
+    Returns:
+        float32 (size, size, 3); bilinear without a wider filter, so it is close to a crop of the resized image.
+    """
+    pixels = decode_window(data, lambda shape: crop_window(shape, size, shorter_side, place))
+    crop = tf.image.resize(pixels, (size, size))
+    crop = tf.raw_ops.Reverse(tensor=crop, dims=tf.stack([False, flip, False]))
+    # As rows of numbers: to add three to every pixel takes thirty times as long.
+    return tf.reshape(tf.reshape(crop, (size, 3 * size)) + tf.tile(shift, [size]), (size, size, 3))
+
+
+def _read(paths, image, arguments, skipped):
+    """Reads the images of a batch, several at a time.
+
+    Args:
+        paths: string (batch,).
+        image: a function from a file's content and a row of each of `arguments` to a float32 tensor of known shape.
+        arguments: tensors (batch, ...).
+        skipped: None or a set, as for `training_batches`.
+
+    Returns:
+        Places in the batch, int32 (m,), and images, (m, ...), of those that can be read; all of them without `skipped`.
+    """
+    batch_size = tf.size(paths)
+    rows = tf.data.Dataset.from_tensor_slices((tf.range(batch_size), paths, *arguments))
+    read = rows.map(lambda i, path, *row: (i, image(tf.io.read_file(path), *row)), num_parallel_calls=os.cpu_count())
+    nothing = tf.data.Dataset.from_tensors((-1, tf.zeros(read.element_spec[1].shape)))  # so that there is one at least
+    places, images = (
+        read.ignore_errors().concatenate(nothing).batch(tf.cast(batch_size + 1, "int64")).get_single_element()
+    )
+    places, images = places[:-1], images[:-1]
+    lost = tf.boolean_mask(paths, tf.reduce_all(tf.range(batch_size)[:, None] != places, 1))
+
+    def report():
+        if skipped is None:
+            return tf.debugging.Assert(False, [DAMAGED, lost[0]])
+        return tf.numpy_function(lambda names: skipped.update(map(os.fsdecode, names)), [lost], [], stateful=True)
+
+    with tf.control_dependencies([tf.cond(tf.size(lost) > 0, report, tf.no_op)]):
+        return tf.identity(places), tf.identity(images)
+
+
+@contextlib.contextmanager
+def errors_named():
+    """Within it, a damaged file that ends a stream of batches ends it with a DataError that names the file."""
+    try:
+        yield
+    except tf.errors.InvalidArgumentError as error:
+        found = re.search(rf"\[{DAMAGED}\] \[(.*?)\](?=\s|$)", error.message)
+        if not found:
+            raise
+        raise DataError(
+            f"{found[1]} is damaged, or no JPEG or PNG file, or may not be opened. Replace it, or skip such files."
+        ) from error
+
+
+def training_batches(
+    files, *, batch_size, seed, first_step=0, image_size=IMAGE_SIZE,
+    scale=True, crop=True, flip=True, components=color.IMAGENET, skipped=None,
+):  # fmt: skip
+    """An endless stream of augmented batches; each epoch is a new order, its last, partial batch is left out.
+
+    Args:
+        files: a `folders.Files`.
+        batch_size: examples in a batch, at most as many as there are.
+        seed: the order and the augmentation are a function of it.
+        first_step: the step, counted from the beginning of training, whose batch comes first.
+        image_size: height and width of the crops in pixels.
+        scale: draw the shorter side; otherwise it is the least.
+        crop: draw the place of the crop; otherwise it is the center.
+        flip: mirror half of the images.
+        components: a `color.Components` to draw the colour noise along, or None for none.
+        skipped: a set to which the paths of damaged files are added. Their places in the batch are taken by the next
+            images of the batch. Without it, a damaged file ends the stream: see `errors_named`. Damage below the crop
+            goes unnoticed, because nothing there is read.
+
+    Returns:
+        A `tf.data.Dataset` of (images float32 (batch_size, image_size, image_size, 3), labels int64 (batch_size,)).
+        The pixels are in [0, 255] but for the colour noise, which leaves it.
+
+    Raises:
+        ValueError: there are fewer examples than `batch_size`.
+    """
+    n = len(files.labels)
+    steps = n // batch_size
+    if not steps:
+        raise ValueError(f"a batch of {batch_size} is larger than the training data, {n} examples")
+    paths, labels = tf.constant(files.paths), tf.constant(files.labels)
+    first_epoch, skipped_steps = divmod(first_step, steps)
+    least, greatest = shorter_sides(image_size)
+
+    def epoch(number):
+        seeds = tf.unstack(tf.random.split([seed, tf.cast(number, "int32")], 3))
+        order = tf.random.experimental.stateless_shuffle(tf.range(n), seeds[0])
+        draws = tf.random.stateless_uniform((n, 4), seeds[1]), tf.random.stateless_normal((n, 3), seeds[2])
+        order = tf.reshape(order[: steps * batch_size], (steps, batch_size))
+        # Row i of the draws belongs to example i.
+        batches = tf.data.Dataset.from_tensor_slices((order, *(tf.gather(draw, order) for draw in draws)))
+        return batches.skip(tf.where(number == first_epoch, tf.constant(skipped_steps, "int64"), 0))
+
+    def batch(indices, uniform, normal):
+        sides = least + tf.floor(uniform[:, 0] * (greatest - least + 1 if scale else 0))
+        middle = np.nextafter(0.5, 0, dtype="float32")  # a half is rounded down, as in `center_crop`
+        where = uniform[:, 1:3] if crop else tf.fill([batch_size, 2], middle)
+        flips = uniform[:, 3] < (0.5 if flip else 0.0)
+        shifts = color.shifts(components, normal) if components else tf.zeros([batch_size, 3])
+        places, images = _read(
+            tf.gather(paths, indices),
+            lambda data, *choices: augment(data, image_size, *choices),
+            (sides, where, flips, shifts),
+            skipped,
+        )
+        if skipped is not None:
+            tf.debugging.assert_positive(tf.size(places), "no image of a batch can be read")
+            nearest = tf.searchsorted(places, tf.range(batch_size)) % tf.size(places)
+            indices, images = tf.gather(indices, tf.gather(places, nearest)), tf.gather(images, nearest)
+        return tf.ensure_shape(images, (batch_size, image_size, image_size, 3)), tf.gather(labels, indices)
+
+    epochs = tf.data.Dataset.range(first_epoch, np.iinfo("int64").max)
+    # Two at a time, so that all cores have work while the last images of a batch are read.
+    return epochs.flat_map(epoch).map(batch, num_parallel_calls=2).prefetch(1)
+
+
+def center_batches(files, *, batch_size=64, image_size=IMAGE_SIZE, skipped=None):
+    """Every example once and in order: the center crop of P1 3.4, from a shorter side of 256 for crops of 224.
+
+    Arguments and returned `tf.data.Dataset` as in `training_batches`, but the last batch may be partial, the pixels are
+    in [0, 255], and damaged files are left out if there is a set `skipped` for them.
+    """
+    paths, labels = tf.constant(files.paths), tf.constant(files.labels)
+
+    def batch(indices):
+        places, images = _read(
+            tf.gather(paths, indices), lambda data: center_crop(decode(data), image_size), (), skipped
+        )
+        return tf.ensure_shape(images, (None, image_size, image_size, 3)), tf.gather(labels, tf.gather(indices, places))
+
+    batches = tf.data.Dataset.range(len(files.labels)).batch(batch_size).map(batch, num_parallel_calls=2).prefetch(1)
+    return batches if skipped is None else batches.filter(lambda images, labels: tf.size(labels) > 0)
+
+
+def mean_and_components(files, *, image_size=IMAGE_SIZE, skipped=None, verbose=1):
+    """What the training data's center crops look like, in one pass.
+
+    Args:
+        files, image_size, skipped: as for `center_batches`.
+        verbose: 1 for a progress bar, 0 for silence.
+
+    Returns:
+        The mean image, float32 (image_size, image_size, 3), RGB in [0, 255], whose own mean over the first two axes is
+        that of the channels; and the `color.Components`.
+    """
+    batch_size = 64
+    bar = keras.utils.Progbar(-(-len(files.labels) // batch_size), verbose=verbose, unit_name="batch")
+    total, products, n = np.zeros((image_size, image_size, 3)), np.zeros((3, 3)), 0
+    for images, _ in center_batches(files, batch_size=batch_size, image_size=image_size, skipped=skipped):
+        total += images.numpy().sum(0, dtype="float64")
+        colors = tf.reshape(images, (-1, 3)) - 128.0  # near zero, where float32 is precise
+        products += tf.matmul(colors, colors, transpose_a=True).numpy()
+        n += len(images)
+        bar.add(1)
+    mean = total / n
+    center = mean.mean((0, 1)) - 128.0
+    covariance = products / (n * image_size**2) - np.outer(center, center)
+    return mean.astype("float32"), color.principal_components(covariance)

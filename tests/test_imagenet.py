@@ -1,0 +1,361 @@
+import io
+import os
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from PIL import Image
+
+from keras_resnet.data import color, folders, imagenet
+from keras_resnet.data.sources import DataError
+
+SMALL = 64  # crops of it are quick to make
+
+
+def photograph(height=150, width=200, seed=0):
+    """A smooth random picture, as JPEG likes it."""
+    noise = np.random.default_rng(seed).integers(0, 256, (6, 8, 3), "uint8")
+    return Image.fromarray(noise).resize((width, height), Image.Resampling.BICUBIC)
+
+
+def encoded(image, format, **options):
+    file = io.BytesIO()
+    image.save(file, format, **options)
+    return file.getvalue()
+
+
+def files_in(folder, n=12):
+    """`n` JPEG files of their own size and colours, as `folders.Files`."""
+    paths = [str(folder / f"{i}.jpg") for i in range(n)]
+    for i, path in enumerate(paths):
+        photograph(100 + i, 120 + 3 * i, i).save(path, quality=95)
+    return folders.Files(paths, np.arange(n))
+
+
+def take(dataset, n):
+    return [(x.numpy(), y.numpy()) for x, y in dataset.take(n)]
+
+
+def small_batches(files, **options):
+    return imagenet.training_batches(files, **({"batch_size": 4, "seed": 3, "image_size": SMALL} | options))
+
+
+# Decoding
+
+
+def sixteen_bit(image):
+    return Image.fromarray(np.asarray(image.convert("L")).astype("uint16") * 257)
+
+
+def transparent(image):
+    image = image.convert("RGBA")
+    image.putalpha(Image.linear_gradient("L").resize(image.size))
+    return image
+
+
+EXIF = Image.Exif()
+EXIF[0x0112] = 6  # the camera was held upright
+
+
+@pytest.mark.parametrize(
+    "data, tolerance",
+    [
+        (encoded(photograph(), "JPEG", quality=95), 2),
+        (encoded(photograph(), "JPEG", quality=95, progressive=True), 2),
+        (encoded(photograph().convert("L"), "JPEG", quality=95), 2),
+        (encoded(photograph().convert("CMYK"), "JPEG", quality=95), 2),
+        (encoded(photograph(), "JPEG", quality=95, exif=EXIF), 2),
+        (encoded(photograph(), "PNG"), 0),
+        (encoded(photograph().convert("L"), "PNG"), 0),
+        (encoded(photograph().convert("LA"), "PNG"), 0),
+        (encoded(transparent(photograph()), "PNG"), 0),
+        (encoded(photograph().quantize(50), "PNG"), 0),
+        (encoded(photograph().convert("1"), "PNG"), 0),
+    ],
+    ids=[
+        "RGB",
+        "progressive",
+        "grey",
+        "CMYK",
+        "EXIF",
+        "PNG",
+        "grey PNG",
+        "grey-alpha PNG",
+        "RGBA PNG",
+        "palette PNG",
+        "1-bit PNG",
+    ],
+)
+def test_everything_that_imagenet_has_is_decoded_to_rgb(data, tolerance):
+    expected = np.asarray(Image.open(io.BytesIO(data)).convert("RGB")).astype("int32")
+    image = imagenet.decode(data)
+    assert image.dtype == tf.uint8 and image.shape == (150, 200, 3)
+    assert np.abs(image.numpy() - expected).mean() <= tolerance
+    window = imagenet.decode_window(data, lambda shape: tf.concat([[20, 31], shape - 50], 0)).numpy()
+    assert window.shape == (100, 150, 3)
+    assert np.abs(window - expected[20:120, 31:181]).mean() <= tolerance
+
+
+def test_sixteen_bit_png():
+    image = photograph()
+    decoded = imagenet.decode(encoded(sixteen_bit(image), "PNG")).numpy()
+    assert np.array_equal(decoded, np.repeat(np.asarray(image.convert("L"))[..., None], 3, -1))
+
+
+# Geometry
+
+
+def test_shorter_sides_are_in_proportion_to_the_crop():
+    assert imagenet.shorter_sides(224) == (256, 480)
+    assert imagenet.shorter_sides(112) == (128, 240)
+
+
+@pytest.mark.parametrize("height, width, side", [(375, 500, 256), (500, 375, 480), (333, 500, 300), (90, 900, 64)])
+def test_resize_shorter_side_against_pillow(height, width, side):
+    image = photograph(height, width)
+    resized = imagenet.resize_shorter_side(np.asarray(image), side).numpy()
+    shape = [round(length * side / min(height, width)) for length in (height, width)]
+    assert resized.dtype == np.float32 and resized.shape == (*shape, 3)
+    expected = np.asarray(image.resize(shape[::-1], Image.Resampling.BILINEAR), "float32")
+    assert np.abs(resized - expected).max() <= 1.01  # Pillow rounds twice
+
+
+def test_resize_shorter_side_filters_what_it_shrinks():
+    """Stripes of one pixel become grey; without the wider filter they would become other stripes."""
+    stripes = np.zeros((90, 90, 3), "uint8")
+    stripes[::2] = 255
+    assert np.ptp(imagenet.resize_shorter_side(stripes, 29).numpy()[2:-2].mean((1, 2))) < 40
+
+
+def test_center_crop_against_pillow():
+    image = photograph(151, 200)
+    crop = imagenet.center_crop(np.asarray(image), SMALL).numpy()
+    resized = image.resize((round(200 * 73 / 151), 73), Image.Resampling.BILINEAR)
+    left, top = (resized.width - SMALL) // 2, (73 - SMALL) // 2
+    expected = resized.crop((left, top, left + SMALL, top + SMALL))
+    assert np.abs(crop - np.asarray(expected, "float32")).max() <= 1.01
+
+
+def literal_window(shape, size, side, place):
+    """The crop's top, left, bottom and right in pixels of the original, not rounded; and the resized image's shape."""
+    resized = [round(length * side / min(shape)) for length in shape]
+    corner = [int(p * (length - size + 1)) for p, length in zip(place, resized, strict=True)]
+    edges = [(c + s) * old / new for s in (0, size) for c, old, new in zip(corner, shape, resized, strict=True)]
+    return edges, resized, corner
+
+
+def test_the_window_is_the_literal_crops_to_a_pixel():
+    rng = np.random.default_rng(0)
+    for _ in range(100):
+        shape, place = rng.integers(60, 2000, 2), rng.random(2).astype("float32")
+        side = rng.integers(256, 481)
+        top, left, height, width = imagenet.crop_window(tf.constant(shape, "int32"), 224, float(side), place).numpy()
+        edges, _, _ = literal_window([int(length) for length in shape], 224, int(side), place)
+        assert np.abs(np.array([top, left, top + height, left + width]) - edges).max() <= 0.501
+        assert top >= 0 and left >= 0 and top + height <= shape[0] and left + width <= shape[1]
+
+
+def test_the_window_of_a_tiny_image_is_not_empty():
+    for place in (0.0, 0.5, 0.999):
+        top, left, height, width = imagenet.crop_window(tf.constant([1, 2]), 224, 256.0, tf.fill([2], place)).numpy()
+        assert height == 1 and width >= 1 and top == 0 and left + width <= 2
+
+
+def test_augment_against_resize_then_crop(photographs_dir):
+    """The same random numbers, the whole photograph resized, then cropped: as close as half a pixel allows."""
+    rng, differences, two_pixels_off = np.random.default_rng(0), [], []
+    for path in folders.load(photographs_dir).validation.paths:
+        data = tf.io.read_file(path)
+        side, place, flip = int(rng.integers(256, 481)), rng.random(2).astype("float32"), bool(rng.random() < 0.5)
+        shift = rng.normal(size=3).astype("float32")
+        crop = imagenet.augment(data, 224, float(side), place, flip, shift).numpy()
+        whole = imagenet.decode(data)
+        _, resized, (top, left) = literal_window(whole.shape[:2], 224, side, place)
+        literal = tf.image.resize(whole, resized).numpy()[top : top + 224, left : left + 224]
+        literal = (literal[:, ::-1] if flip else literal) + shift
+        assert crop.shape == (224, 224, 3) and crop.dtype == np.float32
+        differences.append(np.abs(crop - literal).mean())
+        two_pixels_off.append(np.abs(crop[:-2, :-2] - literal[2:, 2:]).mean())
+    assert np.mean(differences) < 3 and np.mean(differences) < 0.4 * np.mean(two_pixels_off)
+
+
+# Streams
+
+
+def test_an_epoch_has_every_example_once_and_a_new_order_each_time(tmp_path):
+    labels = [y for _, y in take(small_batches(files_in(tmp_path, 13)), 9)]
+    epochs = [np.concatenate(labels[i : i + 3]) for i in (0, 3, 6)]
+    for epoch in epochs:
+        assert len(set(epoch)) == 12
+    assert not np.array_equal(epochs[0], epochs[1]) and not np.array_equal(epochs[1], epochs[2])
+
+
+@pytest.mark.parametrize("step", [1, 2, 3, 4, 8])
+def test_a_resumed_stream_is_the_same(tmp_path, step):
+    files = files_in(tmp_path)
+    whole = take(small_batches(files), step + 4)[step:]
+    resumed = take(small_batches(files, first_step=step), 4)
+    for (x, y), (other_x, other_y) in zip(whole, resumed, strict=True):
+        assert np.array_equal(x, other_x) and np.array_equal(y, other_y)
+
+
+def test_the_augmentation_depends_on_the_example_and_not_on_the_batch(tmp_path):
+    files = files_in(tmp_path)
+    in_batches = {tuple(y): x for x, y in take(small_batches(files, batch_size=2), 6)}
+    one_by_one = {label: x for labels, images in in_batches.items() for label, x in zip(labels, images, strict=True)}
+    for images, labels in take(small_batches(files, batch_size=6), 2):
+        for image, label in zip(images, labels, strict=True):
+            assert np.array_equal(image, one_by_one[label])
+
+
+def test_labels_belong_to_images(tmp_path):
+    """Each file is of one colour, which is its label."""
+    for i in range(8):
+        Image.new("RGB", (90, 80), (20 * i, 0, 0)).save(tmp_path / f"{i}.png")
+    files = folders.Files([str(tmp_path / f"{i}.png") for i in range(8)], np.arange(8))
+    for images, labels in take(small_batches(files, components=None), 4):
+        assert np.array_equal(images[..., 0], np.broadcast_to(20.0 * labels[:, None, None], images.shape[:3]))
+
+
+def ramp_files(folder, n):
+    """Files that show where they were cropped: red is the row, green the column."""
+    ramp = np.zeros((100, 100, 3), "uint8")
+    ramp[..., 0], ramp[..., 1] = np.arange(100, 200)[:, None], np.arange(100, 200)
+    Image.fromarray(ramp).save(folder / "ramp.png")
+    return folders.Files([str(folder / "ramp.png")] * n, np.zeros(n, "int64"))
+
+
+def test_scales_places_and_flips_are_drawn_alike(tmp_path):
+    ((images, _),) = take(small_batches(ramp_files(tmp_path, 1000), batch_size=1000, components=None), 1)
+    flipped = images[:, 0, 0, 1] > images[:, 0, -1, 1]
+    assert abs(flipped.mean() - 0.5) < 5 * 0.5 / np.sqrt(1000)
+    windows = images[:, -1, 0, 0] - images[:, 0, 0, 0] + 1  # in the original's pixels
+    sides = 100 * SMALL / windows
+    assert 72 <= sides.min() < 76 and 132 < sides.max() <= 141
+    assert abs(sides.mean() - (73 + 137) / 2) < 3
+    for axis in (0, 1):
+        begin = images[..., axis].min((1, 2)) - 100
+        place = begin / (100 - windows + 1e-6)
+        assert place.min() < 0.02 and place.max() > 0.95 and abs(place.mean() - 0.5) < 5 * 0.3 / np.sqrt(1000)
+
+
+def test_each_augmentation_can_be_switched_off(tmp_path):
+    files = ramp_files(tmp_path, 50)
+    off = {"scale": False, "crop": False, "flip": False, "components": None}
+
+    def variants(**options):
+        ((images, _),) = take(small_batches(files, batch_size=50, **(off | options)), 1)
+        return {image.tobytes() for image in images}
+
+    (center,) = variants()
+    expected = imagenet.center_crop(imagenet.decode(tf.io.read_file(files.paths[0])), SMALL)
+    assert np.abs(np.frombuffer(center, "float32").reshape(SMALL, SMALL, 3) - expected).max() < 1.1
+    assert len(variants(flip=True)) == 2
+    for option in ({"scale": True}, {"crop": True}, {"components": color.IMAGENET}):
+        assert len(variants(**option)) > 20
+
+
+def test_colour_noise_of_the_stream(tmp_path):
+    files = ramp_files(tmp_path, 2000)
+    still = {"batch_size": 2000, "scale": False, "crop": False, "flip": False, "image_size": 8}
+    ((noisy, _),) = take(small_batches(files, **still), 1)
+    ((clean, _),) = take(small_batches(files, **still, components=None), 1)
+    shifts = noisy - clean
+    assert np.ptp(shifts, axis=(1, 2)).max() < 1e-4  # all pixels of an image alike
+    values, vectors = color.IMAGENET
+    along = shifts[:, 0, 0] @ vectors
+    assert np.allclose(along.std(0), 25.5 * values, rtol=0.1) and np.abs(along.mean(0)).max() < 0.6
+
+
+def test_a_batch_larger_than_the_data(tmp_path):
+    with pytest.raises(ValueError, match="12 examples"):
+        small_batches(files_in(tmp_path), batch_size=13)
+
+
+def test_center_batches_have_every_example_once_and_in_order(tmp_path):
+    files = files_in(tmp_path)
+    batches = take(imagenet.center_batches(files, batch_size=5, image_size=SMALL), -1)
+    assert [len(y) for _, y in batches] == [5, 5, 2]
+    assert list(np.concatenate([y for _, y in batches])) == list(range(12))
+    for path, image in zip(files.paths, np.concatenate([x for x, _ in batches]), strict=True):
+        expected = imagenet.center_crop(imagenet.decode(tf.io.read_file(path)), SMALL)
+        assert np.array_equal(image, expected)
+
+
+def test_mean_and_components_against_numpy(tmp_path):
+    files = files_in(tmp_path, 70)  # more than one batch
+    images = np.concatenate([x for x, _ in imagenet.center_batches(files, image_size=SMALL)]).astype("float64")
+    mean, components = imagenet.mean_and_components(files, image_size=SMALL, verbose=0)
+    assert mean.dtype == np.float32 and np.allclose(mean, images.mean(0), atol=1e-3)
+    values, vectors = np.linalg.eigh(np.cov(images.reshape(-1, 3).T, ddof=0) / 255**2)
+    assert np.allclose(components.values, values[::-1], rtol=1e-4)
+    assert np.allclose(np.abs(vectors[:, ::-1].T @ components.vectors), np.eye(3), atol=1e-3)
+
+
+# Damaged files
+
+
+def damage(path, how):
+    with open(path, "rb") as file:
+        data = file.read()
+    changed = {"empty": b"", "truncated": data[: len(data) // 8], "text": b"not found", "header": data[:20]}
+    if how == "missing":
+        os.remove(path)
+    else:
+        with open(path, "wb") as file:
+            file.write(changed[how])
+
+
+@pytest.mark.parametrize("how", ["empty", "truncated", "text", "header", "missing"])
+def test_a_damaged_file_is_named(tmp_path, how):
+    files = files_in(tmp_path)
+    damage(files.paths[7], how)
+    for stream in (small_batches(files), imagenet.center_batches(files, batch_size=1, image_size=SMALL)):
+        with pytest.raises(DataError, match=r"7\.jpg is damaged") as error, imagenet.errors_named():
+            take(stream, 12)
+        assert str(error.value).startswith(files.paths[7])
+
+
+def test_other_errors_stay_what_they_are():
+    with pytest.raises(tf.errors.InvalidArgumentError), imagenet.errors_named():
+        tf.io.decode_png("no image")
+
+
+def test_damaged_files_are_skipped_and_counted(tmp_path):
+    files, skipped = files_in(tmp_path), set()
+    whole = take(small_batches(files), 6)
+    damage(files.paths[7], "truncated")
+    damage(files.paths[2], "empty")
+    others = take(small_batches(files, skipped=skipped), 6)
+    assert skipped == {files.paths[7], files.paths[2]}
+    for (x, y), (other_x, other_y) in zip(whole, others, strict=True):
+        good = ~np.isin(y, (2, 7))
+        assert np.array_equal(x[good], other_x[good]) and np.array_equal(y[good], other_y[good])
+        for image, label in zip(other_x[~good], other_y[~good], strict=True):
+            assert label not in (2, 7)
+            assert np.array_equal(image, x[list(y).index(label)])  # another one of the same batch
+
+
+def test_damaged_files_are_left_out_of_center_batches(tmp_path):
+    files, skipped = files_in(tmp_path), set()
+    for path in files.paths[4:7]:
+        damage(path, "text")
+    batches = take(imagenet.center_batches(files, batch_size=2, image_size=SMALL, skipped=skipped), -1)
+    assert [list(y) for _, y in batches] == [[0, 1], [2, 3], [7], [8, 9], [10, 11]]
+    assert skipped == set(files.paths[4:7])
+
+
+def test_a_batch_without_a_single_image(tmp_path):
+    files = files_in(tmp_path, 2)
+    for path in files.paths:
+        damage(path, "text")
+    with pytest.raises(tf.errors.InvalidArgumentError, match="no image of a batch can be read"):
+        take(small_batches(files, batch_size=2, skipped=set()), 1)
+
+
+def test_files_are_read_when_their_batch_is_made(tmp_path):
+    """A hundred thousand names of files that do not exist: a stream of them can be made, and only its batches fail."""
+    files = folders.Files([str(tmp_path / f"{i % 100}.jpg") for i in range(100_000)], np.zeros(100_000, "int64"))
+    stream = iter(small_batches(files))
+    with pytest.raises(DataError, match="may not be opened"), imagenet.errors_named():
+        next(stream)

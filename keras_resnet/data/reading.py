@@ -1,0 +1,67 @@
+"""Photographs: image folders, decoding and resizing, with TensorFlow."""
+
+import os
+
+import numpy as np
+import tensorflow as tf
+
+from keras_resnet.data.sources import DataError
+
+EXTENSIONS = (".jpeg", ".jpg", ".png")
+
+
+def decode(image):
+    """Decodes a JPEG or PNG.
+
+    Args:
+        image: string tensor, the file's path.
+
+    Returns:
+        uint8 (height, width, 3), RGB.
+    """
+    pixels = tf.io.decode_image(tf.io.read_file(image), channels=3, expand_animations=False)
+    return tf.ensure_shape(pixels, (None, None, 3))
+
+
+def resize_shorter_side(image, size):
+    """Resizes an image with antialiased bilinear interpolation; the longer side follows in proportion, rounded.
+
+    Args:
+        image: (height, width, 3), any number type.
+        size: the shorter side afterwards.
+
+    Returns:
+        float32 (height, width, 3), not rounded.
+    """
+    sides = tf.shape(image)[:2]
+    sides = tf.round(tf.cast(sides, "float64") * (size / tf.reduce_min(sides)))
+    return tf.image.resize(image, tf.cast(sides, "int32"), antialias=True)
+
+
+def list_folder(folder, split):
+    """Lists FOLDER/SPLIT/CLASS/* or, where there is no FOLDER/SPLIT, FOLDER/CLASS/*.
+
+    Args:
+        folder: the image folder.
+        split: "train" or "val".
+
+    Returns:
+        The paths, a list; their labels, int64 (n,); and the classes, the sorted names of their folders.
+
+    Raises:
+        DataError: there is no such folder, or no image in it.
+    """
+    inner = os.path.join(folder, split)
+    folder = inner if os.path.isdir(inner) else folder
+    if not os.path.isdir(folder):
+        raise DataError(f"{folder} is not a folder")
+    classes = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir())
+    paths, labels = [], []
+    for label, name in enumerate(classes):
+        for file in sorted(os.listdir(os.path.join(folder, name))):
+            if file.lower().endswith(EXTENSIONS):
+                paths.append(os.path.join(folder, name, file))
+                labels.append(label)
+    if not paths:
+        raise DataError(f"{folder} holds no image: CLASS/IMAGE.jpeg is looked for, .jpg and .png too")
+    return paths, np.array(labels, "int64"), tuple(classes)

@@ -6,7 +6,9 @@ from matplotlib.figure import Figure
 
 LABELLED = 40  # classes; more are drawn as dots, and the most frequent confusions are listed
 NUMBERED = 20  # classes; with more, a number does not fit into its cell
+DOT = 400  # points squared, the area of a dot but for a root
 LISTED = 30  # confusions
+LISTED_AT = (0, 0.25, 0.65)  # their columns
 COLUMNS = 6  # of the contact sheet
 RIGHT, WRONG = "Blues", "Reds"
 
@@ -36,7 +38,7 @@ def _draw_cells(matrix, shares, classes):
     axes = figure.subplots()
     right = np.eye(n, dtype="bool")
     for where, colors in ((right, RIGHT), (~right, WRONG)):
-        axes.imshow(np.ma.masked_where(~where, shares), colors, PowerNorm(0.5, 0, 1.2))
+        axes.imshow(np.ma.masked_where(~where | (matrix == 0), shares), colors, PowerNorm(0.5, 0, 1.2))
     size = 9 if n <= NUMBERED else 7
     axes.set_xticks(range(n), names, rotation=45, ha="right", rotation_mode="anchor", fontsize=size)
     axes.set_yticks(range(n), names, fontsize=size)
@@ -54,16 +56,16 @@ def _draw_cells(matrix, shares, classes):
 
 
 def _draw_dots(matrix, shares, classes):
-    """A dot for every cell that is not empty, its area the share, and beside them the most frequent confusions."""
+    """A dot for every cell that is not empty, its area the share's root; beside them the most frequent confusions."""
     n = len(classes)
-    figure = Figure(figsize=(13.5, 9), layout="constrained")
-    axes, beside = figure.subplots(1, 2, width_ratios=(2, 1))
+    figure = Figure(figsize=(13.5, 8.4))
+    axes, beside = figure.add_axes((0.06, 0.07, 0.54, 0.868)), figure.add_axes((0.63, 0.07, 0.36, 0.868))
     rows, columns = np.nonzero(matrix)
     right = rows == columns
-    area = 60_000 / n * shares[rows, columns]
+    area = DOT * np.sqrt(shares[rows, columns] / n)
     for where, color, label in ((right, "C0", "right"), (~right, "C3", "wrong")):
         axes.scatter(columns[where], rows[where], area[where], color=color, alpha=0.6, linewidth=0, label=label)
-    axes.set(xlim=(-1, n), ylim=(n, -1), aspect="equal", xlabel="predicted class", ylabel="true class")
+    axes.set(xlim=(-1, n), ylim=(n, -1), xlabel="predicted class", ylabel="true class")
     axes.grid(alpha=0.3)
     wrong = np.where(np.eye(n, dtype="bool"), 0, matrix)
     most = np.argsort(-wrong, axis=None, kind="stable")[:LISTED]
@@ -72,12 +74,12 @@ def _draw_dots(matrix, shares, classes):
     ]
     beside.axis("off")
     beside.set(xlim=(0, 1), ylim=(LISTED + 1, -1))
-    for x, heading, align in ((0, "taken", "left"), (0.17, "true", "left"), (0.6, "for", "left")):
-        beside.text(x, -0.2, heading, ha=align, color="0.4")
+    for x, heading in zip(LISTED_AT, ("most frequent", "true", "taken for"), strict=True):
+        beside.text(x, 0, heading, color="0.4", fontsize=9)
     for y, (row, column) in enumerate(lines, 1):
-        beside.text(0, y, f"{wrong[row, column]} of {matrix[row].sum()}", fontsize=9)
-        beside.text(0.17, y, _short(classes[row]), fontsize=9)
-        beside.text(0.6, y, _short(classes[column]), fontsize=9)
+        texts = f"{wrong[row, column]} of {matrix[row].sum()}", _short(classes[row]), _short(classes[column])
+        for x, text in zip(LISTED_AT, texts, strict=True):
+            beside.text(x, y, text, fontsize=9)
     return figure
 
 
@@ -98,13 +100,17 @@ def draw_mistakes(images, labels, predictions, sureness, classes, title, file):
     for axes in grid:
         axes.axis("off")
     for axes, image, label, prediction, probability in zip(grid, images, labels, predictions, sureness, strict=False):
-        axes.imshow(np.asarray(image).astype("uint8"), interpolation="nearest")
-        axes.text(0, 1.14, _short(classes[label]), transform=axes.transAxes, fontsize=9, color="C0")
+        axes.imshow(np.asarray(image).astype("uint8"), interpolation="antialiased")
+        longer = max(image.shape[:2])
+        axes.set(xlim=(-0.5, longer - 0.5), ylim=(longer - 0.5, -0.5))  # a square, the image at its upper left
         predicted = f"{_short(classes[prediction])}  {probability:.0%}"
-        axes.text(0, 1.03, predicted, transform=axes.transAxes, fontsize=9, color="C3")
+        for points, text, color in ((16, _short(classes[label]), "C0"), (4, predicted, "C3")):
+            axes.annotate(
+                text, (0, 1), (0, points), xycoords="axes fraction", textcoords="offset points", fontsize=9, color=color
+            )
     figure.suptitle(title)
     figure.savefig(file, format="png", dpi=120)
 
 
-def _short(name, length=20):
+def _short(name, length=22):
     return name if len(name) <= length else name[: length - 1] + "…"

@@ -77,13 +77,14 @@ def check(options):
 
 
 def load_data(options):
-    """The examples, a tf.data.Dataset, and the classes."""
+    """The examples, a tf.data.Dataset, the classes, and the paths of the examples that lie in files."""
     if options.data in sources.DATASETS:
         source = sources.load(options.data, options.data_dir)
-        return tf.data.Dataset.from_tensor_slices(tuple(source.test)), source.classes
+        return tf.data.Dataset.from_tensor_slices(tuple(source.test)), source.classes, []
     paths, labels, classes = reading.list_folder(options.data, "val")
-    read = lambda path, label: (reading.decode(path), label)
-    return tf.data.Dataset.from_tensor_slices((paths, labels)).map(read, num_parallel_calls=tf.data.AUTOTUNE), classes
+    read = lambda path, label: (reading.decode(tf.io.read_file(path)), label)
+    examples = tf.data.Dataset.from_tensor_slices((paths, labels)).map(read, num_parallel_calls=tf.data.AUTOTUNE)
+    return examples, classes, paths
 
 
 def table(result, options):
@@ -104,7 +105,7 @@ def draw(result, examples, options):
     if len(worst):
         images, predictions = views.pick(examples, worst), result.predictions[worst]
         sureness = result.probabilities[worst, predictions]
-        title = f"{name}, {result.protocol['name']}: the surest mistakes\nblue what it is, red what it was taken for"
+        title = f"{name}, {result.protocol['name']}: the surest mistakes\nblue: what it is; red: what it was taken for"
         pictures.draw_mistakes(
             images, result.labels[worst], predictions, sureness, result.classes, title, f"{options.output}/mistakes.png"
         )
@@ -119,16 +120,17 @@ def main():
         if options.output:
             os.makedirs(options.output, exist_ok=True)
         classifiers = [evaluation.load_model(path) for path in options.models]
-        examples, classes = load_data(options)
-        result = evaluation.evaluate(
-            classifiers,
-            examples,
-            classes,
-            options.protocol,
-            crop=options.crop,
-            batch_size=options.batch_size,
-            preprocess=options.preprocess and getattr(keras.applications, options.preprocess).preprocess_input,
-        )
+        examples, classes, paths = load_data(options)
+        with reading.errors_named(paths):
+            result = evaluation.evaluate(
+                classifiers,
+                examples,
+                classes,
+                options.protocol,
+                crop=options.crop,
+                batch_size=options.batch_size,
+                preprocess=options.preprocess and getattr(keras.applications, options.preprocess).preprocess_input,
+            )
         print(table(result, options))
         if options.json:
             with open(options.json, "w") as file:

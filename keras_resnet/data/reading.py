@@ -1,5 +1,6 @@
 """Photographs: image folders, decoding and resizing, with TensorFlow."""
 
+import contextlib
 import os
 
 import numpy as np
@@ -10,17 +11,23 @@ from keras_resnet.data.sources import DataError
 EXTENSIONS = (".jpeg", ".jpg", ".png")
 
 
-def decode(image):
-    """Decodes a JPEG or PNG.
+def decode(data):
+    """The content of a JPEG or PNG file, a string, as an image: uint8 (height, width, 3), RGB."""
+    return tf.io.decode_jpeg(data, channels=3)  # reads PNG as well
 
-    Args:
-        image: string tensor, the file's path.
 
-    Returns:
-        uint8 (height, width, 3), RGB.
-    """
-    pixels = tf.io.decode_image(tf.io.read_file(image), channels=3, expand_animations=False)
-    return tf.ensure_shape(pixels, (None, None, 3))
+@contextlib.contextmanager
+def errors_named(paths):
+    """Within it, a file among `paths` that cannot be decoded ends in a DataError that names it."""
+    try:
+        yield
+    except tf.errors.InvalidArgumentError as error:
+        for path in paths:
+            try:
+                decode(tf.io.read_file(path))
+            except tf.errors.InvalidArgumentError:
+                raise DataError(f"{path} cannot be read as an image") from error
+        raise
 
 
 def resize_shorter_side(image, size):

@@ -103,8 +103,8 @@ def draw_mistakes(images, labels, predictions, sureness, classes, title, file):
         axes.imshow(np.asarray(image).astype("uint8"), interpolation="antialiased")
         longer = max(image.shape[:2])
         axes.set(xlim=(-0.5, longer - 0.5), ylim=(longer - 0.5, -0.5))  # a square, the image at its upper left
-        predicted = f"{_short(classes[prediction])}  {probability:.0%}"
-        for points, text, color in ((16, _short(classes[label]), "C0"), (4, predicted, "C3")):
+        predicted = f"{_short(classes[prediction], 18)}  {probability:.0%}"
+        for points, text, color in ((16, _short(classes[label], 18), "C0"), (4, predicted, "C3")):
             axes.annotate(
                 text, (0, 1), (0, points), xycoords="axes fraction", textcoords="offset points", fontsize=9, color=color
             )

@@ -98,17 +98,21 @@ def table(result, options):
 
 
 def draw(result, examples, options):
-    name = f"{' + '.join(os.path.basename(path.rstrip('/')) for path in options.models)} on {options.data}"
+    """Draws the pictures; returns their names."""
+    (first, *others), data = options.models, os.path.basename(os.path.abspath(options.data))
+    name = f"{len(others) + 1} models on {data}" if others else f"{os.path.basename(os.path.abspath(first))} on {data}"
     title = f"{name}, {result.protocol['name']}, top-1 error {result.error(1):.2%}"
     pictures.draw_confusion(result.confusion(), result.classes, title, f"{options.output}/confusion.png")
     worst = result.worst_mistakes(MISTAKES)
-    if len(worst):
-        images, predictions = views.pick(examples, worst), result.predictions[worst]
-        sureness = result.probabilities[worst, predictions]
-        title = f"{name}, {result.protocol['name']}: the surest mistakes\nblue: what it is; red: what it was taken for"
-        pictures.draw_mistakes(
-            images, result.labels[worst], predictions, sureness, result.classes, title, f"{options.output}/mistakes.png"
-        )
+    if not len(worst):
+        return "confusion.png; there are no mistakes"
+    images, predictions = views.pick(examples, worst), result.predictions[worst]
+    sureness = result.probabilities[worst, predictions]
+    title = f"{name}, {result.protocol['name']}: the surest mistakes\nblue: what it is; red: what it was taken for"
+    pictures.draw_mistakes(
+        images, result.labels[worst], predictions, sureness, result.classes, title, f"{options.output}/mistakes.png"
+    )
+    return "confusion.png, mistakes.png"
 
 
 def main():
@@ -136,8 +140,7 @@ def main():
             with open(options.json, "w") as file:
                 json.dump({"models": options.models, "data": options.data, **result.summary()}, file, indent=2)
         if options.output:
-            draw(result, examples, options)
-            print(f"in {options.output}: {', '.join(sorted(os.listdir(options.output)))}")
+            print(f"in {options.output}: {draw(result, examples, options)}")
     except (evaluation.EvaluationError, sources.DataError, OSError) as error:
         sys.exit(f"evaluate.py: {error}")
 

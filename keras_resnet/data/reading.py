@@ -40,8 +40,8 @@ def resize_shorter_side(image, size):
     Returns:
         float32 (height, width, 3), not rounded.
     """
-    sides = tf.shape(image)[:2]
-    sides = tf.round(tf.cast(sides, "float64") * (size / tf.reduce_min(sides)))
+    sides = tf.cast(tf.shape(image)[:2], "float64")
+    sides = tf.round(sides * size / tf.reduce_min(sides))  # halves to even
     return tf.image.resize(image, tf.cast(sides, "int32"), antialias=True)
 
 

@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import os
 import subprocess
 import sys
 
@@ -166,15 +167,27 @@ def test_decoding_and_listing(tmp_path):
 # Counting.
 
 
+def tiny(size=None, seed=1, activation="softmax"):
+    """A network that compiles in no time; for images of one size or, by default, of any."""
+    keras.utils.set_random_seed(seed)
+    layers = [
+        keras.Input((size, size, 3)),
+        keras.layers.Rescaling(1 / 20, -127 / 20),
+        keras.layers.Conv2D(16, 3, 2, activation="relu"),
+        keras.layers.GlobalAveragePooling2D(),
+        keras.layers.Dense(len(CLASSES), kernel_initializer="he_normal", activation=activation),
+    ]
+    return keras.Sequential(layers, name="tiny")
+
+
 @pytest.fixture(scope="module")
 def small():
     """A small network, and 23 noisy images of five shapes."""
     rng = np.random.default_rng(0)
     shapes = [(20, 20), (20, 31), (33, 20), (20, 24), (64, 48)]
-    images = [rng.integers(0, 256, (*shapes[i * i % 5], 3)).astype("uint8") for i in range(23)]
-    keras.utils.set_random_seed(1)
-    options = {"normalization": (127.0, 60.0), "input_shape": (None, None, 3)}
-    return keras_resnet.CifarResNet(8, classes=len(CLASSES), **options), images
+    means = rng.integers(30, 226, (23, 3))
+    images = [np.clip(rng.normal(means[i], 40, (*shapes[i * i % 5], 3)), 0, 255).astype("uint8") for i in range(23)]
+    return tiny(), images
 
 
 @pytest.mark.parametrize("protocol", views.PROTOCOLS)
@@ -195,8 +208,8 @@ def test_few_images_wait(small):
     handed_out = 0
 
     def stream():
-        for i in range(200):
-            assert i - handed_out < 60  # what waits, and what tf.data has prepared
+        for i in range(400):
+            assert i - handed_out < views.WAITING * 4 + 4 + 3 * os.cpu_count() + 10  # waiting, prepared, in preparation
             yield np.zeros((8 + i, 8, 3), "uint8"), 0
 
     signature = tf.TensorSpec((None, None, 3), "uint8"), tf.TensorSpec((), "int64")
@@ -204,7 +217,7 @@ def test_few_images_wait(small):
         tf.data.Dataset.from_generator(stream, output_signature=signature), views.single, 4
     ):
         handed_out += len(numbers)
-    assert handed_out == 200
+    assert handed_out == 400
 
 
 def test_sizes_do_not_retrace_the_network(small):
@@ -242,9 +255,7 @@ def test_pick(small):
 
 def test_ensemble_is_the_mean_and_logits_are_recognised(small):
     network, images = small
-    logits = keras_resnet.models.logits(network)
-    keras.utils.set_random_seed(2)
-    other = keras_resnet.CifarResNet(14, classes=len(CLASSES), input_shape=(16, 16, 3), normalization=(0.0, 90.0))
+    logits, other = tiny(activation=None), tiny(16, seed=2)
     one, same, two = (evaluate(model, images, "10-crop", crop=16).probabilities for model in (network, logits, other))
     assert np.abs(one - two).max() > 0.1
     assert np.abs(one - same).max() < 1e-6
@@ -254,9 +265,10 @@ def test_ensemble_is_the_mean_and_logits_are_recognised(small):
 
 
 def test_a_fixed_size_is_opened_for_many_sizes(small):
-    network, images = small
-    fixed = keras_resnet.CifarResNet(8, classes=len(CLASSES), input_shape=(16, 16, 3), normalization=(127.0, 60.0))
-    fixed.set_weights(network.get_weights())
+    images = small[1][:6]
+    fixed = keras_resnet.CifarResNet(8, shortcut="A", classes=7, input_shape=(16, 16, 3), normalization="caffe")
+    network = keras_resnet.CifarResNet(8, shortcut="A", classes=7, input_shape=(None, None, 3), normalization="caffe")
+    network.set_weights(fixed.get_weights())
     found, expected = (evaluate(model, images, "multi-scale", crop=16).probabilities for model in (fixed, network))
     assert np.abs(found - expected).max() < 1e-6
     assert fixed.input_shape == (None, 16, 16, 3)
@@ -265,11 +277,11 @@ def test_a_fixed_size_is_opened_for_many_sizes(small):
 def test_keras_applications_with_their_preprocessing(small):
     keras.utils.set_random_seed(3)
     mobile = keras.applications.MobileNet((32, 32, 3), 0.25, weights=None, classes=len(CLASSES))
-    images, preprocess = small[1], keras.applications.mobilenet.preprocess_input
-    assert evaluate(mobile, images, "multi-scale", crop=32, preprocess=preprocess).probabilities.shape == (23, 7)
-    with_its_own = keras.Sequential([keras.Input((32, 32, 3)), keras.layers.Rescaling(1 / 127.5, -1.0), mobile])
-    together = evaluate([mobile, with_its_own], images, "center", crop=32, preprocess=[preprocess, None])
-    alone = evaluate(with_its_own, images, "center", crop=32)
+    images, preprocess = small[1][:6], keras.applications.mobilenet.preprocess_input
+    assert evaluate(mobile, images, "multi-scale", crop=32, preprocess=preprocess).probabilities.shape == (6, 7)
+    own = keras.Sequential([keras.Input((32, 32, 3)), keras.layers.Rescaling(1 / 127.5, -1.0), mobile])
+    together = evaluate([mobile, own], images, "center", crop=32, preprocess=[preprocess, None])
+    alone = evaluate(own, images, "center", crop=32)
     assert np.abs(together.probabilities - alone.probabilities).max() < 1e-6
 
 
@@ -290,7 +302,12 @@ def test_what_does_not_fit_is_said(small):
         (flattening(20), images[:2], "single", "flat takes images of 20x20, and this protocol gives it 20x31"),
         (flattening(32), images, "multi-scale", "flat does not take images of every size.*\n.*global average pooling"),
         (mean_image, images, "multi-scale", "does not take images of every size.*\n.*no mean image"),
-        (keras_resnet.CifarResNet(8, input_shape=(16, 16, 3)), images, "center", "has 10 classes and the data 7"),
+        (
+            keras_resnet.CifarResNet(8, input_shape=(16, 16, 3)),
+            images,
+            "center",
+            "cifar_resnet8 has 10 classes and the data 7",
+        ),
         (features, images, "center", "is no classifier"),
         (nan, images, "center", "not finite"),
         (network, examples(images, np.arange(23)), "center", r"a label is in \[0, 7\); found 0 to 22"),
@@ -330,7 +347,7 @@ def test_program_on_shapes(tmp_path):
     assert run.returncode == 0, run.stderr
     result = json.loads((tmp_path / "r.json").read_text())
     test = sources.load("shapes").test
-    outputs = network.predict(test.images.astype("float32"), batch_size=500, verbose=0)
+    outputs = np.concatenate([network(batch.astype("float32")) for batch in np.split(test.images, 4)])
     ranks = (outputs > outputs[np.arange(2000), test.labels][:, None]).sum(axis=1)
     assert result["top1_error"] == pytest.approx((ranks > 0).mean(), abs=0.001)
     assert result["top5_error"] == pytest.approx((ranks > 4).mean(), abs=0.001)
@@ -349,6 +366,13 @@ def test_program_on_a_folder(folder, tmp_path):
     assert (result["examples"], result["classes"]) == (24, 2)
     assert "28, 32, 48, 60 and 80" in run.stdout and "views and 2 models" in run.stdout
     assert result["models"] == [str(path) for path in arguments[:2]]
+
+
+def main(monkeypatch, *arguments):
+    """The program, in this process."""
+    monkeypatch.syspath_prepend(ROOT / "train")
+    monkeypatch.setattr(sys, "argv", ["evaluate.py", *arguments])
+    importlib.import_module("evaluate").main()
 
 
 @pytest.mark.parametrize(
@@ -374,14 +398,14 @@ def test_mistakes_are_explained_without_a_traceback(folder, monkeypatch, argumen
     for name, content in (("one", (folder / "images/val/day/0.jpg").read_bytes()), ("two", b"nonsense")):
         (folder / "damaged" / name).mkdir(parents=True, exist_ok=True)
         (folder / "damaged" / name / f"{name}.jpg").write_bytes(content)
-    monkeypatch.syspath_prepend(ROOT / "train")
-    monkeypatch.setattr(sys, "argv", ["evaluate.py", *arguments])
     with pytest.raises(SystemExit) as exit:
-        importlib.import_module("evaluate").main()
+        main(monkeypatch, *arguments)
     assert str(exit.value).startswith("evaluate.py: ") and message in str(exit.value)
 
 
-def test_help_teaches():
-    text = subprocess.run([*EVALUATE, "--help"], capture_output=True, text=True, timeout=100).stdout
+def test_help_teaches(monkeypatch, capsys):
+    with pytest.raises(SystemExit):
+        main(monkeypatch, "--help")
+    text = capsys.readouterr().out
     for word in ("multi-scale", "640", "an ensemble", "(default 224)", "confusion.png", "P1 3.4"):
         assert word in text

@@ -120,7 +120,7 @@ def batches(examples, view, batch_size):
         lambda number, example: (number, view(example[0]), example[1]), num_parallel_calls=tf.data.AUTOTUNE
     )
     waiting = collections.defaultdict(list)
-    for example in viewed.prefetch(tf.data.AUTOTUNE).as_numpy_iterator():
+    for example in viewed.prefetch(batch_size).as_numpy_iterator():
         shape = example[1].shape
         waiting[shape].append(example)
         most = max(1, batch_size // shape[0])

@@ -137,8 +137,9 @@ def main():
             )
         print(table(result, options))
         if options.json:
+            inputs = {name: getattr(options, name) for name in ("models", "data", "preprocess")}
             with open(options.json, "w") as file:
-                json.dump({"models": options.models, "data": options.data, **result.summary()}, file, indent=2)
+                json.dump({**inputs, **result.summary()}, file, indent=2)
         if options.output:
             print(f"in {options.output}: {draw(result, examples, options)}")
     except (evaluation.EvaluationError, sources.DataError, OSError) as error:

@@ -326,7 +326,7 @@ def main():
     parser.add_argument("what", choices=("step", "input", "start"))
     parser.add_argument("--depth", type=int, help="of the CIFAR network (default 20; start: 110)")
     parser.add_argument("--batch-size", type=int, default=128, help="images in a step (default 128)")
-    parser.add_argument("--data", help="input: a folder of images, for example ../shared/imagenet_sample")
+    parser.add_argument("--data", help="input: a folder of images")
     parser.add_argument("--rounds", type=int, help="turns to take the median of (default 7; start: 3)")
     parser.add_argument("--steps", type=int, default=20, help="steps in a turn (default 20)")
     options = parser.parse_args()

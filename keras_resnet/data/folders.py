@@ -49,14 +49,14 @@ def load(folder, seed=0):
             f"{folder} holds {parts[0]}/ but not {missing}/; it needs both, or just a folder for each class"
         )
     if parts:
-        (classes, train), (others, validation) = (_list(os.path.join(folder, part)) for part in ("train", "val"))
+        (classes, train), (others, validation) = (list_classes(os.path.join(folder, part)) for part in ("train", "val"))
         if classes != others:
             raise DataError(
                 f"{folder}: train/ has {len(classes)} classes and val/ has {len(others)}, and they are not the same; "
                 f"only one of them has {', '.join(sorted(set(classes) ^ set(others))[:8])}"
             )
         return ImageFolder(classes, train, validation)
-    classes, files = _list(folder)
+    classes, files = list_classes(folder)
     if len(files.paths) < 2:
         raise DataError(f"{folder} holds one image; it takes two to train and to validate")
     order = np.random.default_rng(seed).permutation(len(files.paths))
@@ -73,8 +73,8 @@ def _folders(folder):
         return sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
 
 
-def _list(folder):
-    """The classes, a tuple of names, and `Files` of a folder with a folder for each class."""
+def list_classes(folder):
+    """The classes, a tuple of names, and the `Files` of a folder with a folder of images for each class."""
     classes, paths, counts = _folders(folder), [], []
     if not classes:
         raise DataError(f"{folder} should hold a folder of images for each class; there is no folder in it")

@@ -164,17 +164,29 @@ def _read(paths, image, arguments, skipped):
 
 
 @contextlib.contextmanager
-def errors_named():
-    """Within it, a damaged file that ends a stream of batches ends it with a DataError that names the file."""
+def errors_named(paths=()):
+    """Within it, a damaged file that ends a stream of batches ends it with a DataError that names the file.
+
+    Streams of this module say which it was; for others, of files `paths`, it is searched.
+    """
     try:
         yield
     except tf.errors.InvalidArgumentError as error:
         found = re.search(rf"\[{DAMAGED}\] \[(.*?)\](?=\s|$)", error.message)
-        if not found:
+        name = found[1] if found else next((path for path in paths if not _is_whole(path)), None)
+        if name is None:
             raise
         raise DataError(
-            f"{found[1]} is damaged, or no JPEG or PNG file, or may not be opened. Replace it, or skip such files."
+            f"{name} is damaged, or no JPEG or PNG file, or may not be opened. Replace it, or skip such files."
         ) from error
+
+
+def _is_whole(path):
+    try:
+        decode(tf.io.read_file(path))
+    except tf.errors.OpError:
+        return False
+    return True
 
 
 def training_batches(

@@ -1,0 +1,145 @@
+"""The views of an image that the papers' tests classify, with tf.data.
+
+P1 is "Deep Residual Learning for Image Recognition" (arXiv 1512.03385), AlexNet is Krizhevsky et al., 2012.
+"""
+
+import collections
+import functools
+import typing
+
+import numpy as np
+import tensorflow as tf
+
+from keras_resnet.data.imagenet import resize_shorter_side
+
+# P1 3.4. For another crop all of them are in proportion.
+CROP = 224
+SHORTER_SIDE = 256
+SCALES = (224, 256, 384, 480, 640)
+
+PROTOCOLS = ("center", "10-crop", "multi-scale", "single")
+WORDS = ("resize", "interpolation", "crop", "views")
+INTERPOLATION = "bilinear, antialiased, not rounded"
+WAITING = 4  # batches' worth of examples that may wait for others of their shape
+
+
+class Protocol(typing.NamedTuple):
+    """How an image is tested.
+
+    `passes` are functions from an image (height, width, 3) to some of its views, float32 (views, height, width, 3), as
+    many in each pass. `any_size`: whether the network sees views of several sizes. `words` say the same to people.
+    """
+
+    name: str
+    passes: tuple
+    any_size: bool
+    words: dict
+
+
+def protocol(name, crop=CROP):
+    """One of the protocols.
+
+    Args:
+        name: "center": the shorter side 256, the crop in the middle.
+            "10-crop": the shorter side 256, the crops in the corners and in the middle, and their mirror images
+            (AlexNet, P1 3.4).
+            "multi-scale": the whole image and its mirror image, the shorter side 224, 256, 384, 480 and 640 (P1 3.4).
+            "single": the image as it is (P1 4.2).
+        crop: height and width of the crops. The numbers above are for 224; for others they are in proportion, rounded.
+
+    Returns:
+        A `Protocol`.
+
+    Raises:
+        ValueError: there is no such protocol.
+    """
+    in_proportion = lambda size: round(size / CROP * crop)
+    side, scales = in_proportion(SHORTER_SIDE), [in_proportion(size) for size in SCALES]
+    if name == "center":
+        passes, any_size = (functools.partial(center, side=side, crop=crop),), False
+        said = f"shorter side to {side}", INTERPOLATION, f"{crop}x{crop}, centre", "1"
+    elif name == "10-crop":
+        passes, any_size = (functools.partial(ten_crops, side=side, crop=crop),), False
+        which = f"{crop}x{crop}, four corners and centre"
+        said = f"shorter side to {side}", INTERPOLATION, which, "10, each crop and its mirror image"
+    elif name == "multi-scale":
+        passes, any_size = tuple(functools.partial(whole, side=side) for side in scales), True
+        sides = f"shorter side to {', '.join(map(str, scales[:-1]))} and {scales[-1]}"
+        which = "none, fully convolutional: scores before the softmax averaged over all positions of a view"
+        said = sides, INTERPOLATION, which, f"{2 * len(scales)}, the image at each size and its mirror image"
+    elif name == "single":
+        passes, any_size = (single,), False
+        said = "none", "none", "none", "1, the image as it is"
+    else:
+        raise ValueError(f"the protocol is one of {', '.join(PROTOCOLS)}; found {name!r}")
+    return Protocol(name, passes, any_size, dict(zip(WORDS, said, strict=True)))
+
+
+def single(image):
+    """The image as it is."""
+    return tf.cast(image, "float32")[None]
+
+
+def whole(image, side):
+    """The image and its mirror image, the shorter side resized to `side`."""
+    image = resize_shorter_side(image, side)
+    return tf.stack([image, image[:, ::-1]])
+
+
+def center(image, side, crop):
+    """The crop in the middle, half a pixel up and left where it cannot be exact."""
+    image = resize_shorter_side(image, side)
+    top, left = ((length - crop) // 2 for length in tf.unstack(tf.shape(image)[:2]))
+    return image[None, top : top + crop, left : left + crop]
+
+
+def ten_crops(image, side, crop):
+    """The four corners and the middle, and then the mirror image of each."""
+    image = resize_shorter_side(image, side)
+    height, width = tf.unstack(tf.shape(image)[:2])
+    bottom, right = height - crop, width - crop
+    corners = ((0, 0), (0, right), (bottom, 0), (bottom, right), (bottom // 2, right // 2))
+    crops = tf.stack([image[top : top + crop, left : left + crop] for top, left in corners])
+    return tf.concat([crops, crops[:, :, ::-1]], axis=0)
+
+
+def batches(examples, view, batch_size):
+    """The views of every example once, in batches of one shape.
+
+    Images of the same shape wait for each other, as many as memory is sure to hold; nothing is padded.
+
+    Args:
+        examples: a `tf.data.Dataset` of (image (height, width, 3), label).
+        view: a pass of a `Protocol`.
+        batch_size: views in a batch; at least those of one example, at most this many or those.
+
+    Yields:
+        The examples' numbers, int64 (n,); their views, float32 (n * views, height, width, 3); their labels, (n,).
+    """
+    viewed = examples.enumerate().map(
+        lambda number, example: (number, view(example[0]), example[1]), num_parallel_calls=tf.data.AUTOTUNE
+    )
+    waiting = collections.defaultdict(list)
+    for example in viewed.prefetch(batch_size).as_numpy_iterator():
+        shape = example[1].shape
+        waiting[shape].append(example)
+        most = max(1, batch_size // shape[0])
+        if len(waiting[shape]) == most:
+            yield _stack(waiting.pop(shape))
+        elif sum(map(len, waiting.values())) == WAITING * most:
+            yield _stack(waiting.pop(max(waiting, key=lambda shape: len(waiting[shape]))))
+    for group in waiting.values():
+        yield _stack(group)
+
+
+def _stack(group):
+    numbers, views, labels = zip(*group, strict=True)
+    return np.array(numbers), np.concatenate(views), np.array(labels)
+
+
+def pick(examples, numbers):
+    """The images of a few examples, in the order of `numbers`; the data set is read once more, as far as needed."""
+    wanted = tf.constant(numbers, "int64")
+    chosen = examples.enumerate().filter(lambda number, example: tf.reduce_any(number == wanted)).take(len(numbers))
+    images = {int(number): image for number, (image, _) in chosen.as_numpy_iterator()}
+    return [images[int(number)] for number in numbers]

@@ -1,0 +1,280 @@
+"""The papers' tests of a classifier: one crop, ten crops, whole images at many sizes, and ensembles.
+
+P1 is "Deep Residual Learning for Image Recognition" (arXiv 1512.03385). A score is a probability everywhere: each view
+of an image, by each network, gives the classes' probabilities, and the mean of all these is the answer.
+
+With many sizes a network is applied to the whole image at once, fully convolutionally (P1 3.4). Where it ends in
+average pooling and a fully connected layer, classifying the mean of the last feature map is the same as classifying
+each of its positions and averaging the outputs before the softmax. The paper does not say whether its 7x7 pooling
+slides over a larger map; here it covers the map.
+"""
+
+import os
+import typing
+
+import keras
+import numpy as np
+
+from keras_resnet import models
+from keras_resnet.data import views
+
+LOADING_DEPTH = 20_000  # of the recursion in which Keras reads a network; ResNet-1202 needs 13,000
+
+
+class EvaluationError(Exception):
+    """This cannot be evaluated. The message says what was looked for, what was found and what to do."""
+
+
+class Result(typing.NamedTuple):
+    """What came out.
+
+    `protocol` is in words, by keyword; `classes` their names; `labels` int (n,); `probabilities` float32 (n, classes),
+    row i for example i.
+    """
+
+    protocol: dict
+    classes: tuple
+    labels: np.ndarray
+    probabilities: np.ndarray
+
+    @property
+    def predictions(self):
+        """The most probable class of each example, int (n,)."""
+        return self.probabilities.argmax(axis=1)
+
+    def error(self, k):
+        """The share of examples, in [0, 1], whose label is not among the `k` most probable classes.
+
+        Equal probabilities rank in the order of the classes.
+        """
+        of_label = np.take_along_axis(self.probabilities, self.labels[:, None], axis=1)
+        earlier = np.arange(len(self.classes)) < self.labels[:, None]
+        ahead = (self.probabilities > of_label) | ((self.probabilities == of_label) & earlier)
+        return float((ahead.sum(axis=1) >= k).mean())
+
+    def confusion(self):
+        """How many examples of each class (row) were taken for each class (column): int (classes, classes)."""
+        size = len(self.classes)
+        return np.bincount(self.labels * size + self.predictions, minlength=size * size).reshape(size, size)
+
+    def worst_mistakes(self, count):
+        """The numbers of the misclassified examples with the surest predictions, the surest first; at most `count`."""
+        wrong = np.flatnonzero(self.predictions != self.labels)
+        sureness = self.probabilities[wrong].max(axis=1)
+        return wrong[np.argsort(-sureness, kind="stable")[:count]]
+
+    def summary(self):
+        """The result without its arrays, for JSON; errors are in [0, 1]."""
+        return {
+            "examples": len(self.labels),
+            "classes": len(self.classes),
+            "top1_error": self.error(1),
+            "top5_error": self.error(5),
+            "protocol": self.protocol,
+        }
+
+
+def load_model(path):
+    """Loads a classifier.
+
+    Args:
+        path: a `.keras` file, or the folder of a finished run of `train/fit.py`.
+
+    Returns:
+        The `keras.Model`, not compiled.
+
+    Raises:
+        EvaluationError: there is none, or it cannot be read.
+    """
+    file = os.path.join(path, "model.keras") if os.path.isdir(path) else path
+    if not os.path.isfile(file):
+        if os.path.isdir(path):
+            raise EvaluationError(f"{path} holds no model.keras; a run has one when it is finished")
+        raise EvaluationError(f"{path} does not exist; a model is a .keras file or the folder of a run")
+    try:
+        with models.recursion_limit(LOADING_DEPTH):
+            return keras.saving.load_model(file, compile=False)
+    except Exception as error:  # each kind of damage has its own
+        raise EvaluationError(f"{file} is not a model that Keras can load: {_first_line(error)}") from error
+
+
+def evaluate(classifiers, examples, classes, protocol="center", *, crop=224, batch_size=32, preprocess=None, verbose=1):
+    """Tests a classifier, or several as an ensemble (P1 Table 5), on every example once.
+
+    Args:
+        classifiers: a `keras.Model`, or a list of them. Input: (batch, height, width, 3). Output: (batch, classes),
+            probabilities or logits: what is nowhere negative and sums to 1 is probabilities, to anything else a
+            softmax is applied.
+        examples: a `tf.data.Dataset` of (image, label), unbatched and in the same order each time it is read. Images:
+            (height, width, 3), RGB in [0, 255]. Labels: integers in [0, classes).
+        classes: the classes' names.
+        protocol: "center", "10-crop", "multi-scale" or "single"; `data.views.protocol` describes them.
+        crop: height and width of the crops; 224 in the paper, and all other sizes are in proportion.
+        batch_size: views in a forward pass. It has no influence on the result beyond rounding.
+        preprocess: what the classifiers are to be given, a function of float32 (batch, height, width, 3) in [0, 255],
+            for example `keras.applications.resnet.preprocess_input`; or a list with one for each, or None. None is
+            for classifiers that take pixels, as those of `train/fit.py` do.
+        verbose: 1 for a progress bar, 0 for silence.
+
+    Returns:
+        A `Result`.
+
+    Raises:
+        EvaluationError: a classifier does not fit the views or the classes, or gives something that is not finite; or
+            there are no examples, or their order changes.
+        ValueError: there is no such protocol.
+    """
+    plan = views.protocol(protocol, crop)
+    classifiers = list(classifiers) if isinstance(classifiers, (list, tuple)) else [classifiers]
+    preprocess = preprocess if isinstance(preprocess, (list, tuple)) else [preprocess] * len(classifiers)
+    members = [_Member(_compiled(model, plan), p) for model, p in zip(classifiers, preprocess, strict=True)]
+    outputs = [_check(member, examples, plan, len(classes)) for member in members]
+    softmax = [not _are_probabilities(output) for output in outputs]
+
+    n = int(examples.cardinality())  # negative where it is not known
+    progress = keras.utils.Progbar(n * len(plan.passes) if n > 0 else None, unit_name="image", verbose=verbose)
+    labels, total = None, 0
+    for view in plan.passes:
+        numbers, pass_labels, scores = [], [], []
+        for batch_numbers, batch, batch_labels in views.batches(examples, view, batch_size):
+            if not 0 <= batch_labels.min() <= batch_labels.max() < len(classes):
+                found = f"{batch_labels.min()} to {batch_labels.max()}"
+                raise EvaluationError(f"with {len(classes)} classes a label is in [0, {len(classes)}); found {found}")
+            scores.append(_mean_probabilities(members, softmax, batch, len(batch_numbers)))
+            numbers.append(batch_numbers)
+            pass_labels.append(batch_labels)
+            progress.add(len(batch_numbers))
+        order = np.argsort(np.concatenate(numbers))
+        pass_labels = np.concatenate(pass_labels)[order].astype("int64")
+        if labels is not None and not np.array_equal(labels, pass_labels):
+            raise EvaluationError("the examples came in another order when they were read again; do not shuffle them")
+        labels, total = pass_labels, total + np.concatenate(scores)[order]
+    words = {"name": plan.name, **plan.words, "averaging": _averaging(len(members), plan)}
+    return Result(words, tuple(classes), labels, (total / len(plan.passes)).astype("float32"))
+
+
+class _Member(typing.NamedTuple):
+    """A classifier of an ensemble, and what its input goes through."""
+
+    model: keras.Model
+    preprocess: typing.Callable | None
+
+    def __call__(self, images, compiled=True):
+        """float32 (batch, height, width, 3) in [0, 255] to the classifier's outputs, float64 (batch, classes)."""
+        _check_size(self.model, images)
+        if self.preprocess is not None:
+            images = self.preprocess(images.copy())  # those of keras.applications change their argument
+        outputs = self.model.predict_on_batch(images) if compiled else self.model(images, training=False)
+        outputs = keras.ops.convert_to_numpy(outputs).astype("float64")
+        if not np.isfinite(outputs).all():
+            raise EvaluationError(f"{self.model.name} gives outputs that are not finite; has its training diverged?")
+        return outputs
+
+
+def _mean_probabilities(members, softmax, batch, n):
+    """The mean over the members and over the views of each of the `n` examples: float64 (n, classes)."""
+    total = 0
+    for member, apply_softmax in zip(members, softmax, strict=True):
+        outputs = member(batch)
+        if apply_softmax:
+            outputs = np.exp(outputs - outputs.max(axis=1, keepdims=True))
+            outputs /= outputs.sum(axis=1, keepdims=True)
+        total = total + outputs.reshape(n, -1, outputs.shape[1]).mean(axis=1)
+    return total / len(members)
+
+
+def _are_probabilities(outputs):
+    return outputs.min() >= 0 and np.allclose(outputs.sum(axis=1), 1, atol=0.01)  # bfloat16 is not more exact
+
+
+def _averaging(members, plan):
+    several_views = len(plan.passes) > 1 or plan.name == "10-crop"
+    over = ["views"] * several_views + [f"{members} models"] * (members > 1)
+    return "mean of the probabilities over " + " and ".join(over) if over else "none"
+
+
+def _compiled(model, plan):
+    """The same network, compiled to run without XLA, which would compile anew for each size of image."""
+    if plan.any_size:
+        model = _any_size(model)
+    inputs = keras.Input(_input_size(model) + (3,))
+    compiled = keras.Model(inputs, model(inputs), name=model.name)
+    compiled.compile(jit_compile=False)
+    return compiled
+
+
+def _input_size(model):
+    """(height, width) of the images that a classifier takes; None is any."""
+    shape = getattr(model, "input_shape", (None, None, None, 3))
+    if len(shape) != 4 or shape[-1] not in (None, 3):
+        raise EvaluationError(
+            f"{model.name} has the input shape {shape}; a classifier of images has (batch, height, width, 3)"
+        )
+    return tuple(shape[1:3])
+
+
+def _any_size(model):
+    """The model, or a copy of it that takes images of any size."""
+    size = _input_size(model)
+    if size == (None, None):
+        return model
+    try:
+        with models.recursion_limit(LOADING_DEPTH):
+            copy = keras.models.clone_model(model, input_tensors=keras.Input((None, None, 3)))
+        copy.set_weights(model.get_weights())
+    except Exception as error:  # whatever its layers have to say
+        raise EvaluationError(_not_convolutional(model, error)) from error
+    return copy
+
+
+def _not_convolutional(model, error):
+    return (
+        f"{model.name} does not take images of every size, as the protocol multi-scale needs: {_first_line(error)}\n"
+        "Choose another protocol, or a network that ends in global average pooling and subtracts no mean image."
+    )
+
+
+def _check_size(model, images):
+    wanted, found = _input_size(model), images.shape[1:3]
+    if any(length not in (None, there) for length, there in zip(wanted, found, strict=True)):
+        raise EvaluationError(
+            f"{model.name} takes images of {_by(wanted)}, and this protocol gives it {_by(found)}; "
+            f"choose another protocol or, with crops, the crop {wanted[0]}"
+        )
+
+
+def _check(member, examples, plan, classes):
+    """Shows the first example to a classifier in every size; returns the outputs.
+
+    It is done before the work begins, so that what does not fit is known in time.
+    """
+    outputs = []
+    for view in plan.passes:
+        for _, batch, _ in views.batches(examples.take(1), view, 1):
+            try:
+                outputs.append(member(batch, compiled=False))
+            except EvaluationError:
+                raise
+            except Exception as error:  # whatever its layers have to say
+                if plan.any_size:
+                    raise EvaluationError(_not_convolutional(member.model, error)) from error
+                raise
+    if not outputs:
+        raise EvaluationError("there are no examples")
+    for output in outputs:
+        if output.ndim != 2:
+            raise EvaluationError(f"{member.model.name} is no classifier: for one image its output is {output.shape}")
+        if output.shape[1] != classes:
+            raise EvaluationError(
+                f"{member.model.name} has {output.shape[1]} classes and the data {classes}; a model is tested on the "
+                "classes that it was trained for"
+            )
+    return np.concatenate(outputs)
+
+
+def _by(size):
+    return "x".join("any" if length is None else str(length) for length in size)
+
+
+def _first_line(error):
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

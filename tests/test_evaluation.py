@@ -1,0 +1,394 @@
+"""The protocols against an independent version: Pillow resizes, NumPy crops, and the network sees the crops in turn."""
+
+import importlib
+import json
+import os
+import subprocess
+import sys
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from conftest import ROOT, SHARED
+from PIL import Image
+
+import keras_resnet
+from keras_resnet import evaluation
+from keras_resnet.data import sources, views
+
+CLASSES = ("a", "b", "c", "d", "e", "f", "g")
+CROP = 56  # a quarter of the paper's, and so are all other sizes
+PIXEL_TOLERANCE = 0.02  # of 255: Pillow too resizes in floating point here
+TOLERANCE = 2e-4  # of a probability
+EVALUATE = [sys.executable, str(ROOT / "train" / "evaluate.py")]
+
+
+@pytest.fixture(scope="module")
+def photographs():
+    """Photographs of several shapes, decoded by Pillow."""
+    paths = [sorted((SHARED / name).glob("*/*.JPEG"))[::50] for name in ("imagenet_sample", "imagenette/val")]
+    if not all(paths):
+        pytest.skip(f"photographs are not in {SHARED}/imagenet_sample and {SHARED}/imagenette")
+    images = [np.array(Image.open(path).convert("RGB")) for path in paths[0] + paths[1][:2]]
+    assert len({image.shape for image in images}) > 3 and {h < w for h, w, _ in (i.shape for i in images)} == {
+        True,
+        False,
+    }
+    return images
+
+
+@pytest.fixture(scope="module")
+def network(photographs):
+    """Random, its last layer such that each output has mean 0 and standard deviation 1 over the photographs."""
+    keras.utils.set_random_seed(0)
+    network = keras_resnet.ResNet18(classes=len(CLASSES), normalization=(118.0, 60.0))
+    logits, last = keras_resnet.models.logits(network), network.get_layer("fc")
+    outputs = np.concatenate([logits(crops(image, "center")) for image in photographs])
+    kernel, bias = last.get_weights()
+    last.set_weights([kernel / outputs.std(axis=0), bias - outputs.mean(axis=0) / outputs.std(axis=0)])
+    return network
+
+
+def examples(images, labels=None):
+    labels = np.arange(len(images)) % len(CLASSES) if labels is None else labels
+    signature = tf.TensorSpec((None, None, 3), images[0].dtype), tf.TensorSpec((), "int64")
+    dataset = tf.data.Dataset.from_generator(lambda: zip(images, labels, strict=True), output_signature=signature)
+    return dataset.apply(tf.data.experimental.assert_cardinality(len(images)))
+
+
+def evaluate(classifiers, images, protocol, **options):
+    data = images if isinstance(images, tf.data.Dataset) else examples(images)
+    return evaluation.evaluate(classifiers, data, CLASSES, protocol, **{"crop": CROP, "verbose": 0, **options})
+
+
+def softmax(x):
+    x = np.exp(x - x.max(axis=-1, keepdims=True))
+    return x / x.sum(axis=-1, keepdims=True)
+
+
+# The independent version.
+
+
+def resize(image, shorter):
+    height, width = image.shape[:2]
+    size = tuple(round(length * shorter / min(height, width)) for length in (width, height))
+    planes = [
+        Image.fromarray(image[..., i].astype("float32")).resize(size, Image.Resampling.BILINEAR) for i in range(3)
+    ]
+    return np.stack([np.array(plane) for plane in planes], axis=-1)
+
+
+def crops(image, protocol):
+    image = resize(image, 64)  # 56 / 224 * 256
+    height, width = image.shape[:2]
+    top, left = (height - CROP) // 2, (width - CROP) // 2
+    center = image[top : top + CROP, left : left + CROP]
+    if protocol == "center":
+        return np.stack([center])
+    five = [image[:CROP, :CROP], image[:CROP, -CROP:], image[-CROP:, :CROP], image[-CROP:, -CROP:], center]
+    return np.stack(five + [crop[:, ::-1] for crop in five])
+
+
+def dense_scores(network, image):
+    """The fully connected layer at every position of the last feature map, averaged, for the image and its mirror."""
+    features = keras.Model(network.input, network.get_layer("pool").input)
+    kernel, bias = network.get_layer("fc").get_weights()
+    maps = np.asarray(features(np.stack([image, image[:, ::-1]])), "float64")
+    return (maps @ kernel + bias).mean(axis=(1, 2))
+
+
+# The protocols.
+
+
+@pytest.mark.parametrize("protocol, count", [("center", 1), ("10-crop", 10)])
+def test_crops(photographs, network, protocol, count):
+    (view,) = views.protocol(protocol, CROP).passes
+    expected = []
+    for image in photographs:
+        by_hand = crops(image, protocol)
+        found = view(tf.constant(image)).numpy()
+        assert found.shape == (count, CROP, CROP, 3)
+        assert np.abs(found - by_hand).max() < PIXEL_TOLERANCE
+        expected.append(np.asarray(network(by_hand)).mean(axis=0))
+    assert np.std(expected, axis=0).max() > 100 * TOLERANCE  # so that the comparison says something
+    result = evaluate(network, photographs, protocol)
+    assert np.abs(result.probabilities - expected).max() < TOLERANCE
+    assert str(count) in result.protocol["views"] and "64" in result.protocol["resize"]
+
+
+def test_multi_scale(photographs, network):
+    expected = [
+        np.mean([softmax(dense_scores(network, resize(image, side))) for side in (56, 64, 96, 120, 160)], axis=(0, 1))
+        for image in photographs
+    ]
+    assert np.std(expected, axis=0).max() > 100 * TOLERANCE
+    result = evaluate(network, photographs, "multi-scale")
+    assert np.abs(result.probabilities - expected).max() < TOLERANCE
+
+
+def test_an_image_of_224_gives_the_dense_average(photographs, network, monkeypatch):
+    """Without resizing: of one scale, the paper's smallest, on images whose shorter side it is."""
+    monkeypatch.setattr(views, "SCALES", (224,))
+    images = [image for image in photographs if min(image.shape[:2]) == 224][:1]
+    assert images
+    result = evaluate(network, images, "multi-scale", crop=224)
+    expected = [softmax(dense_scores(network, image.astype("float32"))).mean(axis=0) for image in images]
+    assert np.abs(result.probabilities - expected).max() < 1e-6
+
+
+def test_the_papers_sizes():
+    words = {name: views.protocol(name).words for name in views.PROTOCOLS}
+    assert words["center"]["resize"] == words["10-crop"]["resize"] == "shorter side to 256"
+    assert words["center"]["crop"] == "224x224, centre"
+    assert words["multi-scale"]["resize"] == "shorter side to 224, 256, 384, 480 and 640"
+    assert words["single"]["resize"] == "none"
+    with pytest.raises(ValueError, match="one of center, 10-crop, multi-scale, single; found '5-crop'"):
+        views.protocol("5-crop")
+
+
+# Counting.
+
+
+def tiny(size=None, seed=1, activation="softmax"):
+    """A network that compiles in no time; for images of one size or, by default, of any."""
+    keras.utils.set_random_seed(seed)
+    layers = [
+        keras.Input((size, size, 3)),
+        keras.layers.Rescaling(1 / 20, -127 / 20),
+        keras.layers.Conv2D(16, 3, 2, activation="relu"),
+        keras.layers.GlobalAveragePooling2D(),
+        keras.layers.Dense(len(CLASSES), kernel_initializer="he_normal", activation=activation),
+    ]
+    return keras.Sequential(layers, name="tiny")
+
+
+@pytest.fixture(scope="module")
+def small():
+    """A small network, and 23 noisy images of five shapes."""
+    rng = np.random.default_rng(0)
+    shapes = [(20, 20), (20, 31), (33, 20), (20, 24), (64, 48)]
+    means = rng.integers(30, 226, (23, 3))
+    images = [np.clip(rng.normal(means[i], 40, (*shapes[i * i % 5], 3)), 0, 255).astype("uint8") for i in range(23)]
+    return tiny(), images
+
+
+@pytest.mark.parametrize("protocol", views.PROTOCOLS)
+def test_every_example_counts_once_whatever_the_batch_size(small, protocol):
+    network, images = small
+    results = [evaluate(network, images, protocol, crop=16, batch_size=size) for size in (1, 7, 64)]
+    for result in results:
+        assert np.array_equal(result.labels, np.arange(23) % len(CLASSES))
+        assert np.array_equal(result.confusion(), results[0].confusion()) and result.confusion().sum() == 23
+        assert (result.error(1), result.error(5)) == (results[0].error(1), results[0].error(5))
+        assert np.abs(result.probabilities - results[0].probabilities).max() < 1e-5
+    alone = evaluate(network, images[2:3], protocol, crop=16).probabilities[0]
+    assert np.abs(results[1].probabilities[2] - alone).max() < 1e-5
+
+
+def test_few_images_wait(small):
+    """Memory: the images in hand stay few where every one has a shape of its own."""
+    handed_out = 0
+
+    def stream():
+        for i in range(400):
+            assert i - handed_out < views.WAITING * 4 + 4 + 3 * os.cpu_count() + 10  # waiting, prepared, in preparation
+            yield np.zeros((8 + i, 8, 3), "uint8"), 0
+
+    signature = tf.TensorSpec((None, None, 3), "uint8"), tf.TensorSpec((), "int64")
+    for numbers, _, _ in views.batches(
+        tf.data.Dataset.from_generator(stream, output_signature=signature), views.single, 4
+    ):
+        handed_out += len(numbers)
+    assert handed_out == 400
+
+
+def test_sizes_do_not_retrace_the_network(small):
+    compiled = evaluation._compiled(small[0], views.protocol("multi-scale"))
+    for height in range(20, 40, 2):
+        compiled.predict_on_batch(np.zeros((height % 3 + 1, height, 24, 3), "float32"))
+    assert compiled.predict_function.experimental_get_tracing_count() <= 3
+
+
+def test_result_by_hand():
+    probabilities = np.array([[0.5, 0.3, 0.2], [0.2, 0.2, 0.6], [0.4, 0.4, 0.2], [0.9, 0.1, 0.0]], "float32")
+    result = evaluation.Result({}, ("x", "y", "z"), np.array([0, 1, 1, 2]), probabilities)
+    assert [result.error(k) for k in (1, 2, 3)] == [0.75, 0.5, 0.0]  # equal ones rank in the order of the classes
+    assert result.confusion().tolist() == [[1, 0, 0], [1, 0, 1], [1, 0, 0]]
+    assert result.worst_mistakes(2).tolist() == [3, 1] and result.worst_mistakes(9).tolist() == [3, 1, 2]
+
+
+def test_a_constant_network_is_at_chance():
+    """Were ties counted as hits, its error would be zero."""
+    inputs = keras.Input((None, None, 3))
+    pooled = keras.layers.GlobalAveragePooling2D()(inputs)
+    constant = keras.Model(inputs, keras.layers.Dense(7, kernel_initializer="zeros")(pooled))
+    result = evaluate(constant, [np.zeros((8, 8, 3), "uint8")] * 14, "single")
+    assert result.error(1) == pytest.approx(6 / 7) and result.error(5) == pytest.approx(2 / 7)
+    assert np.allclose(result.probabilities, 1 / 7)
+
+
+def test_pick(small):
+    for image, number in zip(views.pick(examples(small[1]), [9, 2, 22]), (9, 2, 22), strict=True):
+        assert np.array_equal(image, small[1][number])
+
+
+# Networks.
+
+
+def test_ensemble_is_the_mean_and_logits_are_recognised(small):
+    network, images = small
+    logits, other = tiny(activation=None), tiny(16, seed=2)
+    one, same, two = (evaluate(model, images, "10-crop", crop=16).probabilities for model in (network, logits, other))
+    assert np.abs(one - two).max() > 0.1
+    assert np.abs(one - same).max() < 1e-6
+    both = evaluate([logits, other], images, "10-crop", crop=16)
+    assert np.abs(both.probabilities - (one + two) / 2).max() < 1e-6
+    assert both.protocol["averaging"] == "mean of the probabilities over views and 2 models"
+
+
+def test_a_fixed_size_is_opened_for_many_sizes(small):
+    images = small[1][:6]
+    fixed = keras_resnet.CifarResNet(8, shortcut="A", classes=7, input_shape=(16, 16, 3), normalization="caffe")
+    network = keras_resnet.CifarResNet(8, shortcut="A", classes=7, input_shape=(None, None, 3), normalization="caffe")
+    network.set_weights(fixed.get_weights())
+    found, expected = (evaluate(model, images, "multi-scale", crop=16).probabilities for model in (fixed, network))
+    assert np.abs(found - expected).max() < 1e-6
+    assert fixed.input_shape == (None, 16, 16, 3)
+
+
+def test_keras_applications_with_their_preprocessing(small):
+    keras.utils.set_random_seed(3)
+    mobile = keras.applications.MobileNet((32, 32, 3), 0.25, weights=None, classes=len(CLASSES))
+    images, preprocess = small[1][:6], keras.applications.mobilenet.preprocess_input
+    assert evaluate(mobile, images, "multi-scale", crop=32, preprocess=preprocess).probabilities.shape == (6, 7)
+    own = keras.Sequential([keras.Input((32, 32, 3)), keras.layers.Rescaling(1 / 127.5, -1.0), mobile])
+    together = evaluate([mobile, own], images, "center", crop=32, preprocess=[preprocess, None])
+    alone = evaluate(own, images, "center", crop=32)
+    assert np.abs(together.probabilities - alone.probabilities).max() < 1e-6
+
+
+def flattening(size):
+    layers = [keras.Input((size, size, 3)), keras.layers.Flatten(), keras.layers.Dense(len(CLASSES))]
+    return keras.Sequential(layers, name="flat")
+
+
+def test_what_does_not_fit_is_said(small):
+    network, images = small
+    mean_image = keras_resnet.CifarResNet(8, classes=7, normalization=(np.ones((32, 32, 3)), 1.0))
+    nan = flattening(16)
+    nan.set_weights([np.full_like(w, np.nan) for w in nan.get_weights()])
+    features = keras_resnet.CifarResNet(8, include_top=False, input_shape=(None, None, 3))
+    shuffled = examples(images).shuffle(23, seed=1)
+    for classifier, data, protocol, message in (
+        (flattening(32), images, "center", "flat takes images of 32x32, and this protocol gives it 16x16; .* crop 32"),
+        (flattening(20), images[:2], "single", "flat takes images of 20x20, and this protocol gives it 20x31"),
+        (flattening(32), images, "multi-scale", "flat does not take images of every size.*\n.*global average pooling"),
+        (mean_image, images, "multi-scale", "does not take images of every size.*\n.*no mean image"),
+        (
+            keras_resnet.CifarResNet(8, input_shape=(16, 16, 3)),
+            images,
+            "center",
+            "cifar_resnet8 has 10 classes and the data 7",
+        ),
+        (features, images, "center", "is no classifier"),
+        (nan, images, "center", "not finite"),
+        (network, examples(images, np.arange(23)), "center", r"a label is in \[0, 7\); found 0 to 22"),
+        (network, examples(images).take(0), "center", "there are no examples"),
+        (network, shuffled, "multi-scale", "in another order"),
+    ):
+        with pytest.raises(evaluation.EvaluationError, match=message):
+            evaluate(classifier, data, protocol, crop=16)
+
+
+# The program.
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Two classes of 12 drawn photographs, of two shapes, and two saved networks of them."""
+    folder = tmp_path_factory.mktemp("data")
+    rng = np.random.default_rng(0)
+    for name in ("day", "night"):
+        (folder / "images" / "val" / name).mkdir(parents=True)
+        for i in range(12):
+            noise = rng.integers(0, 100, (30, 36 + i % 2 * 8, 3), "uint8") + (150 if name == "day" else 0)
+            Image.fromarray(noise.astype("uint8")).save(folder / "images" / "val" / name / f"{i}.jpg")
+    for i in (0, 1):
+        keras.utils.set_random_seed(i)
+        options = {"input_shape": (28, 28, 3), "normalization": (127.0, 60.0)}
+        keras_resnet.CifarResNet(8, classes=2, **options).save(folder / f"{i}.keras")
+    return folder
+
+
+def test_program_on_shapes(tmp_path):
+    network = keras_resnet.CifarResNet(8, normalization=(120.0, 60.0))
+    (tmp_path / "run").mkdir()
+    network.save(tmp_path / "run" / "model.keras")
+    arguments = [tmp_path / "run", "--data", "shapes", "--json", tmp_path / "r.json", "--output", tmp_path / "out"]
+    run = subprocess.run([*EVALUATE, *arguments], capture_output=True, text=True, timeout=100)
+    assert run.returncode == 0, run.stderr
+    result = json.loads((tmp_path / "r.json").read_text())
+    test = sources.load("shapes").test
+    outputs = np.concatenate([network(batch.astype("float32")) for batch in np.split(test.images, 4)])
+    ranks = (outputs > outputs[np.arange(2000), test.labels][:, None]).sum(axis=1)
+    assert result["top1_error"] == pytest.approx((ranks > 0).mean(), abs=0.001)
+    assert result["top5_error"] == pytest.approx((ranks > 4).mean(), abs=0.001)
+    assert result["examples"] == 2000 and result["protocol"]["name"] == "single"
+    assert f"top-1 error       {result['top1_error']:.2%}" in run.stdout and "the image as it is" in run.stdout
+    for name in ("confusion.png", "mistakes.png"):
+        assert min(Image.open(tmp_path / "out" / name).size) > 500
+
+
+def test_program_on_a_folder(folder, tmp_path):
+    arguments = [folder / "0.keras", folder / "1.keras", "--data", folder / "images", "--protocol", "multi-scale"]
+    arguments += ["--crop", "28", "--batch-size", "5", "--json", tmp_path / "r.json"]
+    run = subprocess.run([*EVALUATE, *arguments], capture_output=True, text=True, timeout=100)
+    assert run.returncode == 0, run.stderr
+    result = json.loads((tmp_path / "r.json").read_text())
+    assert (result["examples"], result["classes"]) == (24, 2)
+    assert "28, 32, 48, 60 and 80" in run.stdout and "views and 2 models" in run.stdout
+    assert result["models"] == [str(path) for path in arguments[:2]]
+
+
+def main(monkeypatch, *arguments):
+    """The program, in this process."""
+    monkeypatch.syspath_prepend(ROOT / "train")
+    monkeypatch.setattr(sys, "argv", ["evaluate.py", *arguments])
+    importlib.import_module("evaluate").main()
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["nowhere.keras", "--data", "shapes"], "nowhere.keras does not exist; a model is a .keras file or the folder"),
+        (["images", "--data", "shapes"], "images holds no model.keras; a run has one when it is finished"),
+        (["images/val/day/0.jpg", "--data", "shapes"], "0.jpg is not a model that Keras can load"),
+        (["0.keras", "--data", "cifar11"], "one of cifar10, cifar100, shapes or a folder; found 'cifar11'"),
+        (["0.keras", "--data", "cifar10", "--protocol", "10-crop"], "cifar10 is tested with --protocol single"),
+        (["0.keras", "--data", "images", "--protocol", "single", "--crop", "9"], "--crop has no meaning"),
+        (["0.keras", "--data", "images", "--batch-size", "0"], "--batch-size is positive; found 0"),
+        (["0.keras", "--data", "images", "--preprocess", "lenet"], "--preprocess is one of"),
+        (["0.keras", "--data", "images", "--json", "no/r.json"], "--json no/r.json cannot be written"),
+        (["0.keras", "--data", "images"], "takes images of 28x28, and this protocol gives it 224x224"),
+        (["0.keras", "--data", "images/val/day"], "there is no folder in it"),
+        (["0.keras", "--data", "images", "--crop", "28", "--output", "0.keras"], "0.keras"),
+        (["0.keras", "--data", "damaged", "--crop", "28"], "two.jpg is damaged"),
+    ],
+)
+def test_mistakes_are_explained_without_a_traceback(folder, monkeypatch, arguments, message):
+    monkeypatch.chdir(folder)
+    for name, content in (("one", (folder / "images/val/day/0.jpg").read_bytes()), ("two", b"nonsense")):
+        (folder / "damaged" / name).mkdir(parents=True, exist_ok=True)
+        (folder / "damaged" / name / f"{name}.jpg").write_bytes(content)
+    with pytest.raises(SystemExit) as exit:
+        main(monkeypatch, *arguments)
+    assert str(exit.value).startswith("evaluate.py: ") and message in str(exit.value)
+
+
+def test_help_teaches(monkeypatch, capsys):
+    with pytest.raises(SystemExit):
+        main(monkeypatch, "--help")
+    text = capsys.readouterr().out
+    for word in ("multi-scale", "640", "an ensemble", "(default 224)", "confusion.png", "P1 3.4"):
+        assert word in text

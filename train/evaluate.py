@@ -1,0 +1,151 @@
+"""Tests one classifier, or several as an ensemble, as the paper does.
+
+    python train/evaluate.py runs/cifar10-resnet-20 --data cifar10      a run of fit.py, on CIFAR-10's test images
+    python train/evaluate.py model.keras --data PHOTOGRAPHS             one crop, from the shorter side 256
+    python train/evaluate.py model.keras --data PHOTOGRAPHS --protocol 10-crop
+    python train/evaluate.py a.keras b.keras --data PHOTOGRAPHS --protocol multi-scale      an ensemble
+    python train/evaluate.py vgg.keras --data PHOTOGRAPHS --preprocess vgg16      of keras.applications, without its own
+
+A model is any classifier in a .keras file, or a folder of runs/. PHOTOGRAPHS is a folder PHOTOGRAPHS/val/CLASS/*.jpeg
+or PHOTOGRAPHS/CLASS/*.jpeg; its classes are the sorted names of the folders CLASS. Protocols:
+
+    single        the image as it is: CIFAR's test (P1 4.2)
+    center        the shorter side 256, the 224x224 crop in the middle
+    10-crop       the shorter side 256, crops in the corners and the middle and their mirror images
+    multi-scale   whole images and their mirror images, the shorter side 224, 256, 384, 480 and 640 (P1 3.4)
+
+The probabilities are averaged over views and models. Every image counts once. With --output DIR the confusion matrix
+and the surest mistakes are drawn: DIR/confusion.png, DIR/mistakes.png.
+"""
+
+import argparse
+import json
+import os
+import sys
+
+import quiet  # noqa: F401, first, before anything that imports TensorFlow
+
+# isort: split
+import keras
+import tensorflow as tf
+
+from keras_resnet import evaluation, pictures
+from keras_resnet.data import folders, imagenet, sources, views
+
+MISTAKES = 24
+
+
+def parse(arguments=None):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("models", nargs="+", metavar="MODEL", help=".keras file, or folder of a run; several are an ensemble")
+    add("--data", required=True, help="cifar10, cifar100, shapes, or a folder of photographs")
+    add("--data-dir", metavar="DIR", help="data sets prepared by tensorflow-datasets, for cifar10 and cifar100")
+    add("--protocol", choices=views.PROTOCOLS, help="default: center for photographs, single for the others")
+    add("--crop", type=int, help=f"size of the crops; other sizes follow in proportion (default {views.CROP})")
+    add("--batch-size", type=int, default=32, help="views in a forward pass (default 32)")
+    add("--preprocess", metavar="NAME", help="preprocess_input of this module of keras.applications")
+    add("--json", metavar="FILE", help="writes the result")
+    add("--output", metavar="DIR", help="draws confusion matrix and mistakes")
+    return parser.parse_args(arguments)
+
+
+def check(options):
+    """What can be said to be wrong before anything is read."""
+    small = options.data in sources.DATASETS
+    options.protocol = options.protocol or ("single" if small else "center")
+    if small and options.protocol != "single":
+        return (
+            f"{options.data} is tested with --protocol single (P1 4.2): its images are 32x32; found {options.protocol}"
+        )
+    if options.protocol == "single" and options.crop is not None:
+        return "--crop has no meaning with --protocol single, which takes the images as they are"
+    options.crop = views.CROP if options.crop is None else options.crop
+    for flag in ("crop", "batch_size"):
+        if getattr(options, flag) < 1:
+            return f"--{flag.replace('_', '-')} is positive; found {getattr(options, flag)}"
+    if not small and not os.path.isdir(options.data):
+        return f"--data is one of {', '.join(sources.DATASETS)} or a folder; found {options.data!r}"
+    modules = [
+        name for name in dir(keras.applications) if hasattr(getattr(keras.applications, name), "preprocess_input")
+    ]
+    if options.preprocess not in (None, *modules):
+        return f"--preprocess is one of {', '.join(modules)}; found {options.preprocess!r}"
+    if options.json and not os.path.isdir(os.path.dirname(options.json) or "."):
+        return f"--json {options.json} cannot be written: there is no folder {os.path.dirname(options.json)}"
+    return None
+
+
+def load_data(options):
+    """The examples, a tf.data.Dataset, the classes, and the paths of the examples that lie in files."""
+    if options.data in sources.DATASETS:
+        source = sources.load(options.data, options.data_dir)
+        return tf.data.Dataset.from_tensor_slices(tuple(source.test)), source.classes, []
+    inner = os.path.join(options.data, "val")
+    classes, files = folders.list_classes(inner if os.path.isdir(inner) else options.data)
+    read = lambda path, label: (imagenet.decode(tf.io.read_file(path)), label)
+    examples = tf.data.Dataset.from_tensor_slices(tuple(files)).map(read, num_parallel_calls=tf.data.AUTOTUNE)
+    return examples, classes, files.paths
+
+
+def table(result, options):
+    """The result as people read it."""
+    title = (
+        f"{' + '.join(options.models)} on {options.data}, {len(result.labels):,} images, {len(result.classes)} classes"
+    )
+    rows = [("top-1 error", f"{result.error(1):.2%}"), ("top-5 error", f"{result.error(5):.2%}")]
+    rows += [(f"protocol: {key}" if key == "name" else f"  {key}", words) for key, words in result.protocol.items()]
+    return "\n".join([title, "-" * len(title), *(f"{name:<18}{value}" for name, value in rows)])
+
+
+def draw(result, examples, options):
+    """Draws the pictures; returns their names."""
+    (first, *others), data = options.models, os.path.basename(os.path.abspath(options.data))
+    name = f"{len(others) + 1} models on {data}" if others else f"{os.path.basename(os.path.abspath(first))} on {data}"
+    title = f"{name}, {result.protocol['name']}, top-1 error {result.error(1):.2%}"
+    pictures.draw_confusion(result.confusion(), result.classes, title, f"{options.output}/confusion.png")
+    worst = result.worst_mistakes(MISTAKES)
+    if not len(worst):
+        return "confusion.png; there are no mistakes"
+    images, predictions = views.pick(examples, worst), result.predictions[worst]
+    sureness = result.probabilities[worst, predictions]
+    title = f"{name}, {result.protocol['name']}: the surest mistakes\nblue: what it is; red: what it was taken for"
+    pictures.draw_mistakes(
+        images, result.labels[worst], predictions, sureness, result.classes, title, f"{options.output}/mistakes.png"
+    )
+    return "confusion.png, mistakes.png"
+
+
+def main():
+    options = parse()
+    wrong = check(options)
+    if wrong:
+        sys.exit(f"evaluate.py: {wrong}")
+    try:
+        if options.output:
+            os.makedirs(options.output, exist_ok=True)
+        classifiers = [evaluation.load_model(path) for path in options.models]
+        examples, classes, paths = load_data(options)
+        with imagenet.errors_named(paths):
+            result = evaluation.evaluate(
+                classifiers,
+                examples,
+                classes,
+                options.protocol,
+                crop=options.crop,
+                batch_size=options.batch_size,
+                preprocess=options.preprocess and getattr(keras.applications, options.preprocess).preprocess_input,
+            )
+        print(table(result, options))
+        if options.json:
+            inputs = {name: getattr(options, name) for name in ("models", "data", "preprocess")}
+            with open(options.json, "w") as file:
+                json.dump({**inputs, **result.summary()}, file, indent=2)
+        if options.output:
+            print(f"in {options.output}: {draw(result, examples, options)}")
+    except (evaluation.EvaluationError, sources.DataError, OSError) as error:
+        sys.exit(f"evaluate.py: {error}")
+
+
+if __name__ == "__main__":
+    main()

@@ -50,7 +50,7 @@ class StepSchedule(keras.callbacks.Callback):
 
     With `warmup_rate`, the rule of P1 4.2 for 110 layers and more: that rate until the training error of an epoch is
     below `warmup_error`, then the schedule. In the paper that took about 400 iterations, which is one epoch. `state`
-    is what a resumed run has to restore.
+    is what a resumed run has to restore. Where gradients are accumulated, an iteration is one batch of those.
 
     Args:
         learning_rate: the first rate.
@@ -69,33 +69,74 @@ class StepSchedule(keras.callbacks.Callback):
         self.warmup_rate = warmup_rate
         self.warmup_error = warmup_error
         self.steps = steps
-        self.state = {"warm_at_step": None if warmup_rate else 0}
+        self.state = {"step": 0, "warm_at_step": None if warmup_rate else 0}
 
     def rate(self, step):
         """The rate of iteration `step`, counted from 0."""
         if self.state["warm_at_step"] is None:
             return self.warmup_rate
-        return self.learning_rate / 10 ** sum(step >= boundary for boundary in self.boundaries)
+        return self.learning_rate / 10 ** self.drops(step)
+
+    def drops(self, step):
+        """How often the rate has been divided by 10 before iteration `step`."""
+        return sum(step >= boundary for boundary in self.boundaries)
 
     def on_train_begin(self, logs=None):
-        self.step = int(self.model.optimizer.iterations)
+        optimizer = self.model.optimizer
+        done = int(optimizer.iterations) * (optimizer.gradient_accumulation_steps or 1)
+        self.state["step"] = max(self.state["step"], done)
         self.current_rate = None
 
     def on_train_batch_begin(self, batch, logs=None):
-        if self.current_rate != self.rate(self.step):
+        if self.current_rate != self.rate(self.state["step"]):
             sync_variables(self.model)
-            self.current_rate = self.rate(self.step)
+            self.current_rate = self.rate(self.state["step"])
             self.model.optimizer.learning_rate = self.current_rate
 
     def on_train_batch_end(self, batch, logs=None):
-        self.step += 1
-        if self.step == self.steps:
+        self.state["step"] += 1
+        if self.state["step"] == self.steps:
             self.model.stop_training = True
 
     def on_epoch_end(self, epoch, logs=None):
         if self.state["warm_at_step"] is None and logs["error"] < self.warmup_error:
-            self.state["warm_at_step"] = self.step
+            step = self.state["warm_at_step"] = self.state["step"]
             print(
-                f"\nstep {self.step}: training error {logs['error']:.1%} is below {self.warmup_error:.0%}, "
-                f"learning rate {self.warmup_rate:g} -> {self.rate(self.step):g}"
+                f"\nstep {step}: training error {logs['error']:.1%} is below {self.warmup_error:.0%}, "
+                f"learning rate {self.warmup_rate:g} -> {self.rate(step):g}"
+            )
+
+
+class PlateauSchedule(StepSchedule):
+    """The learning rate by validation error: divided by 10 when it plateaus (P1 3.4).
+
+    That is, when the best error of all epochs is `patience` epochs old; the paper does not say how it judged.
+
+    Args:
+        learning_rate, warmup_rate, warmup_error, steps: as in `StepSchedule`.
+        patience: epochs.
+
+    The model is to be compiled with a metric named "error" and fitted with validation data.
+    """
+
+    def __init__(self, learning_rate=0.1, warmup_rate=None, warmup_error=0.8, steps=None, patience=5):
+        super().__init__(learning_rate, (), warmup_rate, warmup_error, steps)
+        self.patience = patience
+        self.state |= {"best": None, "epochs_since": 0, "drops": 0}
+
+    def drops(self, step):
+        return self.state["drops"]
+
+    def on_epoch_end(self, epoch, logs=None):
+        super().on_epoch_end(epoch, logs)
+        state = self.state
+        if state["best"] is None or logs["val_error"] < state["best"]:
+            state["best"], state["epochs_since"] = logs["val_error"], 0
+            return
+        state["epochs_since"] += 1
+        if state["epochs_since"] == self.patience:
+            state["drops"], state["epochs_since"] = state["drops"] + 1, 0
+            print(
+                f"\nstep {state['step']}: the validation error has not been below {state['best']:.1%} for "
+                f"{self.patience} epochs, learning rate -> {self.rate(state['step']):g}"
             )

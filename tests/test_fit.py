@@ -63,7 +63,10 @@ def test_killed_resumed_and_finished(tmp_path):
     "arguments, message",
     [
         (["--depth", "21"], "--depth is 6n+2 with basic blocks; found 21, nearest 20 and 26"),
-        (["--dataset", "cifar11"], "--dataset is one of cifar10, cifar100, shapes; found 'cifar11'"),
+        (
+            ["--dataset", "cifar11"],
+            "--dataset is one of cifar10, cifar100, shapes or a folder of photographs; found 'cifar11'",
+        ),
         (["--data-dir", "nowhere"], "--data-dir nowhere has no prepared cifar10: no such folder"),
         (["--output", "/dev/null/runs"], "cannot be written"),
     ],

@@ -2,7 +2,7 @@ import keras
 import numpy as np
 import pytest
 
-from keras_resnet.optimizers import SGD, StepSchedule
+from keras_resnet.optimizers import SGD, PlateauSchedule, StepSchedule
 
 
 def decayed(optimizer, steps=1000):
@@ -114,5 +114,26 @@ def test_warm_up_ends_when_the_training_error_falls_below_80_percent(capsys):
     schedule = StepSchedule(0.1, (150,), warmup_rate=0.01, steps=160)
     rates = fit(schedule, error=lambda step: 0.8 if step <= 64 else 0.79)  # an epoch has 64 steps
     assert rates == [0.01] * 128 + [0.1] * 22 + [0.01] * 10
-    assert schedule.state == {"warm_at_step": 128}
+    assert schedule.state["warm_at_step"] == 128
     assert "step 128: training error 79.0% is below 80%, learning rate 0.01 -> 0.1" in capsys.readouterr().out
+
+
+def test_plateau_divides_the_rate_and_remembers():
+    """Two epochs without a new best error; the state is all that a new process needs."""
+    errors = [0.9, 0.8, 0.85, 0.8, 0.7, 0.7, 0.71, 0.72, 0.72]
+    rates, schedule = [], PlateauSchedule(0.1, patience=2)
+    for i, error in enumerate(errors):
+        if i in (3, 6):  # resumed
+            state, schedule = schedule.state, PlateauSchedule(0.1, patience=2)
+            schedule.state.update(state)
+        schedule.on_epoch_end(i, {"error": 0.5, "val_error": error})
+        rates.append(schedule.rate(i))
+    assert rates == pytest.approx([0.1, 0.1, 0.1, 0.01, 0.01, 0.01, 0.001, 0.001, 0.0001])
+
+
+def test_plateau_in_fit():
+    model, (x, y) = toy(SGD(0.5)), toy_data()
+    recorder = Recorder()
+    schedule = PlateauSchedule(1e-9, patience=1, steps=12)  # so slow that no error is ever better
+    model.fit(x, y, batch_size=16, epochs=5, verbose=0, callbacks=[recorder, schedule], validation_data=(x, y))
+    assert schedule.state["drops"] == 2 and len(recorder.rates) == 12

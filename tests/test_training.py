@@ -7,9 +7,11 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from conftest import ROOT
+from PIL import Image
 
 import keras_resnet
-from keras_resnet.data import sources
+from keras_resnet.data import shapes, sources
 from keras_resnet.models import logits
 from keras_resnet.training import checkpoint, history, run
 from keras_resnet.training.checkpoint import Checkpoint, RunError, Stopped, StopSignals
@@ -41,9 +43,16 @@ def weights(folder):
 def test_a_run_from_start_to_end(tmp_path, small_shapes):
     result = train(settings(tmp_path), verbose=0)
     folder = tmp_path / "run"
-    assert {"args.json", "history.csv", "curves.png", "checkpoint", "tensorboard", "model.keras", "result.json"} == set(
-        os.listdir(folder)
-    )
+    assert {
+        "args.json",
+        "classes.json",
+        "history.csv",
+        "curves.png",
+        "checkpoint",
+        "tensorboard",
+        "model.keras",
+        "result.json",
+    } == set(os.listdir(folder))
     assert json.loads((folder / "args.json").read_text())["depth"] == 8
     assert [(r["epoch"], r["step"]) for r in rows(tmp_path)] == [("1", "9"), ("2", "18"), ("3", "24")]
     assert [float(r["learning_rate"]) for r in rows(tmp_path)] == [0.01, 0.01, 0.0001]  # drops at 12 and 18
@@ -95,11 +104,82 @@ def test_other_settings_are_refused_with_the_difference(tmp_path, small_shapes):
     train(settings(tmp_path, steps=3, checkpoint_every=7), verbose=0)  # changes no result
 
 
+@pytest.fixture
+def photographs(tmp_path):
+    """Four classes of 12 drawn photographs to train on and 3 for validation; one more to train on is damaged."""
+    images, labels = shapes.draw(60, seed=0, size=48)
+    for label in range(4):
+        for i, image in enumerate(images[labels == label].repeat(3, 0)[:15]):
+            folder = tmp_path / "photographs" / ("val" if i < 3 else "train") / f"class{label}"
+            folder.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(image).save(folder / f"{i}.jpg")
+    (folder / "damaged.jpg").write_bytes(b"nothing")
+    return tmp_path / "photographs"
+
+
+def photograph_settings(folder, photographs, **changes):
+    defaults = {"depth": 18, "batch_size": 8, "steps": 8, "image_size": 32, "lr": 0.01, "skip_damaged": True}
+    return Settings(**{**defaults, "dataset": str(photographs), "output": str(folder), "name": "run", **changes})
+
+
+def test_a_folder_of_photographs(tmp_path, photographs):
+    result = train(photograph_settings(tmp_path, photographs), verbose=0)
+    assert result["test_error"] is None and 0 <= result["val_error"] <= 1 and result["damaged_files"] == 1
+    assert json.loads((tmp_path / "run" / "classes.json").read_text()) == [f"class{i}" for i in range(4)]
+    model = keras.saving.load_model(tmp_path / "run" / "model.keras")
+    assert model.input_shape == (None, None, None, 3) and model.output_shape == (None, 4)
+    assert [r["step"] for r in rows(tmp_path)] == ["6", "8"]
+
+
+def test_a_damaged_photograph_is_named(tmp_path, photographs):
+    with pytest.raises(sources.DataError, match="damaged.jpg is damaged"):
+        train(photograph_settings(tmp_path, photographs, skip_damaged=False), verbose=0)
+
+
+def test_accumulated_gradients_are_those_of_the_whole_batch():
+    """Without batch normalisation, which sees the parts."""
+    x, y = np.random.default_rng(0).normal(size=(32, 8)).astype("float32"), np.arange(32) % 3
+    weights = []
+    for accumulate in (1, 4):
+        keras.utils.set_random_seed(0)
+        inputs = keras.Input((8,))
+        model = keras.Model(inputs, keras.layers.Dense(3)(keras.layers.Dense(16, "relu")(inputs)))
+        run.compile_for_training(model, 0.1, 1e-2, accumulate)
+        model.fit(x, y, batch_size=8 // accumulate, epochs=3, shuffle=False, verbose=0)
+        weights.append(model.get_weights())
+    for whole, parts in zip(*weights, strict=True):
+        assert np.allclose(whole, parts, atol=1e-5)
+
+
+def test_an_accumulating_run_counts_the_optimizers_steps_and_resumes(tmp_path, photographs, monkeypatch, capsys):
+    class Stopper(Checkpoint):
+        def on_train_batch_end(self, batch, logs=None):
+            if self.step + 1 == 7:  # half-way in the fourth step
+                os.kill(os.getpid(), signal.SIGTERM)
+            super().on_train_batch_end(batch, logs)
+
+    arguments = photograph_settings(tmp_path, photographs, accumulate=2, steps=9)
+    with monkeypatch.context() as patch:
+        patch.setattr(run, "Checkpoint", Stopper)
+        with pytest.raises(Stopped):
+            train(arguments, verbose=0)
+    train(arguments, verbose=0)
+    assert "resuming from step 3" in capsys.readouterr().out
+    assert [r["step"] for r in rows(tmp_path)] == ["6", "9"]
+
+
 @pytest.mark.parametrize(
     "changes, message",
     [
+        ({"image_size": 64}, "--image-size is for photographs, not for shapes"),
+        ({"accumulate": 3}, "--batch-size is a multiple of --accumulate; found 16 and 3"),
+        ({"dataset": str(ROOT), "depth": 20}, "--depth is one of 18, 34, 50, 101, 152 here; found 20"),
+        ({"dataset": str(ROOT), "depth": 50, "plain": True}, "--depth is one of 18, 34 here; found 50"),
         ({"depth": 21}, "--depth is 6n.2 with basic blocks; found 21, nearest 20 and 26"),
-        ({"dataset": "cifar11"}, "--dataset is one of cifar10, cifar100, shapes; found 'cifar11'"),
+        (
+            {"dataset": "cifar11"},
+            "--dataset is one of cifar10, cifar100, shapes or a folder of photographs; found 'cifar11'",
+        ),
         ({"steps": 0}, "--steps is positive; found 0"),
         ({"lr": -1.0}, "--lr is positive"),
         ({"batch_size": 1000}, "--batch-size is at most the number of training examples, 144; found 1000"),

@@ -1,14 +1,16 @@
-"""Trains a network of the paper on CIFAR-10, CIFAR-100 or a built-in data set.
+"""Trains a network of the paper: on CIFAR-10, CIFAR-100, a built-in data set or a folder of photographs.
 
-    python train/fit.py --dataset shapes --steps 200     one minute on a laptop, no data needed
+    python train/fit.py --dataset shapes --steps 250     one minute on a laptop, no data needed
     python train/fit.py                                  ResNet-20 on CIFAR-10, as in the paper
     python train/fit.py --depth 110                      the same with 110 layers and their warm-up
     python train/fit.py --depth 56 --plain               what happens without shortcuts
     python train/fit.py --depth 20 --steps 8000          an eighth of the schedule
+    python train/fit.py --dataset IMAGENET --depth 50 --accumulate 8
+                                                         photographs in IMAGENET/{train,val}/CLASS/, 32 at a time
 
-Everything goes to OUTPUT/NAME/: args.json, history.csv, curves.png, tensorboard/, checkpoint/ and, at the end,
-result.json and model.keras. A run that was stopped (Ctrl-C, SIGTERM, a crash) goes on when the same command is given
-again. The test set is touched once, at the end.
+Everything goes to OUTPUT/NAME/: args.json, classes.json, history.csv, curves.png, tensorboard/, checkpoint/ and, at the
+end, result.json and model.keras. A run that was stopped (Ctrl-C, SIGTERM, a crash) goes on when the same command is
+given again. The test set is touched once, at the end; a folder's val/ serves for validation.
 """
 
 import argparse
@@ -19,8 +21,9 @@ import quiet  # noqa: F401, first, before anything that imports TensorFlow
 
 # isort: split
 from keras_resnet.data.sources import DataError
+from keras_resnet.training import recipes
 from keras_resnet.training.checkpoint import RunError, Stopped
-from keras_resnet.training.run import Settings, train
+from keras_resnet.training.run import AUGMENTATIONS, Settings, train
 
 EXIT_STATUS = 128  # plus the number of the signal, as shells do
 
@@ -33,51 +36,67 @@ def parse(arguments=None):
     run = parser.add_argument_group("run")
 
     def add(group, flag, help, **options):
-        default = getattr(Settings, flag[2:].replace("-", "_"))
-        shown = "" if default in (None, False) else f" (default {default})"
+        name = flag[2:].replace("-", "_")
+        default = getattr(Settings, name)
+        shown = "" if default in (None, False, ()) else f" (default {default})"
+        if name in recipes.SMALL_IMAGES:
+            shown = f" (default {recipes.SMALL_IMAGES[name]}; photographs {recipes.PHOTOGRAPHS[name]})"
         group.add_argument(flag, default=default, help=help + shown, **options)
 
-    add(network, "--depth", "6n+2: 20, 32, 44, 56, 110, 1202 in the paper; with bottlenecks 9n+2", type=int)
-    add(network, "--plain", "without shortcuts", action="store_true")
+    flag = {"action": "store_true"}
+    add(network, "--depth", "6n+2, with bottlenecks 9n+2; for photographs 18, 34, 50, 101 or 152", type=int)
+    add(network, "--plain", "without shortcuts", **flag)
     add(network, "--shortcut", "where the shape changes: A zeros, B projection; C projection everywhere", choices="ABC")
-    add(network, "--block", "two 3x3 convolutions, or 1x1, 3x3, 1x1", choices=("basic", "bottleneck"))
-    add(data, "--dataset", "cifar10, cifar100, or shapes, which needs neither data nor network")
+    add(network, "--block", "CIFAR: two 3x3 convolutions, or 1x1, 3x3, 1x1", choices=("basic", "bottleneck"))
+    add(network, "--stride-in", "photographs: which convolution of a bottleneck strides", choices=("1x1", "3x3"))
+    add(data, "--dataset", "cifar10, cifar100, shapes, which needs no data, or a folder of photographs")
     add(data, "--data-dir", "data sets prepared by tensorflow-datasets; without it they are downloaded", metavar="DIR")
-    add(data, "--train-on-all", "no validation: train on all 50k images, as the paper's results", action="store_true")
-    add(recipe, "--steps", "iterations; the rate is divided by 10 after 1/2 and 3/4 of them", type=int)
+    add(data, "--train-on-all", "no validation: train on all 50k images, as the paper's results", **flag)
+    add(data, "--image-size", "photographs: size of the crops; the sizes they are cut from follow", type=int)
+    add(data, "--without", "photographs: augmentations to leave out", nargs="+", choices=AUGMENTATIONS, metavar="WHICH")
+    add(data, "--skip-damaged", "photographs: leave out files that cannot be read, and count them", **flag)
+    add(recipe, "--steps", "iterations", type=int)
     add(recipe, "--batch-size", "images in a step", type=int)
+    add(recipe, "--accumulate", "parts of a batch that are in memory one after the other", type=int, metavar="PARTS")
     add(recipe, "--lr", "learning rate at the start", type=float)
+    add(
+        recipe,
+        "--schedule",
+        "divide the rate by 10 after 1/2 and 3/4 of the steps, or when the validation error plateaus",
+        choices=("steps", "plateau"),
+    )
     add(recipe, "--weight-decay", "L2 penalty in the gradient, not in the loss that is shown", type=float)
     add(
         recipe,
         "--warmup",
-        "rate .01 until an epoch's training error is below 80 %% (default: from depth 110 on)",
+        "rate .01 until an epoch's training error is below 80 %% (default: CIFAR from depth 110 on)",
         action=argparse.BooleanOptionalAction,
     )
     add(recipe, "--seed", "of weights, order and augmentation", type=int)
     add(run, "--name", "of the run (default DATASET-NETWORK)")
     add(run, "--output", "folder of runs", metavar="DIR")
     add(run, "--checkpoint-every", "steps from one checkpoint to the next", type=int, metavar="STEPS")
-    run.add_argument(
-        "--verbose", type=int, default=1, choices=(0, 1, 2), help="0 silence, 1 progress bar, 2 a line an epoch"
-    )
+    run.add_argument("--verbose", type=int, default=1, choices=(0, 1, 2), help="0 silent, 1 a bar, 2 a line an epoch")
     return parser.parse_args(arguments)
 
 
-def table(result):
+def table(settings, result):
     """The result as people read it."""
     percent = lambda value: "-" if value is None else f"{value:.2%}"
-    settings = Settings(**result["settings"])
+    paper, damaged = result["paper_test_error"], result["damaged_files"]
     minutes, seconds = divmod(round(result["seconds"]), 60)
     rows = [
         ("training error, last epoch", percent(result["train_error"])),
         ("validation error", percent(result["val_error"])),
         ("test error", percent(result["test_error"])),
-        ("the paper's test error, 64k steps on all 50k", percent(result["paper_test_error"])),
         ("images/s while training", f"{result['images_per_second']:.0f}"),
         ("wall time", f"{minutes // 60}:{minutes % 60:02}:{seconds:02}"),
     ]
-    title = f"{settings.network} on {settings.dataset}, {settings.steps} steps, {result['parameters']:,} parameters"
+    if paper:
+        rows.insert(3, ("the paper's test error, 64k steps on all 50k", percent(paper)))
+    if damaged:
+        rows.append(("damaged files that were skipped", str(damaged)))
+    title = f"{settings.network} on {settings.data}, {settings.steps} steps, {result['parameters']:,} parameters"
     lines = [title, "-" * len(title), *(f"{name:<46}{value:>10}" for name, value in rows)]
     return "\n".join([*lines, f"in {settings.folder}: " + ", ".join(sorted(os.listdir(settings.folder)))])
 
@@ -86,7 +105,8 @@ def main():
     arguments = vars(parse())
     verbose = arguments.pop("verbose")
     try:
-        print(table(train(Settings(**arguments), verbose)))
+        settings = Settings(**arguments)
+        print(table(settings, train(settings, verbose)))
     except (RunError, DataError) as error:
         sys.exit(f"fit.py: {error}")
     except Stopped as stopped:

@@ -3,13 +3,14 @@
 P1 is "Deep Residual Learning for Image Recognition" (arXiv 1512.03385).
 """
 
-# P1 4.2, CIFAR-10.
-BATCH_SIZE = 128
-STEPS = 64_000
-BOUNDARIES = (1 / 2, 3 / 4)  # of the steps: the rate is divided by 10 at 32k and 48k
+# P1 4.2 and 3.4: what depends on the data.
+SMALL_IMAGES = {"depth": 20, "shortcut": "A", "batch_size": 128, "steps": 64_000, "schedule": "steps"}
+PHOTOGRAPHS = {"depth": 18, "shortcut": "B", "batch_size": 256, "steps": 600_000, "schedule": "plateau"}
+
 LEARNING_RATE = 0.1
 MOMENTUM = 0.9
 WEIGHT_DECAY = 1e-4
+BOUNDARIES = (1 / 2, 3 / 4)  # of the steps: on CIFAR the rate is divided by 10 at 32k and 48k
 WARMUP_RATE = 0.01
 WARMUP_ERROR = 0.8
 WARMUP_DEPTH = 110  # "we find that the initial learning rate of 0.1 is slightly too large to start converging"

@@ -9,31 +9,38 @@ import keras
 from keras import ops
 
 from keras_resnet import models
-from keras_resnet.data import cifar, sources
-from keras_resnet.optimizers import SGD, StepSchedule
-from keras_resnet.training import recipes
+from keras_resnet.data import imagenet, sources
+from keras_resnet.optimizers import SGD, PlateauSchedule, StepSchedule
+from keras_resnet.training import recipes, tasks
 from keras_resnet.training.checkpoint import Checkpoint, RunError, StopSignals, write_whole
 from keras_resnet.training.fused import fuse_batch_norm, skip_graph_optimizer
 from keras_resnet.training.history import History, draw
 
 # Settings that say where things lie or how often, and leave the result as it is.
 WITHOUT_EFFECT = ("data_dir", "output", "name", "checkpoint_every")
+AUGMENTATIONS = ("scale", "crop", "flip", "color")
 
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """What is trained and how; the defaults are the paper's (P1 4.2)."""
+    """What is trained and how; the defaults are the paper's (P1 4.2, 3.4). None: as `recipes` says for the data."""
 
-    depth: int = 20
+    depth: int | None = None
     plain: bool = False
     block: str = "basic"
-    shortcut: str = "A"
+    shortcut: str | None = None
+    stride_in: str = "1x1"
     dataset: str = "cifar10"
     data_dir: str | None = None
     train_on_all: bool = False
-    steps: int = recipes.STEPS
-    batch_size: int = recipes.BATCH_SIZE
+    image_size: int = imagenet.IMAGE_SIZE
+    without: tuple = ()
+    skip_damaged: bool = False
+    steps: int | None = None
+    batch_size: int | None = None
+    accumulate: int = 1
     lr: float = recipes.LEARNING_RATE
+    schedule: str | None = None
     weight_decay: float = recipes.WEIGHT_DECAY
     warmup: bool | None = None  # None: from depth 110 on
     seed: int = 0
@@ -41,30 +48,68 @@ class Settings:
     output: str = "runs"
     checkpoint_every: int = 200
 
+    def __post_init__(self):
+        """Fills in what depends on the data, and raises RunError where a setting is outside its range."""
+        for name, value in (recipes.PHOTOGRAPHS if self.photographs else recipes.SMALL_IMAGES).items():
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, value)
+        object.__setattr__(self, "without", tuple(self.without))
+        if self.warmup is None:
+            object.__setattr__(self, "warmup", self.depth >= recipes.WARMUP_DEPTH and not self.photographs)
+        for name in ("steps", "batch_size", "accumulate", "image_size", "lr", "checkpoint_every"):
+            if not getattr(self, name) > 0:
+                raise RunError(f"--{name.replace('_', '-')} is positive; found {getattr(self, name)}")
+        if self.batch_size % self.accumulate:
+            raise RunError(f"--batch-size is a multiple of --accumulate; found {self.batch_size} and {self.accumulate}")
+        if self.photographs:
+            depths = [18, 34] if self.plain else list(models.IMAGENET_STAGES)
+            if self.depth not in depths:
+                raise RunError(f"--depth is one of {', '.join(map(str, depths))} here; found {self.depth}")
+            for name in ("block", "train_on_all", "data_dir"):
+                if getattr(self, name) != getattr(Settings, name):
+                    raise RunError(f"--{name.replace('_', '-')} is for small images, not for a folder of photographs")
+            return
+        if self.dataset not in sources.DATASETS:
+            raise RunError(
+                f"--dataset is one of {', '.join(sources.DATASETS)} or a folder of photographs; found {self.dataset!r}"
+            )
+        for name in ("image_size", "without", "skip_damaged", "stride_in"):
+            if getattr(self, name) != getattr(Settings, name):
+                raise RunError(f"--{name.replace('_', '-')} is for photographs, not for {self.dataset}")
+        if self.schedule == "plateau" and self.train_on_all:
+            raise RunError("--schedule plateau needs the validation error, and --train-on-all leaves none")
+        try:
+            models.cifar_row(self.depth, self.block)
+        except ValueError as error:
+            raise RunError(f"--{error}") from error
+
+    def as_json(self):
+        """A dictionary that is the same after it was written and read."""
+        return {**dataclasses.asdict(self), "without": list(self.without)}
+
+    @property
+    def photographs(self):
+        """Whether the data set is a folder of photographs."""
+        return self.dataset not in sources.DATASETS and os.path.isdir(self.dataset)
+
     @property
     def network(self):
         """For example "ResNet-20"."""
         return f"{'plain' if self.plain else 'ResNet'}-{self.depth}"
 
     @property
-    def folder(self):
-        return os.path.join(self.output, self.name or f"{self.dataset}-{self.network.lower()}")
+    def data(self):
+        """The data set's name."""
+        return os.path.basename(os.path.abspath(self.dataset)) if self.photographs else self.dataset
 
     @property
-    def warms_up(self):
-        return self.depth >= recipes.WARMUP_DEPTH if self.warmup is None else self.warmup
+    def folder(self):
+        return os.path.join(self.output, self.name or f"{self.data}-{self.network.lower()}")
 
-    def check(self):
-        """Raises RunError where a setting is outside its range."""
-        for name in ("steps", "batch_size", "lr", "checkpoint_every"):
-            if not getattr(self, name) > 0:
-                raise RunError(f"--{name.replace('_', '-')} is positive; found {getattr(self, name)}")
-        if self.dataset not in sources.DATASETS:
-            raise RunError(f"--dataset is one of {', '.join(sources.DATASETS)}; found {self.dataset!r}")
-        try:
-            models.cifar_row(self.depth, self.block)
-        except ValueError as error:
-            raise RunError(f"--{error}") from error
+    @property
+    def batch_in_memory(self):
+        """Images in one forward pass."""
+        return self.batch_size // self.accumulate
 
 
 def error(labels, outputs):
@@ -72,10 +117,14 @@ def error(labels, outputs):
     return ops.cast(ops.not_equal(ops.argmax(outputs, axis=-1), ops.cast(labels, "int32")), "float32")
 
 
-def compile_for_training(model, learning_rate=recipes.LEARNING_RATE, weight_decay=recipes.WEIGHT_DECAY):
-    """Compiles a network that ends in logits with the paper's optimizer, the cross-entropy and the error rate."""
+def compile_for_training(model, learning_rate=recipes.LEARNING_RATE, weight_decay=recipes.WEIGHT_DECAY, accumulate=1):
+    """Compiles a network that ends in logits with the paper's optimizer, the cross-entropy and the error rate.
+
+    The gradients of `accumulate` batches are averaged before the optimizer makes a step with them.
+    """
+    accumulation = {"gradient_accumulation_steps": accumulate} if accumulate > 1 else {}
     model.compile(
-        SGD(learning_rate, recipes.MOMENTUM, weight_decay),
+        SGD(learning_rate, recipes.MOMENTUM, weight_decay, **accumulation),
         keras.losses.SparseCategoricalCrossentropy(from_logits=True),
         metrics=[keras.metrics.MeanMetricWrapper(error, name="error")],
         jit_compile=False,  # XLA trains more slowly on CPUs
@@ -93,7 +142,7 @@ def open_folder(settings):
         RunError: the folder cannot be written, or holds a run with other settings.
     """
     folder, path = settings.folder, os.path.join(settings.folder, "args.json")
-    new = dataclasses.asdict(settings)
+    new = settings.as_json()
     try:
         os.makedirs(os.path.join(folder, "checkpoint"), exist_ok=True)
         if not os.path.exists(path):
@@ -131,7 +180,6 @@ def train(settings, verbose=1):
         DataError: the data set cannot be had.
         Stopped: SIGINT or SIGTERM came; the run has been saved.
     """
-    settings.check()
     open_folder(settings)
     folder = settings.folder
     result_path = os.path.join(folder, "result.json")
@@ -140,65 +188,52 @@ def train(settings, verbose=1):
         with open(result_path) as file:
             return json.load(file)
 
-    source = sources.load(settings.dataset, settings.data_dir, settings.train_on_all)
-    steps_per_epoch = len(source.train.labels) // settings.batch_size
-    if not steps_per_epoch:
-        examples = len(source.train.labels)
-        raise RunError(
-            f"--batch-size is at most the number of training examples, {examples}; found {settings.batch_size}"
-        )
-    mean = cifar.per_pixel_mean(source.train.images)
-
-    keras.utils.set_random_seed(settings.seed)
-    network = models.CifarResNet(
-        settings.depth,
-        block=settings.block,
-        shortcut=None if settings.plain else settings.shortcut,
-        classes=len(source.classes),
-        normalization=(mean, 1.0),
-    )
-    trained = models.logits(network)
+    task = (tasks.photographs if settings.photographs else tasks.small_images)(settings)
+    write_whole(os.path.join(folder, "classes.json"), lambda file: file.write(json.dumps(task.classes).encode()))
+    trained = models.logits(task.network)
     skip_graph_optimizer()
     fuse_batch_norm(trained)
-    compile_for_training(trained, settings.lr, settings.weight_decay)
+    compile_for_training(trained, settings.lr, settings.weight_decay, settings.accumulate)
 
-    schedule = StepSchedule(
-        settings.lr,
-        [round(part * settings.steps) for part in recipes.BOUNDARIES],
-        warmup_rate=recipes.WARMUP_RATE if settings.warms_up else None,
-        warmup_error=recipes.WARMUP_ERROR,
-        steps=settings.steps,
-    )
-    history = History(folder, f"{settings.network} on {settings.dataset}")
-    with StopSignals() as stop:
+    # From here on a step is one forward and backward pass, of which `accumulate` make one step of the optimizer.
+    steps = settings.steps * settings.accumulate
+    steps_per_epoch = task.examples // settings.batch_in_memory
+    warmup_rate = recipes.WARMUP_RATE if settings.warmup else None
+    if settings.schedule == "plateau":
+        schedule = PlateauSchedule(settings.lr, warmup_rate=warmup_rate, steps=steps)
+    else:
+        boundaries = [round(part * steps) for part in recipes.BOUNDARIES]
+        schedule = StepSchedule(settings.lr, boundaries, warmup_rate, recipes.WARMUP_ERROR, steps)
+    history = History(folder, f"{settings.network} on {settings.data}")
+    with StopSignals() as stop, imagenet.errors_named():
         checkpoint = Checkpoint(
             os.path.join(folder, "checkpoint", "latest.npz"),
             trained,
-            every=settings.checkpoint_every,
+            every=settings.checkpoint_every * settings.accumulate,
             steps_per_epoch=steps_per_epoch,
-            steps=settings.steps,
+            steps=steps,
             callbacks=[schedule, history],
             stop=stop,
         )
         step = checkpoint.restore()
-        print(f"resuming from step {step}" if step else f"{settings.network}, {settings.steps} steps, in {folder}")
         if step:
+            print(f"resuming from step {step // settings.accumulate}")
             history.write()
+        else:
+            print(f"{settings.network}, {settings.steps} steps, in {folder}")
         tensorboard = keras.callbacks.TensorBoard(os.path.join(folder, "tensorboard"), write_graph=False)
         fit(
             trained,
-            lambda step: cifar.training_batches(
-                source.train, mean, batch_size=settings.batch_size, seed=settings.seed, first_step=step
-            ),
+            task.batches,
             first_step=step,
-            steps=settings.steps,
+            steps=steps,
             steps_per_epoch=steps_per_epoch,
-            validation_data=source.validation and cifar.evaluation_batches(source.validation),
+            validation_data=task.validation,
             callbacks=[schedule, tensorboard, history, checkpoint],
             verbose=verbose,
         )
-    save_model(network, os.path.join(folder, "model.keras"))
-    return finish(settings, trained, source, schedule, history, result_path)
+    save_model(task.network, os.path.join(folder, "model.keras"))
+    return finish(settings, trained, task, schedule, history, result_path)
 
 
 def fit(model, batches, *, first_step, steps, steps_per_epoch, callbacks, **options):
@@ -225,21 +260,26 @@ def save_model(model, path):
     os.replace(temporary, path)
 
 
-def finish(settings, trained, source, schedule, history, result_path):
+def finish(settings, trained, task, schedule, history, result_path):
     """Touches the test set, once, and writes down the result."""
-    test_error = trained.evaluate(cifar.evaluation_batches(source.test), verbose=0, return_dict=True)["error"]
+    test_error = None
+    if task.test is not None:
+        test_error = round(trained.evaluate(task.test, verbose=0, return_dict=True)["error"], 5)
     rows, state = history.state["rows"], history.state
     as_in_paper = settings.dataset == "cifar10" and not settings.plain
     as_in_paper = as_in_paper and (settings.block, settings.shortcut) == ("basic", "A")
+    images = settings.batch_in_memory * state["timed_steps"]
+    warm_at_step = schedule.state["warm_at_step"]
     result = {
-        "settings": dataclasses.asdict(settings),
+        "settings": settings.as_json(),
         "parameters": sum(math.prod(variable.shape) for variable in trained.trainable_variables),
         "train_error": rows[-1]["error"],
         "val_error": rows[-1].get("val_error"),
-        "test_error": round(test_error, 5),
+        "test_error": test_error,
         "paper_test_error": as_in_paper and recipes.CIFAR10_TEST_ERROR.get(settings.depth, 0) / 100 or None,
-        "warm_at_step": schedule.state["warm_at_step"],
-        "images_per_second": round(settings.batch_size * state["timed_steps"] / max(state["timed_seconds"], 1e-9), 1),
+        "warm_at_step": warm_at_step and warm_at_step // settings.accumulate,
+        "damaged_files": len(task.damaged),
+        "images_per_second": round(images / max(state["timed_seconds"], 1e-9), 1),
         "seconds": round(state["seconds"], 1),
     }
     draw(rows, history.title, os.path.join(settings.folder, "curves.png"), test_error)

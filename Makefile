@@ -3,7 +3,7 @@ PYTHON ?= python3
 ENVIRONMENT = .venv/keras-deep-residual
 
 demo: $(ENVIRONMENT)
-	.venv/bin/python train/fit.py --dataset shapes --steps 250 --lr 0.03 --name demo
+	.venv/bin/python train/fit.py --dataset shapes --steps 300 --name demo
 
 test: $(ENVIRONMENT)
 	.venv/bin/ruff check .

@@ -79,7 +79,13 @@ def test_mistakes_are_explained_without_a_traceback(tmp_path, arguments, message
 
 def test_help_teaches():
     text = subprocess.run([*FIT, "--help"], capture_output=True, text=True, timeout=100).stdout
-    for word in ("--depth", "6n+2", "(default 64000; photographs 600000)", "python train/fit.py --depth 110", "goes on"):
+    for word in (
+        "--depth",
+        "6n+2",
+        "(default 64000; photographs 600000)",
+        "python train/fit.py --depth 110",
+        "goes on",
+    ):
         assert word in text
 
 

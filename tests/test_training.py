@@ -104,6 +104,12 @@ def test_other_settings_are_refused_with_the_difference(tmp_path, small_shapes):
     train(settings(tmp_path, steps=3, checkpoint_every=7), verbose=0)  # changes no result
 
 
+def test_a_run_that_failed_at_once_does_not_keep_its_name(tmp_path, small_shapes):
+    with pytest.raises(RunError, match="--batch-size is at most"):
+        train(settings(tmp_path, batch_size=1000), verbose=0)
+    assert train(settings(tmp_path, steps=3), verbose=0)["settings"]["batch_size"] == 16
+
+
 @pytest.fixture
 def photographs(tmp_path):
     """Four classes of 12 drawn photographs to train on and 3 for validation; one more to train on is damaged."""

@@ -18,6 +18,7 @@ from keras_resnet.training.history import History, draw
 
 # Settings that say where things lie or how often, and leave the result as it is.
 WITHOUT_EFFECT = ("data_dir", "output", "name", "checkpoint_every")
+CHECKPOINT, RESULT = "checkpoint/latest.npz", "result.json"  # in the run's folder
 AUGMENTATIONS = ("scale", "crop", "flip", "color")
 
 
@@ -136,7 +137,7 @@ def compile_for_training(model, learning_rate=recipes.LEARNING_RATE, weight_deca
 
 
 def open_folder(settings):
-    """Makes the run's folder, or checks that it is this very run's.
+    """Makes the run's folder, or checks that it is this very run's. One that never saved anything does not count.
 
     Raises:
         RunError: the folder cannot be written, or holds a run with other settings.
@@ -145,7 +146,8 @@ def open_folder(settings):
     new = settings.as_json()
     try:
         os.makedirs(os.path.join(folder, "checkpoint"), exist_ok=True)
-        if not os.path.exists(path):
+        saved = [os.path.join(folder, name) for name in (CHECKPOINT, RESULT)]
+        if not os.path.exists(path) or not any(map(os.path.exists, saved)):
             write_whole(path, lambda file: file.write(json.dumps(new, indent=2).encode()))
             return
         with open(path) as file:
@@ -182,7 +184,7 @@ def train(settings, verbose=1):
     """
     open_folder(settings)
     folder = settings.folder
-    result_path = os.path.join(folder, "result.json")
+    result_path = os.path.join(folder, RESULT)
     if os.path.exists(result_path):
         print(f"{folder} is finished; this is its result")
         with open(result_path) as file:
@@ -207,7 +209,7 @@ def train(settings, verbose=1):
     history = History(folder, f"{settings.network} on {settings.data}")
     with StopSignals() as stop, imagenet.errors_named():
         checkpoint = Checkpoint(
-            os.path.join(folder, "checkpoint", "latest.npz"),
+            os.path.join(folder, CHECKPOINT),
             trained,
             every=settings.checkpoint_every * settings.accumulate,
             steps_per_epoch=steps_per_epoch,

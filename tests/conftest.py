@@ -9,28 +9,27 @@ ROOT = pathlib.Path(__file__).parents[1]
 SHARED = ROOT.parent / "shared"
 
 
+def shared(*path):
+    """A folder of data beside the project, or a skipped test."""
+    folder = SHARED.joinpath(*path)
+    if not folder.is_dir():
+        pytest.skip(f"the data of this test are not in {folder}")
+    return folder
+
+
 @pytest.fixture
 def cifar10_dir():
     """A folder in which tensorflow-datasets has prepared CIFAR-10."""
-    folder = SHARED / "tensorflow_datasets"
-    if not (folder / "cifar10").is_dir():
-        pytest.skip(f"CIFAR-10 as tensorflow-datasets prepares it is not in {folder}")
-    return str(folder)
+    return str(shared("tensorflow_datasets", "cifar10").parent)
 
 
 @pytest.fixture
 def photographs_dir():
     """200 ImageNet photographs of original size, one folder a class."""
-    folder = SHARED / "imagenet_sample"
-    if not folder.is_dir():
-        pytest.skip(f"there are no photographs in {folder}")
-    return str(folder)
+    return str(shared("imagenet_sample"))
 
 
 @pytest.fixture
 def imagenette_dir():
     """Photographs of ten classes in train/ and val/."""
-    folder = SHARED / "imagenette"
-    if not folder.is_dir():
-        pytest.skip(f"there are no photographs in {folder}")
-    return str(folder)
+    return str(shared("imagenette"))

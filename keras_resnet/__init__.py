@@ -10,4 +10,8 @@ from keras_resnet.models import (
     ResNet50,
     ResNet101,
     ResNet152,
+    features,
+    from_weights,
 )
+from keras_resnet.normalization import decode_predictions, preprocess_input
+from keras_resnet.weights import load_weights, save_torchvision

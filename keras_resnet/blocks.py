@@ -32,7 +32,7 @@ def pad(x, pixels, name):
     return layers.ZeroPadding2D(pixels, name=f"{name}_pad")(x) if pixels else x
 
 
-def conv_bn(x, filters, kernel_size, name, *, strides=1, relu=True, initializer=None):
+def conv_bn(x, filters, kernel_size, name, *, strides=1, dilation=1, relu=True, initializer=None):
     """Convolution without bias, batch normalisation and, unless `relu` is False, the nonlinearity."""
     if strides > 1:
         x = pad(x, kernel_size // 2, name)
@@ -41,6 +41,7 @@ def conv_bn(x, filters, kernel_size, name, *, strides=1, relu=True, initializer=
         kernel_size,
         strides,
         padding="valid" if strides > 1 else "same",
+        dilation_rate=dilation,
         use_bias=False,
         kernel_initializer=initializer or he_normal(),
         name=name,
@@ -82,19 +83,27 @@ def join(x, residual, name, *, strides, option, initializer):
     return layers.ReLU(name=name)(residual)
 
 
-def basic(x, filters, name, *, strides, stride_in, **join_options):
-    """Two 3x3 convolutions (P1 Fig. 5 left). The stride is in the first; `stride_in` does not apply."""
-    y = conv_bn(x, filters, 3, f"{name}_1", strides=strides)
-    y = conv_bn(y, filters, 3, f"{name}_2", relu=False)
+def basic(x, filters, name, *, strides, dilation, stride_in, **join_options):
+    """Two 3x3 convolutions (P1 Fig. 5 left). The stride is in the first; `stride_in` does not apply.
+
+    `dilation` has two rates: of a convolution up to the stride, and of one behind it. They differ where the stride has
+    been traded for dilation.
+    """
+    before, behind = dilation
+    y = conv_bn(x, filters, 3, f"{name}_1", strides=strides, dilation=before)
+    y = conv_bn(y, filters, 3, f"{name}_2", dilation=behind, relu=False)
     return join(x, y, name, strides=strides, **join_options)
 
 
-def bottleneck(x, filters, name, *, strides, stride_in, **join_options):
+def bottleneck(x, filters, name, *, strides, dilation, stride_in, **join_options):
     """1x1, 3x3 and 1x1 to four times `filters` (P1 Fig. 5 right).
 
     The paper's stride is in the first 1x1; in the 3x3 it costs 6 % more and is what later networks do ("v1.5").
+    `dilation` as in `basic`.
     """
-    y = conv_bn(x, filters, 1, f"{name}_1", strides=strides if stride_in == "1x1" else 1)
-    y = conv_bn(y, filters, 3, f"{name}_2", strides=strides if stride_in == "3x3" else 1)
+    before, behind = dilation
+    first, second, rate = (strides, 1, behind) if stride_in == "1x1" else (1, strides, before)
+    y = conv_bn(x, filters, 1, f"{name}_1", strides=first)
+    y = conv_bn(y, filters, 3, f"{name}_2", strides=second, dilation=rate)
     y = conv_bn(y, 4 * filters, 1, f"{name}_3", relu=False)
     return join(x, y, name, strides=strides, **join_options)

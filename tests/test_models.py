@@ -8,6 +8,7 @@ import sys
 import keras
 import numpy as np
 import pytest
+from conftest import by_hand, images, randomize
 
 import keras_resnet
 from keras_resnet import models
@@ -17,23 +18,6 @@ FORWARD_TOLERANCE = 2e-5
 
 def trainable(model):
     return sum(math.prod(variable.shape) for variable in model.trainable_variables)
-
-
-def images(n, size, seed=0):
-    return np.random.default_rng(seed).normal(size=(n, size, size, 3)).astype("float32")
-
-
-def randomize(model, seed=0):
-    """Gives every variable, batch normalisation's too, a value that a mistake would show in."""
-    rng = np.random.default_rng(seed)
-    for variable in model.variables:
-        if "variance" in variable.path or "gamma" in variable.path:
-            value = rng.uniform(0.5, 1.5, variable.shape)
-        elif "kernel" in variable.path:
-            value = rng.normal(0, math.sqrt(1 / math.prod(variable.shape[:-1])), variable.shape)
-        else:
-            value = rng.normal(0, 0.2, variable.shape)
-        variable.assign(value.astype("float32"))
 
 
 # Numbers of parameters: P1 Table 1 and 6 by hand, PAPER figures of the released models.
@@ -104,7 +88,7 @@ def test_signature_is_that_of_keras_applications():
     theirs = [name for name in inspect.signature(keras.applications.ResNet50).parameters if name != "name"]
     assert [name for name in ours if name in theirs] == theirs
     assert {n for n, p in ours.items() if p.kind is p.KEYWORD_ONLY} == {
-        "shortcut", "stride_in", "stem", "shortcut_initializer", "normalization",
+        "shortcut", "stride_in", "stem", "shortcut_initializer", "normalization", "output_stride",
     }  # fmt: skip
     assert "shortcut" not in inspect.signature(keras_resnet.PlainNet18).parameters
     assert keras_resnet.ResNet50.__doc__.startswith("The 50-layer residual network")
@@ -177,19 +161,6 @@ def test_residual_is_added_to_the_shortcut():
     assert np.array_equal(last[..., :16], stem[:, ::4, ::4]) and not last[..., 16:].any()
 
 
-def by_hand(x, kernel, strides):
-    """Convolution with symmetric zero padding, one output pixel at a time."""
-    k = kernel.shape[0] // 2
-    x = np.pad(x, ((0, 0), (k, k), (k, k), (0, 0)))
-    size = (x.shape[1] - 2 * k - 1) // strides + 1
-    out = np.empty((len(x), size, size, kernel.shape[-1]))
-    for i in range(size):
-        for j in range(size):
-            window = x[:, i * strides : i * strides + 2 * k + 1, j * strides : j * strides + 2 * k + 1]
-            out[:, i, j] = np.tensordot(window, kernel, 3)
-    return out
-
-
 @pytest.mark.parametrize("shortcut", ["A", "B", "C", None])
 def test_cifar_network_against_numpy(shortcut):
     """The whole network, written out a second time from the paper."""
@@ -221,66 +192,6 @@ def test_cifar_network_against_numpy(shortcut):
     assert np.allclose(model(inputs), probabilities, atol=FORWARD_TOLERANCE)
 
 
-def test_resnet50_equals_keras_applications():
-    """Their convolutions have biases, which batch normalisation's mean takes up, and another epsilon."""
-    theirs = keras.applications.ResNet50(weights=None, classifier_activation=None, input_shape=(96, 96, 3))
-    randomize(theirs)
-    ours = keras_resnet.ResNet50(classifier_activation=None, input_shape=(96, 96, 3))
-    biases = {}
-    stem = {"conv1_conv": "conv1", "conv1_bn": "conv1_bn", "predictions": "fc"}
-    for layer in theirs.layers:
-        if not layer.variables:
-            continue
-        name = stem.get(layer.name)
-        if name is None:
-            stage, block, part, kind = layer.name.removeprefix("conv").split("_")
-            part = "shortcut" if part == "0" else part
-            name = f"conv{stage}_{block.removeprefix('block')}_{part}" + ("_bn" if kind == "bn" else "")
-        mine = ours.get_layer(name)
-        if isinstance(layer, keras.layers.Conv2D):
-            mine.kernel.assign(layer.kernel)
-            biases[name] = layer.bias.numpy()
-        elif isinstance(layer, keras.layers.BatchNormalization):
-            gamma, beta, mean, variance = layer.get_weights()
-            mine.set_weights([gamma, beta, mean - biases[name.removesuffix("_bn")], variance + layer.epsilon - 1e-5])
-        else:
-            mine.set_weights(layer.get_weights())
-    x = images(2, 96)
-    assert np.allclose(ours(x), theirs(x), rtol=1e-4, atol=1e-4)
-
-
-@pytest.mark.parametrize("name, stride_in", [("ResNet18", "1x1"), ("ResNet50", "3x3")])
-def test_equals_keras_hub(name, stride_in):
-    """keras_hub has its stride in the 3x3, and names in the order in which it makes the layers."""
-    keras_hub = pytest.importorskip("keras_hub", reason="keras_hub is not installed")
-    model = getattr(keras_resnet, name)(include_top=False, stride_in=stride_in, input_shape=(64, 64, 3))
-    bottleneck = name == "ResNet50"
-    theirs = keras_hub.models.ResNetBackbone(
-        input_conv_filters=[64],
-        input_conv_kernel_sizes=[7],
-        stackwise_num_filters=[64, 128, 256, 512],
-        stackwise_num_blocks=[3, 4, 6, 3] if bottleneck else [2, 2, 2, 2],
-        stackwise_num_strides=[1, 2, 2, 2],
-        block_type="bottleneck_block" if bottleneck else "basic_block",
-        image_shape=(64, 64, 3),
-    )
-    randomize(theirs)
-    for layer in theirs.layers:
-        if not layer.variables:
-            continue
-        if layer.name.startswith(("conv1_", "conv0_")) and "stack" not in layer.name:
-            target = "conv1"
-        else:
-            stack, block, part, _ = layer.name.removeprefix("stack").replace("block", "").split("_")
-            target = f"conv{int(stack) + 2}_{int(block) + 1}_{'shortcut' if part == '0' else part}"
-        if isinstance(layer, keras.layers.BatchNormalization):
-            assert layer.epsilon == 1e-5
-            target += "_bn"
-        model.get_layer(target).set_weights(layer.get_weights())
-    x = images(2, 64)
-    assert np.allclose(model(x), theirs(x), rtol=1e-4, atol=1e-4)
-
-
 def test_normalizations_are_those_of_keras_applications():
     pixels = np.random.default_rng(0).uniform(0, 255, (2, 32, 32, 3)).astype("float32")
     for mode in ("caffe", "torch"):
@@ -310,8 +221,10 @@ def test_normalization_by_numbers():
         ({"pooling": "min", "include_top": False}, "pooling is one of"),
         ({"normalization": "pytorch"}, "normalization is None"),
         ({"normalization": (np.zeros((8, 8, 3)), 1)}, r"found shape \(8, 8, 3\)"),
-        ({"weights": "imagenet"}, "does not exist"),
-        ({"weights": __file__}, "weights is None or the path"),
+        ({"weights": "weights.keras"}, "do not exist"),
+        ({"weights": __file__}, "weights is None, a Keras model, the path"),
+        ({"output_stride": 4}, "output_stride is one of None, 8, 16; found 4"),
+        ({"output_stride": 16, "stem": "3x3"}, "output_stride is one of None, 8; found 16"),
     ],
 )
 def test_bad_arguments(options, message):
@@ -353,6 +266,66 @@ def test_weights_from_a_file(tmp_path, extension):
     assert np.array_equal(keras_resnet.CifarResNet(20, weights=path)(x), model(x))
     with pytest.raises(ValueError):
         keras_resnet.CifarResNet(32, weights=path)
+
+
+@pytest.mark.parametrize(
+    "build, sizes",
+    [
+        (lambda: keras_resnet.ResNet18(input_shape=(96, 96, 3)), (24, 12, 6, 3)),
+        (lambda: keras_resnet.ResNet50(input_shape=(96, 96, 3), include_top=False), (24, 12, 6, 3)),
+        (lambda: keras_resnet.ResNet50(input_shape=(96, 96, 3), output_stride=16), (24, 12, 6, 6)),
+        (lambda: keras_resnet.ResNet50(input_shape=(96, 96, 3), output_stride=8), (24, 12, 12, 12)),
+        (lambda: keras_resnet.CifarResNet(20), (32, 16, 8)),
+        (lambda: keras_resnet.CifarResNet(20, block="bottleneck"), (32, 16, 8)),
+    ],
+)
+def test_features_are_the_stages_ends(build, sizes):
+    model = build()
+    features = keras_resnet.features(model)
+    assert {name: output.shape[1] for name, output in features.output.items()} == {
+        f"conv{stage}": size for stage, size in enumerate(sizes, 2)
+    }
+    last = list(features.output)[-1]
+    assert features.output[last] is [layer for layer in model.layers if layer.name.startswith(last)][-1].output
+    assert features.get_layer(last + "_1_1").kernel is model.get_layer(last + "_1_1").kernel
+
+
+@pytest.mark.parametrize("shortcut", ["A", "B"])
+def test_the_classifier_sees_its_features(shortcut):
+    model = keras_resnet.ResNet18(shortcut=shortcut, classifier_activation=None)
+    randomize(model)
+    x, fc = images(2, 65), model.get_layer("fc")
+    values = keras_resnet.features(model)(x)
+    expected = np.array(values["conv5"]).mean((1, 2)) @ fc.kernel.numpy() + fc.bias.numpy()
+    assert np.allclose(model(x), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("output_stride", [8, 16])
+@pytest.mark.parametrize(
+    "name, options",
+    [
+        ("ResNet18", {"shortcut": "A"}),
+        ("ResNet18", {"shortcut": "C"}),
+        ("PlainNet18", {}),
+        ("ResNet50", {"stride_in": "1x1"}),
+        ("ResNet50", {"stride_in": "3x3"}),
+    ],
+)
+def test_a_dilated_network_has_the_undilated_ones_values(name, options, output_stride):
+    """At each of its positions, borders included; between them there are new ones."""
+    build = getattr(keras_resnet, name)
+    coarse, fine = (build(include_top=False, output_stride=n, **options) for n in (None, output_stride))
+    assert {v.path.split("/", 1)[-1]: v.shape for v in coarse.weights} == {
+        v.path.split("/", 1)[-1]: v.shape for v in fine.weights
+    }
+    randomize(coarse)
+    keras_resnet.load_weights(fine, coarse)
+    x = images(1, 97)  # 97, 49, 25, 13, 7, 4: an odd size, so the last row of a map is sometimes cut off
+    expected, found = keras_resnet.features(coarse)(x), keras_resnet.features(fine)(x)
+    for stage, stride in {"conv2": 4, "conv3": 8, "conv4": 16, "conv5": 32}.items():
+        step = max(stride // output_stride, 1)
+        assert found[stage].shape[1] == math.ceil(97 / min(stride, output_stride))
+        assert np.allclose(found[stage][:, ::step, ::step], expected[stage], rtol=1e-4, atol=1e-4)
 
 
 STRANGER = """
@@ -412,7 +385,7 @@ def test_other_backends(backend, package, monkeypatch):
 def test_import_needs_keras_alone():
     imported = set()
     folder = pathlib.Path(keras_resnet.__file__).parent
-    for name in ("__init__", "blocks", "models", "optimizers", "analysis"):
+    for name in ("__init__", "blocks", "graphs", "models", "normalization", "optimizers", "analysis"):
         for node in ast.walk(ast.parse((folder / f"{name}.py").read_text())):
             if isinstance(node, ast.Import):
                 imported |= {alias.name.split(".")[0] for alias in node.names}

@@ -65,7 +65,7 @@ def test_killed_resumed_and_finished(tmp_path):
         (["--depth", "21"], "--depth is 6n+2 with basic blocks; found 21, nearest 20 and 26"),
         (
             ["--dataset", "cifar11"],
-            "--dataset is one of cifar10, cifar100, shapes or a folder of photographs; found 'cifar11'",
+            "a folder of photographs or a set of TensorFlow Datasets; found 'cifar11'. Did you mean cifar10?",
         ),
         (["--data-dir", "nowhere"], "--data-dir nowhere has no prepared cifar10: no such folder"),
         (["--output", "/dev/null/runs"], "cannot be written"),

@@ -184,7 +184,7 @@ def test_an_accumulating_run_counts_the_optimizers_steps_and_resumes(tmp_path, p
         ({"depth": 21}, "--depth is 6n.2 with basic blocks; found 21, nearest 20 and 26"),
         (
             {"dataset": "cifar11"},
-            "--dataset is one of cifar10, cifar100, shapes or a folder of photographs; found 'cifar11'",
+            "shapes, a folder of photographs or a set of TensorFlow Datasets; found 'cifar11'",
         ),
         ({"steps": 0}, "--steps is positive; found 0"),
         ({"lr": -1.0}, "--lr is positive"),

@@ -87,6 +87,7 @@ def parse(arguments=None):
         action=argparse.BooleanOptionalAction,
     )
     add(recipe, "--seed", "of weights, order and augmentation", type=int)
+    add(recipe, "--deterministic", "the same weights to the last bit each time, if slower", **flag)
     add(run, "--name", "of the run (default DATASET-NETWORK)")
     add(run, "--output", "folder of runs", metavar="DIR")
     add(run, "--checkpoint-every", "steps from one checkpoint to the next", type=int, metavar="STEPS")

@@ -6,6 +6,7 @@ import math
 import os
 
 import keras
+import tensorflow as tf
 from keras import ops
 
 from keras_resnet import models
@@ -46,6 +47,7 @@ class Settings:
     weight_decay: float = recipes.WEIGHT_DECAY
     warmup: bool | None = None  # None: from depth 110 on
     seed: int = 0
+    deterministic: bool = False
     name: str | None = None
     output: str = "runs"
     checkpoint_every: int = 200
@@ -189,6 +191,8 @@ def train(settings, verbose=1):
         with open(result_path) as file:
             return json.load(file)
 
+    if settings.deterministic:
+        tf.config.experimental.enable_op_determinism()
     task = (tasks.photographs if settings.photographs else tasks.small_images)(settings)
     write_whole(os.path.join(folder, "classes.json"), lambda file: file.write(json.dumps(task.classes).encode()))
     trained = models.logits(task.network)

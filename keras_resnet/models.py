@@ -24,6 +24,7 @@ IMAGENET_STAGES = {
     50: (blocks.bottleneck, (3, 4, 6, 3)),
     101: (blocks.bottleneck, (3, 4, 23, 3)),
     152: (blocks.bottleneck, (3, 8, 36, 3)),
+    200: (blocks.bottleneck, (3, 24, 36, 3)),  # P2 Table 5
 }
 # Convolutions in each block of the CIFAR networks, which have three stages of n blocks (P1 4.2, P2).
 CIFAR_BLOCKS = {"basic": (blocks.basic, 2), "bottleneck": (blocks.bottleneck, 3)}
@@ -41,7 +42,7 @@ def _model(inputs, outputs, name, depth_in_blocks):
 
 def _build(
     default_name,
-    block,
+    convolutions,
     repetitions,
     width,
     include_top=True,
@@ -59,6 +60,9 @@ def _build(
     shortcut_initializer=None,
     normalization=None,
     output_stride=None,
+    preactivation=False,
+    activation_order=None,
+    shortcut_variant=None,
 ):
     """Reads one row: `repetitions` blocks in each stage, `width` filters in the first, twice as many in the next."""
     if shortcut is not None:
@@ -66,6 +70,14 @@ def _build(
     _choose("stride_in", stride_in, (None, "1x1", "3x3"))
     _choose("stem", stem, ("7x7", "3x3"))
     _choose("pooling", pooling, (None, "avg", "max"))
+    _choose("activation_order", activation_order, (None, *blocks.ORDERS))
+    _choose("shortcut_variant", shortcut_variant, (None, *blocks.SHORTCUT_VARIANTS))
+    if preactivation and activation_order:
+        raise ValueError("preactivation is the activation_order 'full_preactivation'; give one of the two")
+    activation_order = activation_order or ("full_preactivation" if preactivation else "original")
+    if shortcut is None and (activation_order != "original" or shortcut_variant):
+        raise ValueError("a plain network has no shortcut, so it takes no other order of activations and no variant")
+    order = blocks.ORDERS[activation_order]
     whole_stride = (4 if stem == "7x7" else 1) * 2 ** (len(repetitions) - 1)
     _choose("output_stride", output_stride, (None, *(n for n in (8, 16) if n <= whole_stride)))
     if keras.config.image_data_format() != "channels_last":
@@ -81,10 +93,10 @@ def _build(
     if normalization is not None:
         x = normalize(x, normalization)
     if stem == "7x7":
-        x = blocks.conv_bn(x, width, 7, "conv1", strides=2)
+        x = blocks.activate(blocks.convolve(x, "conv1", 7, width, strides=2), "BR", "conv1")
         x = layers.MaxPooling2D(3, 2, name="pool1")(blocks.pad(x, 1, "pool1"))  # zeros: x is not negative
     else:
-        x = blocks.conv_bn(x, width, 3, "conv1")
+        x = blocks.activate(blocks.convolve(x, "conv1", 3, width), "BR", "conv1")
     stride, dilation = (4 if stem == "7x7" else 1), 1
     for stage, blocks_in_stage in enumerate(repetitions, 2):
         for i in range(1, blocks_in_stage + 1):
@@ -93,16 +105,17 @@ def _build(
             if stride * strides > (output_stride or math.inf):
                 strides, dilation = 1, dilation * strides
             stride *= strides
-            x = block(
+            x = blocks.block(
                 x,
-                width * 2 ** (stage - 2),
+                convolutions(width * 2 ** (stage - 2), strides, (before, dilation), stride_in),
                 f"conv{stage}_{i}",
-                strides=strides,
-                dilation=(before, dilation),
-                stride_in=stride_in,
                 option=shortcut,
+                order=order,
+                activated=(stage, i) == (2, 1),  # by conv1's (P2, appendix)
+                variant=shortcut_variant,
                 initializer=shortcut_initializer,
             )
+    x = blocks.activate(x, order.before, "post")  # of the last block's sum (P2, appendix)
     if include_top or pooling == "avg":
         x = layers.GlobalAveragePooling2D(name="pool")(x)
     elif pooling == "max":
@@ -169,6 +182,11 @@ OPTIONS = """
             layer, build the network without weights, then call `load_weights`.
         output_stride: None, or 8 or 16 for feature maps at that fraction of the input's size: the last strides become
             dilation, with the same parameters. The values at the positions of the undilated network remain the same.
+        preactivation: whether batch normalisation and nonlinearity come before each convolution (P2).
+        activation_order: an order of P2 Fig. 4 by name, for its experiments: "original", "bn_after_addition",
+            "relu_before_addition", "relu_only_preactivation" or "full_preactivation".
+        shortcut_variant: what P2 Table 1 does to the shortcut, for its experiments: None, "constant_scaling",
+            "exclusive_gate", "shortcut_gate" or "dropout". Its 1x1 convolution is option C.
 
     Returns:
         A `keras.Model`. Input: (batch, height, width, channels), float. Output: (batch, classes) probabilities, or
@@ -192,7 +210,8 @@ def _row(name, depth, **fixed):
         parameters=[parameter for parameter in signature.parameters.values() if parameter.name not in fixed]
     )
     kind = "plain" if "shortcut" in fixed else "residual"
-    network.__doc__ = f"The {depth}-layer {kind} network (P1 Table 1).\n{OPTIONS}"
+    source = "P2" if "preactivation" in fixed else "P1 Table 1"
+    network.__doc__ = f"The {depth}-layer {kind} network ({source}).\n{OPTIONS}"
     return network
 
 
@@ -201,6 +220,12 @@ ResNet34 = _row("ResNet34", 34)
 ResNet50 = _row("ResNet50", 50)
 ResNet101 = _row("ResNet101", 101)
 ResNet152 = _row("ResNet152", 152)
+ResNet18V2 = _row("ResNet18V2", 18, preactivation=True)
+ResNet34V2 = _row("ResNet34V2", 34, preactivation=True)
+ResNet50V2 = _row("ResNet50V2", 50, preactivation=True)
+ResNet101V2 = _row("ResNet101V2", 101, preactivation=True)
+ResNet152V2 = _row("ResNet152V2", 152, preactivation=True)
+ResNet200V2 = _row("ResNet200V2", 200, preactivation=True)
 PlainNet18 = _row("PlainNet18", 18, shortcut=None)
 PlainNet34 = _row("PlainNet34", 34, shortcut=None)
 

@@ -15,7 +15,8 @@ from keras import layers
 from keras_resnet import blocks
 from keras_resnet.graphs import recursion_limit
 from keras_resnet.normalization import normalize, numbers
-from keras_resnet.weights import WeightsError, load_weights, read
+from keras_resnet.readers import WeightsError, read
+from keras_resnet.weights import load_weights
 
 # Blocks in each of the four stages (P1 Table 1).
 IMAGENET_STAGES = {
@@ -150,7 +151,7 @@ OPTIONS = """
     Args:
         include_top: whether to end with average pooling, the fully connected layer and the softmax.
         weights: None; a path or a Keras model, of this package, torchvision, timm, transformers, keras.applications,
-            keras_hub or akamaster (`weights.read`); or "imagenet" for published weights of `ResNet18` to `ResNet152`.
+            keras_hub or akamaster (`readers.read`); or "imagenet" for published weights of `ResNet18` to `ResNet152`.
         input_tensor: a Keras tensor to build the network on, instead of a new input.
         input_shape: (height, width, channels); None for a size is any size. Default: any size, three channels.
         pooling: without the top: None for the last feature map, "avg" or "max" to pool it over all positions.

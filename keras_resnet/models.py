@@ -176,7 +176,7 @@ OPTIONS = """
         the features. Block 1 of stage 3 ends in the layer `conv3_1`; its convolutions are `conv3_1_1`, `conv3_1_2`.
 
     Raises:
-        ValueError: an argument is none of the above; the message says which ones are.
+        ValueError: an argument is none of the above, or the weights do not fit; the message says which ones do.
     """
 
 
@@ -264,8 +264,6 @@ def from_weights(source):
     Raises:
         WeightsError: the source cannot be read, or is of no network that this module builds.
     """
-    if isinstance(source, str) and source == "imagenet":
-        raise WeightsError('weights="imagenet" is for the builders: ResNet50(weights="imagenet")')
     source = read(source)
     if source.family is None:
         raise WeightsError(f"{source} names no layers; build its network and call load_weights(model, path)")

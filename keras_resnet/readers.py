@@ -133,7 +133,7 @@ def read(source, network=None):
 
 def _published(network):
     if network not in IMAGENET:
-        raise WeightsError(f'weights="imagenet" is there for {", ".join(IMAGENET)}; found {network}')
+        raise WeightsError(f'weights="imagenet" is for the builders of {", ".join(IMAGENET)}; found {network}')
     url, digest = IMAGENET[network]
     if url.endswith(".pth"):
         package("torch", url)

@@ -86,19 +86,9 @@ TORCHVISION = Family(
     normalization="torch",
     stride_in="3x3",
 )
-AKAMASTER = Family(
-    "akamaster's CIFAR networks",
-    layers={
-        "conv1": "conv1",
-        "conv1_bn": "bn1",
-        "conv": "layer{stage}.{block}.conv{conv}",
-        "conv_bn": "layer{stage}.{block}.bn{conv}",
-        "fc": "linear",
-    },
-    first=(1, 0, 1),
-    parts=TORCH,
-    normalization="torch",
-    stride_in="3x3",
+AKAMASTER = TORCHVISION._replace(
+    name="akamaster's CIFAR networks",
+    layers={ours: theirs for ours, theirs in TORCHVISION.layers.items() if "shortcut" not in ours} | {"fc": "linear"},
     zeros_around=True,
 )
 TRANSFORMERS = Family(

@@ -15,7 +15,8 @@ from keras import layers
 from keras_resnet import blocks
 from keras_resnet.graphs import recursion_limit
 from keras_resnet.normalization import normalize, numbers
-from keras_resnet.weights import WeightsError, load_weights, read
+from keras_resnet.readers import WeightsError, read
+from keras_resnet.weights import load_weights
 
 # Blocks in each of the four stages (P1 Table 1).
 IMAGENET_STAGES = {
@@ -163,7 +164,7 @@ OPTIONS = """
     Args:
         include_top: whether to end with average pooling, the fully connected layer and the softmax.
         weights: None; a path or a Keras model, of this package, torchvision, timm, transformers, keras.applications,
-            keras_hub or akamaster (`weights.read`); or "imagenet" for published weights of `ResNet18` to `ResNet152`.
+            keras_hub or akamaster (`readers.read`); or "imagenet" for published weights of `ResNet18` to `ResNet152`.
         input_tensor: a Keras tensor to build the network on, instead of a new input.
         input_shape: (height, width, channels); None for a size is any size. Default: any size, three channels.
         pooling: without the top: None for the last feature map, "avg" or "max" to pool it over all positions.
@@ -193,7 +194,7 @@ OPTIONS = """
         the features. Block 1 of stage 3 ends in the layer `conv3_1`; its convolutions are `conv3_1_1`, `conv3_1_2`.
 
     Raises:
-        ValueError: an argument is none of the above; the message says which ones are.
+        ValueError: an argument is none of the above, or the weights do not fit; the message says which ones do.
     """
 
 
@@ -288,8 +289,6 @@ def from_weights(source):
     Raises:
         WeightsError: the source cannot be read, or is of no network that this module builds.
     """
-    if isinstance(source, str) and source == "imagenet":
-        raise WeightsError('weights="imagenet" is for the builders: ResNet50(weights="imagenet")')
     source = read(source)
     if source.family is None:
         raise WeightsError(f"{source} names no layers; build its network and call load_weights(model, path)")

@@ -1,286 +1,25 @@
-"""Trained weights from anywhere, and on to elsewhere: one reader for each format, one loader for all.
+"""Trained weights from anywhere, and on to elsewhere: one loader for all sources that `readers` reads.
 
-A source is read into the tensors by their own names and what else decides the outputs; `families` has the names. It is
-matched with the network as a whole, and only when everything fits is anything changed. PyTorch's files are read by its
-weights-only loader, which executes nothing.
+A source is matched with the network as a whole, and only when everything fits is anything changed.
 """
 
-import itertools
 import json
-import os
-import re
-import typing
 
 import h5py
-import keras
 import numpy as np
 
 from keras_resnet import families, normalization
-from keras_resnet.blocks import BN_EPSILON
-from keras_resnet.graphs import LOADING_DEPTH, recursion_limit
-
-# Published weights: with 50 layers and more the authors' own, converted from Caffe by keras.applications, with the
-# hashes in its source; with 18 and 34, which the authors did not release, torchvision's. The first eight digits of
-# these two hashes are in the address.
-APPLICATIONS = "https://storage.googleapis.com/tensorflow/keras-applications/resnet/"
-IMAGENET = {
-    "resnet18": (
-        "https://download.pytorch.org/models/resnet18-f37072fd.pth",
-        "f37072fd47e89c5e827621c5baffa7500819f7896bbacec160b1a16c560e07ec",
-    ),
-    "resnet34": (
-        "https://download.pytorch.org/models/resnet34-b627a593.pth",
-        "b627a593bcbe140c234610266fe4f8ae95ea42fc881d091c9b6052e6b1d0590f",
-    ),
-    "resnet50": (
-        APPLICATIONS + "resnet50_weights_tf_dim_ordering_tf_kernels.h5",
-        "2cb95161c43110f7111970584f804107",
-    ),
-    "resnet101": (
-        APPLICATIONS + "resnet101_weights_tf_dim_ordering_tf_kernels.h5",
-        "f1aeb4b969a6efcfb50fad2f0c20cfc5",
-    ),
-    "resnet152": (
-        APPLICATIONS + "resnet152_weights_tf_dim_ordering_tf_kernels.h5",
-        "100835be76be38e30d865e96f2aaae62",
-    ),
-}
-PREFIXES = re.compile(r"^(module\.)?(resnet\.)?")  # of DataParallel, and of a classifier of transformers
-IGNORED = ".num_batches_tracked"  # a counter of PyTorch that no output depends on
-
-
-class WeightsError(ValueError):
-    """These weights cannot be read, or are not the network's. The message says why; nothing has been changed."""
-
-
-class Source(typing.NamedTuple):
-    """Trained weights as they were found.
-
-    `tensors` are arrays by their own names, except that epsilon of batch normalisation is this package's. `strides` are
-    those of the convolutions, by kernel, where the source is a Keras model. `family` and all behind it are None for
-    a `.weights.h5`, whose tensors have no names.
-    """
-
-    name: str
-    tensors: dict | None
-    family: families.Family | None = None
-    normalization: typing.Any = None
-    stride_in: str | None = None
-    residual: bool | None = None
-    strides: dict = {}
-
-    def array(self, layer, kind="kernel"):
-        """A variable of this package's `layer`, in the layout of Keras; None where there is none."""
-        array = self.tensors.get(self.family.tensor(layer, kind))
-        return array if array is None or self.family.parts is families.KERAS else np.transpose(array, axes(array.ndim))
-
-    def repetitions(self):
-        """The number of blocks in each stage."""
-        stages = []
-        for stage in itertools.count(2):
-            has = lambda block, stage=stage: self.array(f"conv{stage}_{block}_1") is not None
-            stages.append(sum(1 for _ in itertools.takewhile(has, itertools.count(1))))
-            if not stages[-1]:
-                return tuple(stages[:-1])
-
-    def __str__(self):
-        if self.family is None:
-            return self.name
-        kind = "basic" if self.array("conv2_1_3") is None else "bottleneck"
-        blocks = ", ".join(map(str, self.repetitions()))
-        return f"{self.name} ({self.family.name}; {blocks} {kind} blocks)"
-
-
-def axes(ndim, back=False):
-    """From PyTorch's order of axes (output, input, height, width) to that of Keras, or `back`."""
-    order = {1: (0,), 2: (1, 0), 4: (2, 3, 1, 0)}.get(ndim, range(ndim))
-    return np.argsort(order) if back else order
-
-
-def read(source, network=None):
-    """Reads weights from wherever they are; `docs/weights.md` has the table of all sources.
-
-    Args:
-        source: a path (`.safetensors`, `.pth`, `.pt`, `.th`, `.bin`, `.h5`, `.keras`), a `keras.Model`, or "imagenet".
-        network: the name of the network that "imagenet" is asked for, such as "resnet50".
-
-    Returns:
-        A `Source`.
-
-    Raises:
-        WeightsError: it cannot be read, or its names are of none of the known families.
-    """
-    if isinstance(source, Source):
-        return source
-    if isinstance(source, keras.Model):
-        return _of_model(source, source.name)
-    path = _published(network) if source == "imagenet" else os.fspath(source)
-    extension = os.path.splitext(path)[1]
-    if extension not in READERS:
-        raise WeightsError(
-            f'weights is None, a Keras model, the path of a {", ".join(READERS)} file, or "imagenet"; found {path!r}'
-        )
-    if not os.path.isfile(path):
-        raise WeightsError(f"the weights {path!r} do not exist")
-    try:
-        return READERS[extension](path)
-    except WeightsError:
-        raise
-    except Exception as error:  # each format has its own
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise WeightsError(f"{path} cannot be read: {reason}") from error
-
-
-def _published(network):
-    if network not in IMAGENET:
-        raise WeightsError(f'weights="imagenet" is there for {", ".join(IMAGENET)}; found {network}')
-    url, digest = IMAGENET[network]
-    if url.endswith(".pth"):
-        _package("torch", url)
-    try:
-        return keras.utils.get_file(origin=url, cache_subdir="models", file_hash=digest)
-    except Exception as error:  # Keras raises this type itself
-        name = url.rsplit("/", 1)[1]
-        raise WeightsError(
-            f"the published weights could not be fetched: {error}\nWithout a network: download {url} elsewhere and put "
-            f'it into the folder models of Keras (~/.keras/models/{name}), or give its path, weights="{name}"'
-        ) from error
-
-
-def _package(name, path):
-    """Imports what only some formats need."""
-    try:
-        return __import__(name, fromlist=["*"])
-    except ImportError as error:
-        extra = "torch" if name == "torch" else "weights"
-        raise WeightsError(
-            f"{path} needs the package {extra if extra == 'torch' else 'safetensors'}: "
-            f'pip install "keras-deep-residual[{extra}]"'
-        ) from error
-
-
-def _recognized(name, tensors, **known):
-    """The source of these tensors, what is not `known` as it is usual in the family."""
-    tensors = {PREFIXES.sub("", key): array for key, array in tensors.items() if not key.endswith(IGNORED)}
-    family = families.recognize(tensors)
-    if family is None:
-        some = ", ".join(list(tensors)[:5]) or "none"
-        raise WeightsError(
-            f"{name} holds no residual network with names of {', '.join(f.name for f in families.FAMILIES)}; "
-            f"its first tensors are: {some}"
-        )
-    bottleneck = family.tensor("conv2_1_3", "kernel") in tensors
-    usual = {"normalization": family.normalization, "stride_in": family.stride_in if bottleneck else None}
-    return Source(name, tensors, family, **({"residual": True} | usual | known))
-
-
-def _of_model(model, name):
-    tensors = {}
-    for layer in model.layers:
-        arrays = {f"{layer.name}/{w.name}": keras.ops.convert_to_numpy(w).astype("float32") for w in layer.weights}
-        if isinstance(layer, keras.layers.BatchNormalization):
-            arrays[f"{layer.name}/moving_variance"] += layer.epsilon - BN_EPSILON
-        tensors |= arrays
-    source = _recognized(name, tensors, strides=_strides(model))
-    strides = {layer: source.strides.get(source.family.tensor(layer, "kernel")) for layer in STRIDED}
-    if source.family is families.OURS:
-        source = source._replace(normalization=normalization.of(model), residual=_is_residual(model))
-    return source._replace(stride_in=_stride_in(strides))
-
-
-def _keras(path):
-    with recursion_limit(LOADING_DEPTH):
-        return _of_model(keras.saving.load_model(path, compile=False), path)
-
-
-def _h5(path):
-    with h5py.File(path) as file:
-        if "model_weights" in file:
-            return _keras(path)
-        if "layer_names" not in file.attrs:
-            return Source(path, None)  # Keras 3's own .weights.h5
-        tensors = {}
-        for layer in file.values():
-            for name in layer.attrs["weight_names"]:
-                name = name.decode() if isinstance(name, bytes) else name
-                tensors["/".join(name.removesuffix(":0").split("/")[-2:])] = np.asarray(layer[name], "float32")
-    source = _recognized(path, tensors)
-    for name in tensors:
-        if name.endswith("/moving_variance"):
-            source.tensors[name] += source.family.epsilon - BN_EPSILON
-    return source
-
-
-def _torch(path):
-    torch = _package("torch", path)
-    content = torch.load(path, map_location="cpu", weights_only=True)
-    content = content.get("state_dict", content)
-    return _recognized(path, {name: tensor.float().numpy() for name, tensor in content.items()}, **_configured(path))
-
-
-def _safetensors(path):
-    safetensors = _package("safetensors", path)
-    with safetensors.safe_open(path, "np") as file:
-        tensors = {name: file.get_tensor(name).astype("float32") for name in file.keys()}  # noqa: SIM118, not a dict
-        written = (file.metadata() or {}).get(METADATA)
-    return _recognized(path, tensors, **(json.loads(written) if written else _configured(path)))
-
-
-READERS = {
-    ".keras": _keras,
-    ".h5": _h5,
-    ".safetensors": _safetensors,
-    ".pth": _torch,
-    ".pt": _torch,
-    ".th": _torch,
-    ".bin": _torch,
-}
-METADATA = "keras_resnet"  # the key of what torchvision's names leave open
-
-
-def _configured(path):
-    """What the `config.json` beside a file of transformers or timm says; {} where there is none."""
-    path = os.path.join(os.path.dirname(path), "config.json")
-    if not os.path.isfile(path):
-        return {}
-    with open(path) as file:
-        config = json.load(file)
-    if config.get("downsample_in_first_stage") or config.get("hidden_act", "relu") != "relu":
-        raise WeightsError(f"{path}: not a network of the paper: a stride in the first stage, or another nonlinearity")
-    if "downsample_in_bottleneck" in config:
-        return {"stride_in": "1x1" if config["downsample_in_bottleneck"] else "3x3"}
-    if not re.fullmatch(r"(tv_)?resnet\d+", config.get("architecture", "resnet50")):
-        raise WeightsError(f"{path}: {config['architecture']} is not a network of the paper")
-    timm = config.get("pretrained_cfg", {})
-    if "mean" in timm and "std" in timm:
-        return {"normalization": ([255 * value for value in timm["mean"]], [255 * value for value in timm["std"]])}
-    return {}
-
-
-STRIDED = ("conv3_1_1", "conv3_1_2", "conv2_1_3")  # stage 3 has a stride in every network
-
-
-def _strides(model):
-    """The stride of each convolution by the name of its kernel. A padding that depends on the size is refused."""
-    convolutions = [layer for layer in model.layers if isinstance(layer, keras.layers.Conv2D)]
-    for layer in convolutions:
-        if layer.padding == "same" and max(layer.strides) > 1 and max(layer.kernel_size) > 1:
-            raise WeightsError(f'{model.name}: {layer.name} pads as "same" with a stride, and so right and below only')
-    return {f"{layer.name}/kernel": tuple(layer.strides) for layer in convolutions}
-
-
-def _stride_in(strides):
-    """Where bottlenecks have their stride, from the strides of the layers in STRIDED; None for basic blocks."""
-    first, _, last = (strides[layer] for layer in STRIDED)
-    return last and ("1x1" if first != (1, 1) else "3x3")
-
-
-def _is_residual(model):
-    return any(isinstance(layer, keras.layers.Add) for layer in model.layers)
-
-
-def _is_dilated(model):
-    return any(max(layer.dilation_rate) > 1 for layer in model.layers if isinstance(layer, keras.layers.Conv2D))
+from keras_resnet.readers import (
+    METADATA,
+    WeightsError,
+    axes,
+    is_dilated,
+    is_residual,
+    package,
+    read,
+    stride_in,
+    strides,
+)
 
 
 def load_weights(model, source):
@@ -349,21 +88,20 @@ def _differences(model, source):
             f"the network's first layer normalises by {normalization.words(first)}, the weights were trained with "
             f"{normalization.words(source.normalization)}; build the network with that, or without a first layer"
         )
-    strides = _strides(model)
-    stride_in = _stride_in({layer: strides.get(f"{layer}/kernel") for layer in STRIDED})
-    if None not in (stride_in, source.stride_in) and stride_in != source.stride_in:
-        yield f"the network has stride_in={stride_in!r}, the weights were trained with {source.stride_in!r}"
-    elif not _is_dilated(model):
-        for name, stride in strides.items():
+    found = strides(model)
+    ours = stride_in(found, families.OURS)
+    if None not in (ours, source.stride_in) and ours != source.stride_in:
+        yield f"the network has stride_in={ours!r}, the weights were trained with {source.stride_in!r}"
+    elif not is_dilated(model):
+        for name, stride in found.items():
             theirs = source.strides.get(source.family.tensor(*name.split("/")), stride)
             if theirs != stride:
                 yield f"{name.split('/')[0]} has the stride {stride}, the weights were trained with {theirs}"
-    if source.residual is not None and source.residual != _is_residual(model):
-        yield (
-            "the network has no shortcuts, the weights need them"
-            if source.residual
-            else ("the network has shortcuts, the weights were trained without")
-        )
+    if source.residual is not None and source.residual != is_residual(model):
+        has, need = ("no ", "with") if source.residual else ("", "without")
+        yield f"the network has {has}shortcuts, the weights were trained {need} them"
+    if source.family.zeros_around and (len(source.repetitions()) != 3 or source.array("conv2_1_3") is not None):
+        yield f"{source.family.name} have three stages of basic blocks"
 
 
 def _zeros_at_the_end(arrays):
@@ -420,7 +158,7 @@ def save_torchvision(model, path):
     Raises:
         WeightsError: `model` is another network, or the file cannot be written.
     """
-    safetensors = _package("safetensors.numpy", path)
+    safetensors = package("safetensors.numpy", path)
     source = read(model)
     if source.family is not families.OURS or _misfits(model, source):
         raise WeightsError(f"{model.name} is no network of this package, whose layers have torchvision's names")

@@ -18,12 +18,12 @@ import quiet  # noqa: F401, first, before anything that imports TensorFlow
 
 # isort: split
 import keras_resnet
-from keras_resnet import normalization, weights
+from keras_resnet import normalization, readers
 
 
 def parse(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("source", metavar="SOURCE", help=f"weights: {', '.join(weights.READERS)}")
+    parser.add_argument("source", metavar="SOURCE", help=f"weights: {', '.join(readers.READERS)}")
     parser.add_argument("out", metavar="OUT", help=".keras, or .safetensors with torchvision's names")
     return parser.parse_args(arguments)
 
@@ -43,7 +43,7 @@ def main():
     if wrong:
         sys.exit(f"convert.py: {wrong}")
     try:
-        source = weights.read(options.source)
+        source = readers.read(options.source)
         model = keras_resnet.from_weights(source)
         if options.out.endswith(".keras"):
             model.save(options.out)

@@ -11,7 +11,7 @@ import pytest
 from conftest import by_hand, images, randomize
 
 import keras_resnet
-from keras_resnet import models
+from keras_resnet import blocks, models
 
 FORWARD_TOLERANCE = 2e-5
 
@@ -88,7 +88,8 @@ def test_signature_is_that_of_keras_applications():
     theirs = [name for name in inspect.signature(keras.applications.ResNet50).parameters if name != "name"]
     assert [name for name in ours if name in theirs] == theirs
     assert {n for n, p in ours.items() if p.kind is p.KEYWORD_ONLY} == {
-        "shortcut", "stride_in", "stem", "shortcut_initializer", "normalization", "output_stride",
+        "shortcut", "stride_in", "stem", "shortcut_initializer", "normalization", "output_stride", "preactivation",
+        "activation_order", "shortcut_variant",
     }  # fmt: skip
     assert "shortcut" not in inspect.signature(keras_resnet.PlainNet18).parameters
     assert keras_resnet.ResNet50.__doc__.startswith("The 50-layer residual network")
@@ -190,6 +191,115 @@ def test_cifar_network_against_numpy(shortcut):
     assert np.allclose(models.logits(model)(inputs), expected, rtol=1e-4, atol=1e-4)
     probabilities = np.exp(expected) / np.exp(expected).sum(-1, keepdims=True)
     assert np.allclose(model(inputs), probabilities, atol=FORWARD_TOLERANCE)
+
+
+def bn_relu(model, x, letters, name):
+    """Batch normalisation and nonlinearity by hand, with the numbers of the model's layer."""
+    for letter in letters:
+        if letter == "B":
+            gamma, beta, mean, variance = model.get_layer(f"{name}_bn").get_weights()
+            x = (x - mean) / np.sqrt(variance + 1e-5) * gamma + beta
+        else:
+            x = np.maximum(x, 0)
+    return x
+
+
+def branch_by_hand(model, x, order, name, strides, activated):
+    """The residual branch of P2 Fig. 4 (a) to (e): what goes into the addition, and what the shortcut starts from."""
+    conv = lambda x, part, strides=1: by_hand(x, model.get_layer(f"{name}_{part}").kernel.numpy(), strides)
+    act = lambda x, letters, part: bn_relu(model, x, letters, f"{name}_{part}")
+    if order == "original":
+        return act(conv(act(conv(x, 1, strides), "BR", 1), 2), "B", 2), x
+    if order == "bn_after_addition":
+        return conv(act(conv(x, 1, strides), "BR", 1), 2), x
+    if order == "relu_before_addition":
+        return act(conv(act(conv(x, 1, strides), "BR", 1), 2), "BR", 2), x
+    before = "R" if order == "relu_only_preactivation" else "BR"
+    raw, x = x, x if activated else act(x, before, 1)
+    start = x if strides > 1 else raw
+    if order == "relu_only_preactivation":
+        return act(conv(np.maximum(act(conv(x, 1, strides), "B", 1), 0), 2), "B", 2), start
+    return conv(act(conv(x, 1, strides), "BR", 2), 2), start
+
+
+JOINED = {"original": "R", "bn_after_addition": "BR"}
+AT_THE_END = {"relu_only_preactivation": "R", "full_preactivation": "BR"}
+
+
+@pytest.mark.parametrize(
+    "order, variant",
+    [*((order, None) for order in blocks.ORDERS), *(("original", variant) for variant in blocks.SHORTCUT_VARIANTS)],
+)
+def test_identity_mappings_against_numpy(order, variant):
+    """P2's networks written out a second time."""
+    model = keras_resnet.CifarResNet(14, activation_order=order, shortcut_variant=variant)
+    randomize(model)
+    inputs = images(2, 32)
+    x = bn_relu(model, by_hand(inputs, model.get_layer("conv1").kernel.numpy(), 1), "BR", "conv1")
+    for stage in (2, 3, 4):
+        for block in (1, 2):
+            name, strides = f"conv{stage}_{block}", 2 if stage > 2 and block == 1 else 1
+            y, x = branch_by_hand(model, x, order, name, strides, activated=(stage, block) == (2, 1))
+            zeros = y.shape[-1] - x.shape[-1]
+            x = np.pad(x[:, ::strides, ::strides], ((0, 0), (0, 0), (0, 0), (0, zeros)))
+            if variant == "constant_scaling":
+                x, y = 0.5 * x, 0.5 * y
+            elif variant in ("exclusive_gate", "shortcut_gate"):
+                kernel, bias = model.get_layer(f"{name}_gate").get_weights()
+                gate = 1 / (1 + np.exp(-(x @ kernel[0, 0] + bias)))
+                x, y = (1 - gate) * x, gate * y if variant == "exclusive_gate" else y
+            x = bn_relu(model, x + y, JOINED.get(order, ""), name)
+    x = bn_relu(model, x, AT_THE_END.get(order, ""), "post")
+    fc = model.get_layer("fc")
+    expected = x.mean((1, 2)) @ fc.kernel.numpy() + fc.bias.numpy()
+    assert np.allclose(models.logits(model)(inputs), expected, rtol=1e-3, atol=1e-3)
+
+
+def test_gates_start_closed_and_the_dropout_drops():
+    model = keras_resnet.CifarResNet(8, shortcut_variant="exclusive_gate")
+    assert np.array_equal(model.get_layer("conv2_1_gate").bias, np.full(16, -6.0))
+    x, model = images(4, 32), keras_resnet.CifarResNet(8, shortcut_variant="dropout")
+    part = keras.Model(model.input, [model.get_layer(f"conv2_1_{end}").output for end in ("1", "dropout")])
+    stem = np.array(keras.Model(model.input, model.get_layer("conv1_relu").output)(x, training=True))
+    dropped = np.array(part(x, training=True)[1])
+    assert 0.45 < (dropped[stem > 0] == 0).mean() < 0.55
+    assert np.allclose(dropped[dropped > 0], 2 * stem[dropped > 0], rtol=1e-3)
+
+
+@pytest.mark.parametrize("depth", [18, 50])
+def test_preactivation_normalizes_the_inputs_of_convolutions(depth):
+    """The convolutions stay; all but conv1 and the shortcuts' have batch normalisation for their input."""
+    before, after = (getattr(keras_resnet, f"ResNet{depth}{version}")() for version in ("", "V2"))
+    convolutions = [layer for layer in after.layers if isinstance(layer, keras.layers.Conv2D)]
+    originals = [layer for layer in before.layers if isinstance(layer, keras.layers.Conv2D)]
+    assert {layer.name: layer.kernel.shape for layer in convolutions} == {
+        layer.name: layer.kernel.shape for layer in originals
+    }
+    found = [layer.gamma.shape[0] for layer in after.layers if isinstance(layer, keras.layers.BatchNormalization)]
+    inner = [layer.kernel.shape[2] for layer in convolutions if not layer.name.endswith(("conv1", "shortcut"))]
+    last = after.get_layer("fc").kernel.shape[0]  # and one at the end; conv1's is that of the first block
+    assert sorted(found) == sorted([*inner, last])
+
+
+@pytest.mark.parametrize("depth, millions", [(164, 1.7), pytest.param(1001, 10.2, marks=pytest.mark.slow)])
+def test_parameters_of_identity_mappings(depth, millions):
+    """P2 Table 4 and its text."""
+    model = keras_resnet.CifarResNet(depth, block="bottleneck", shortcut="B", preactivation=True)
+    assert abs(model.count_params() / 1e6 - millions) < 0.15
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"activation_order": "none"}, "activation_order is one of None, 'original'"),
+        ({"shortcut_variant": "none"}, "shortcut_variant is one of None, 'constant_scaling'"),
+        ({"activation_order": "original", "preactivation": True}, "give one of the two"),
+        ({"shortcut": None, "preactivation": True}, "a plain network has no shortcut"),
+    ],
+)
+def test_orders_that_do_not_exist(options, message):
+    with pytest.raises(ValueError, match=message):
+        keras_resnet.CifarResNet(8, **options)
 
 
 def test_normalizations_are_those_of_keras_applications():

@@ -4,6 +4,7 @@ What is read has its own names, of which `families` has the tables, and comes wi
 PyTorch's files are read by its weights-only loader, which executes nothing.
 """
 
+import importlib
 import itertools
 import json
 import os
@@ -150,11 +151,11 @@ def _published(network):
 def package(name, path):
     """Imports what only some formats need."""
     try:
-        return __import__(name, fromlist=["*"])
+        return importlib.import_module(name)
     except ImportError as error:
-        package = name.split(".")[0]
-        extra = {"torch": "torch", "safetensors": "weights"}[package]
-        raise WeightsError(f'{path} needs the package {package}: pip install "keras-deep-residual[{extra}]"') from error
+        needed = name.split(".")[0]
+        extra = {"torch": "torch", "safetensors": "weights"}[needed]
+        raise WeightsError(f'{path} needs the package {needed}: pip install "keras-deep-residual[{extra}]"') from error
 
 
 def _recognized(name, tensors, **known):
@@ -280,7 +281,7 @@ def stride_in(strides, family):
     """Where bottlenecks have their stride, for `ResNet50`; None for basic blocks."""
     if family.tensor("conv2_1_3", "kernel") not in strides:
         return None
-    first = strides[family.tensor("conv3_1_1", "kernel")]  # stage 3 has a stride in every network
+    first = strides.get(family.tensor("conv3_1_1", "kernel"))  # stage 3 has a stride in every network
     return "3x3" if first == (1, 1) else "1x1"
 
 

@@ -70,9 +70,13 @@ class Source(typing.NamedTuple):
     residual: bool | None = None
     strides: dict = {}
 
+    def tensor(self, layer, kind):
+        """What a variable of this package's `layer` is called: as here, where the family has no such layer."""
+        return self.family.tensor(layer, kind) or f"{layer}/{kind}"
+
     def array(self, layer, kind="kernel"):
         """A variable of this package's `layer`, in the layout of Keras; None where there is none."""
-        array = self.tensors.get(self.family.tensor(layer, kind))
+        array = self.tensors.get(self.tensor(layer, kind))
         return array if array is None or self.family.parts is families.KERAS else np.transpose(array, axes(array.ndim))
 
     def repetitions(self):

@@ -62,7 +62,7 @@ def _variables(model, biases):
 def _misfits(model, source):
     """What is wrong with the tensors, one line for each kind."""
     shapes = _variables(model, source.family.biases)
-    names = {key: source.family.tensor(*key) or "/".join(key) for key in shapes}
+    names = {key: source.tensor(*key) for key in shapes}
     optional = {source.family.tensor("fc", kind) for kind in ("kernel", "bias") if ("fc", kind) not in shapes}
     lists = {
         "missing": [name for name in names.values() if name not in source.tensors],

@@ -573,3 +573,14 @@ def test_convert_there_and_back(tmp_path, monkeypatch, capsys, file):
     assert "2, 2, 2, 2 basic blocks" in capsys.readouterr().out
     before, after = safetensors.load_file(file), safetensors.load_file(tmp_path / "b.safetensors")
     assert before.keys() == after.keys() and all(np.array_equal(before[name], after[name]) for name in before)
+
+
+def test_identity_mappings_keep_their_own_names(tmp_path):
+    options = {"preactivation": True, "normalization": (120.0, 60.0)}
+    model = keras_resnet.CifarResNet(8, shortcut_variant="shortcut_gate", **options)
+    randomize(model)
+    model.save(tmp_path / "v2.keras")
+    again = keras_resnet.CifarResNet(8, shortcut_variant="shortcut_gate", **options, weights=tmp_path / "v2.keras")
+    assert all(np.array_equal(a, b) for a, b in zip(model.get_weights(), again.get_weights(), strict=True))
+    with pytest.raises(ValueError, match="left over: .*post_bn/gamma"):
+        keras_resnet.CifarResNet(8, weights=tmp_path / "v2.keras")

@@ -10,6 +10,7 @@ import tensorflow as tf
 
 from keras_resnet import models
 from keras_resnet.data import cifar, color, folders, imagenet, sources
+from keras_resnet.training import distribution
 from keras_resnet.training.checkpoint import RunError, write_whole
 
 COLOR_SAMPLE = 10_000  # photographs whose colours are measured
@@ -47,10 +48,17 @@ def small_images(settings):
 
     def batches(step):
         size, seed = settings.batch_in_memory, settings.seed
-        return cifar.training_batches(source.train, mean, batch_size=size, seed=seed, first_step=step)
+        return distribution.datasets(
+            lambda parts: cifar.training_batches(
+                source.train, mean, batch_size=size, seed=seed, first_step=step, parts=parts
+            )
+        )
 
-    validation = source.validation and cifar.evaluation_batches(source.validation)
-    test = cifar.evaluation_batches(source.test)
+    def evaluation(split):
+        return distribution.datasets(lambda parts: cifar.evaluation_batches(split, parts=parts))
+
+    validation = source.validation and evaluation(source.validation)
+    test = evaluation(source.test)
     return Task(source.classes, len(source.train.labels), network, batches, validation, test, set())
 
 
@@ -70,18 +78,25 @@ def photographs(settings):
     )
 
     def batches(step):
-        return imagenet.training_batches(
-            folder.train,
-            batch_size=settings.batch_in_memory,
-            seed=settings.seed,
-            first_step=step,
-            image_size=settings.image_size,
-            components=components,
-            skipped=skipped,
-            **{choice: choice not in settings.without for choice in ("scale", "crop", "flip")},
+        return distribution.datasets(
+            lambda parts: imagenet.training_batches(
+                folder.train,
+                batch_size=settings.batch_in_memory,
+                seed=settings.seed,
+                first_step=step,
+                image_size=settings.image_size,
+                components=components,
+                skipped=skipped,
+                parts=parts,
+                **{choice: choice not in settings.without for choice in ("scale", "crop", "flip")},
+            )
         )
 
-    validation = imagenet.center_batches(folder.validation, image_size=settings.image_size, skipped=skipped)
+    validation = distribution.datasets(
+        lambda parts: imagenet.center_batches(
+            folder.validation, image_size=settings.image_size, skipped=skipped, parts=parts
+        )
+    )
     return Task(folder.classes, len(folder.train.labels), network, batches, validation, None, damaged)
 
 
@@ -105,7 +120,8 @@ def _colors(files, path, settings, skipped):
             "eigenvectors": components.vectors.tolist(),
         }
         write_whole(path, lambda file: file.write(json.dumps(found, indent=2).encode()))
-    with open(path) as file:
-        found = json.load(file)
+    else:
+        with open(path) as file:
+            found = json.load(file)
     values, vectors = (np.array(found[name], "float32") for name in ("eigenvalues", "eigenvectors"))
     return found["mean"], None if "color" in settings.without else color.Components(values, vectors)

@@ -138,9 +138,9 @@ class _MultiWorkerMirroredStrategy(tf.distribute.MultiWorkerMirroredStrategy):
         return super().reduce(reduce_op, value, None if numbers else axis)
 
 
-def _replicas_here():
-    """Replicas of this process."""
-    return len(tf.distribute.get_strategy().extended.worker_devices)
+def _workers():
+    """How many processes train together."""
+    return getattr(tf.distribute.get_strategy().extended, "_num_workers", 1)
 
 
 def datasets(batches):
@@ -154,15 +154,16 @@ def datasets(batches):
         A distributed data set for `fit` and `evaluate`; a `tf.data.Dataset` where there is one replica only.
     """
 
-    def own(context):
-        count = context.num_replicas_in_sync
-        here = _replicas_here()
-        first = context.input_pipeline_id * here
-        return batches(Parts(count, range(first, first + here)))
+    strategy = tf.distribute.get_strategy()
+    here = strategy.num_replicas_in_sync // _workers()
 
-    distributed = tf.distribute.get_strategy().distribute_datasets_from_function(own)
-    if isinstance(distributed, tf.distribute.DistributedDataset) and distributed.cardinality > 0:
-        distributed._cardinality //= _replicas_here()  # Keras counts batches, TensorFlow the parts of them
+    def own(context):
+        first = context.input_pipeline_id * here
+        return batches(Parts(strategy.num_replicas_in_sync, range(first, first + here)))
+
+    distributed = strategy.distribute_datasets_from_function(own)
+    if here > 1 and distributed.cardinality > 0:
+        distributed._cardinality //= here  # Keras counts batches, TensorFlow the parts of them
     return distributed
 
 
@@ -207,13 +208,12 @@ class AverageStatistics(keras.callbacks.Callback):
 
 def of_all_workers(number):
     """An integer of each worker of the current strategy, in their order. All have to ask at the same time."""
-    extended = tf.distribute.get_strategy().extended
-    workers = getattr(extended, "_num_workers", 1)
-    if workers == 1:
+    if _workers() == 1:
         return [number]
-    own = np.zeros(workers, "int64")
-    own[extended._id_in_cluster] = number
-    return tf.distribute.get_strategy().reduce("SUM", tf.identity(own), None).numpy().tolist()
+    strategy = tf.distribute.get_strategy()
+    own = np.zeros(_workers(), "int64")
+    own[strategy.extended._id_in_cluster] = number
+    return strategy.reduce("SUM", tf.identity(own), None).numpy().tolist()
 
 
 def check_same(value, message):
@@ -240,20 +240,22 @@ class AgreedStop:
 @contextlib.contextmanager
 def losses_explained():
     """Within it, the error that ends the others when a worker is lost becomes a RunError that says which it was."""
-    strategy = tf.distribute.get_strategy()
     try:
         yield
     except (
         tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.CancelledError, tf.errors.DeadlineExceededError,
         tf.errors.FailedPreconditionError, tf.errors.InternalError,
     ) as error:  # fmt: skip
-        if getattr(strategy.extended, "_num_workers", 1) == 1:
+        if _workers() == 1:
             raise
-        found = re.search(r"/job:(\w+)/replica:0/task:(\d+)", error.message)
+        strategy = tf.distribute.get_strategy()
+        own = (strategy.extended._task_type, str(strategy.extended._task_id))
+        found = [task for task in re.findall(r"/job:(\w+)/replica:0/task:(\d+)", error.message) if task != own]
         lost = "another worker"
         if found:
-            address = strategy.cluster_resolver.cluster_spec().task_address(found[1], int(found[2]))
-            lost = f"{found[1]} {found[2]} at {address}"
+            kind, number = found[0]
+            address = strategy.cluster_resolver.cluster_spec().task_address(kind, int(number))
+            lost = f"{kind} {number} at {address}"
         raise RunError(
             f"{lost} cannot be reached any more: it has died, or the network. Start all workers again with the same "
             "command, and the run goes on from its last checkpoint."

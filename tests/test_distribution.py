@@ -1,0 +1,299 @@
+"""Runs on two logical CPUs, and on two processes that talk over loopback; tests/distributed.py is what they run."""
+
+import contextlib
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import keras
+import numpy as np
+import pytest
+from conftest import ROOT
+
+from keras_resnet.data import parts, sources
+from keras_resnet.training import distribution, precision, run
+from keras_resnet.training.checkpoint import RunError
+from keras_resnet.training.run import Settings
+
+RUN = {"dataset": "shapes", "depth": 8, "steps": 5, "batch_size": 16, "lr": 0.01, "checkpoint_every": 3}
+LOST_WITHIN = 60  # seconds; measured: 8
+
+
+def free_ports(count):
+    sockets = [socket.socket() for _ in range(count)]
+    for each in sockets:
+        each.bind(("127.0.0.1", 0))
+    ports = [each.getsockname()[1] for each in sockets]
+    for each in sockets:
+        each.close()
+    return ports
+
+
+class Process(subprocess.Popen):
+    """A run of tests/distributed.py, whose output goes to a file."""
+
+    def __init__(self, folder, name, devices, environment, settings):
+        file = f"{name}-{time.monotonic_ns()}"
+        self.variables = folder / f"{file}.npz"
+        self.output = folder / f"{file}.txt"
+        settings = {**RUN, "output": str(folder), "name": name, **settings}
+        arguments = [str(devices), str(self.variables), json.dumps(settings)]
+        with open(self.output, "w") as output:
+            super().__init__(
+                [sys.executable, str(ROOT / "tests" / "distributed.py"), *arguments],
+                stdout=output,
+                stderr=output,
+                env={**os.environ, "CUDA_VISIBLE_DEVICES": "", **dict(environment)},
+            )
+
+    def says(self, pattern, seconds=100):
+        """Waits until the output matches."""
+        deadline = time.monotonic() + seconds
+        while not (found := re.search(pattern, self.output.read_text())):
+            assert self.poll() is None and time.monotonic() < deadline, self.output.read_text()
+            time.sleep(0.05)
+        return found
+
+    def result(self):
+        """The result, and the variables: a list of arrays whose first axis is the replica."""
+        assert self.wait(timeout=100) == 0, self.output.read_text()
+        with np.load(self.variables) as file:
+            variables = [file[name] for name in file.files]
+        return json.loads(self.output.read_text().splitlines()[-1]), variables
+
+
+@pytest.fixture(scope="module")
+def start(tmp_path_factory):
+    """Starts processes, and ends those that are left at the end."""
+    folder = tmp_path_factory.mktemp("runs")
+    with contextlib.ExitStack() as stack:
+
+        def start(name, devices=1, environment=(), **settings):
+            process = Process(folder, name, devices, environment, settings)
+            stack.callback(process.wait)
+            stack.callback(process.kill)
+            return process
+
+        start.folder = folder
+        yield start
+
+
+def start_workers(start, name, **settings):
+    """Two processes, the chief first, that train together in the folder `name`."""
+    cluster = {"worker": [f"127.0.0.1:{port}" for port in free_ports(2)]}
+    configs = [json.dumps({"cluster": cluster, "task": {"type": "worker", "index": index}}) for index in range(2)]
+    return [start(name, 1, {"TF_CONFIG": config}, **settings) for config in configs]
+
+
+@pytest.fixture(scope="module")
+def one_device(start):
+    return start("one", strategy="none")
+
+
+def assert_same_run(process, expected):
+    """The errors are equal, so every example has been counted once; the weights are to 1e-4, of the value above 1."""
+    (result, variables), (expected_result, expected_variables) = process.result(), expected.result()
+    for name in ("train_error", "val_error", "test_error"):
+        assert result[name] == expected_result[name]
+    for replicas, weight in zip(variables, expected_variables, strict=True):
+        assert np.allclose(replicas, weight, rtol=1e-4, atol=1e-4)
+
+
+def test_two_devices_train_like_one(start, one_device):
+    process = start("mirrored", devices=2, strategy="mirrored", sync_bn=True)
+    assert_same_run(process, one_device)
+    assert process.result()[1][0].shape[0] == 2
+    assert "Warning" not in process.output.read_text()
+    config = keras.saving.load_model(start.folder / "mirrored" / "model.keras").get_layer("conv1_bn").get_config()
+    assert not config["synchronized"]  # Keras could not load it elsewhere
+
+
+def test_two_workers_train_like_one_device(start, one_device):
+    for worker in start_workers(start, "workers", sync_bn=True):
+        assert_same_run(worker, one_device)
+
+
+def test_with_local_statistics_replicas_stay_equal(start, one_device):
+    _, variables = start("local", devices=2, strategy="mirrored").result()
+    for replicas in variables:
+        assert np.array_equal(replicas[0], replicas[1])
+    assert not all(np.allclose(a, b, 1e-4, 1e-4) for a, b in zip(variables, one_device.result()[1], strict=True))
+
+
+def step_in(path):
+    with np.load(path) as file:
+        return json.loads(file["state"].tobytes())["step"]
+
+
+def test_a_worker_that_dies_ends_the_others_and_a_signal_stops_all(start):
+    path = start.folder / "killed" / "checkpoint" / "latest.npz"
+    endless = {"steps": 100_000, "checkpoint_every": 1}
+    chief, worker = start_workers(start, "killed", **endless)
+    while not path.exists():
+        assert chief.poll() is None and worker.poll() is None, chief.output.read_text() + worker.output.read_text()
+        time.sleep(0.05)
+    worker.kill()
+    chief.says(r"RunError: (worker 1 at 127.0.0.1:\d+|another worker) cannot be reached any more", LOST_WITHIN)
+    assert chief.wait(30) == 1
+    assert "Start all workers again with the same command" in chief.output.read_text()
+
+    step = step_in(path)
+    chief, worker = start_workers(start, "killed", **endless)
+    for each in (chief, worker):
+        each.says(f"resuming from step {step}\n")
+    while step_in(path) == step:
+        assert chief.poll() is None and worker.poll() is None, chief.output.read_text() + worker.output.read_text()
+        time.sleep(0.05)
+    worker.send_signal(signal.SIGTERM)  # the chief gets none
+    stopped = {int(each.says(r"Stopped: stopped by SIGTERM at step (\d+)")[1]) for each in (chief, worker)}
+    assert chief.wait(30) == worker.wait(30) == 1 and stopped == {step_in(path)}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mixed_precision", [None, "float16", "bfloat16"])
+def test_a_chief_that_dies_ends_the_others(start, mixed_precision):
+    path = start.folder / f"chief-{mixed_precision}" / "checkpoint" / "latest.npz"
+    chief, worker = start_workers(start, f"chief-{mixed_precision}", mixed_precision=mixed_precision, steps=100_000)
+    while not path.exists():
+        assert chief.poll() is None and worker.poll() is None, chief.output.read_text() + worker.output.read_text()
+        time.sleep(0.05)
+    chief.kill()
+    worker.says(r"RunError: worker 0 at 127.0.0.1:\d+ cannot be reached any more", LOST_WITHIN)
+    assert worker.wait(30) == 1
+
+
+def test_workers_that_do_not_fit_together_say_so(monkeypatch):
+    distribution.check_same(Settings(**RUN).as_json(), "different settings")
+    monkeypatch.setattr(distribution, "of_all_workers", lambda number: [number, number + 1])
+    with pytest.raises(RunError, match="the workers have different settings; start all with the same command"):
+        run._check_replicas(Settings(**RUN), 1)
+
+
+@pytest.mark.parametrize("replicas, workers", [(1, 1), (4, 1), (4, 2), (6, 3)])
+def test_an_epoch_sees_every_example_once(replicas, workers):
+    here = replicas // workers
+    own = [parts.Parts(replicas, range(i * here, (i + 1) * here)) for i in range(workers)]
+    order = np.random.default_rng(0).permutation(125).astype("int32")
+    rows = [parts.training_order(order, 12, part).numpy() for part in own]
+    assert all(each.shape == (10 * here, 12 // replicas) for each in rows)
+    batches = np.concatenate([each.reshape(10, -1) for each in rows], 1)
+    assert np.array_equal(batches.reshape(-1), order[:120])  # the same batches, whatever the number of replicas
+    for n in (replicas, 41, 96, 97):
+        ranges = [list(parts.evaluation_ranges(n, 8, part).as_numpy_iterator()) for part in own]
+        assert len({len(each) for each in ranges}) == 1 and len(ranges[0]) % here == 0
+        sizes = [end - begin for each in ranges for begin, end in each]
+        assert min(sizes) > 0 and max(sizes) <= 8 and max(sizes) - min(sizes) <= 1
+        assert sorted(i for each in ranges for begin, end in each for i in range(begin, end)) == list(range(n))
+
+
+def test_slurm_nodes_in_any_order(monkeypatch):
+    step = {
+        "SLURM_PROCID": "0", "SLURM_LOCALID": "1", "SLURM_STEP_NUM_TASKS": "4", "SLURM_STEP_NODELIST": "node[9-10]",
+        "SLURM_STEP_TASKS_PER_NODE": "2(x2)", "SLURMD_NODENAME": "node9",
+    }  # fmt: skip
+    for name, value in step.items():
+        monkeypatch.setenv(name, value)
+    cluster = distribution._cluster()
+    workers = cluster.cluster_spec().job_tasks("worker")
+    assert workers == ["node10:8888", "node10:8889", "node9:8888", "node9:8889"]
+    assert (cluster.task_type, cluster.task_id) == ("worker", 3)
+
+
+def test_which_strategy(monkeypatch):
+    for name in ("auto", "none"):
+        assert distribution.strategy(name).num_replicas_in_sync == 1
+    with pytest.raises(RunError, match="finds no cluster: set TF_CONFIG"):
+        distribution.strategy("multiworker")
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "1")
+    assert distribution.strategy("auto").num_replicas_in_sync == 1
+    for wrong in ("{", "{}", '{"cluster": {"worker": ["a:1", "b:1"]}, "task": {"type": "worker", "index": 2}}'):
+        monkeypatch.setenv("TF_CONFIG", wrong)
+        with pytest.raises(RunError, match="TF_CONFIG should be like"):
+            distribution.strategy("auto")
+
+
+def test_an_unknown_version_of_keras(monkeypatch):
+    monkeypatch.setattr(keras, "__version__", "3.99.0")
+    with pytest.raises(RunError, match="tested with Keras 3.15.1, .*found 3.99.0. Install keras==3.15.1, or"):
+        distribution.strategy("mirrored")
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"batch_size": 18}, "--batch-size is a multiple of the number of devices, 4, .*; found 18"),
+        ({"accumulate": 2}, "--accumulate is for one device; there are 4"),
+        ({"jit": True}, "--jit is for one device; there are 4"),
+    ],
+)
+def test_settings_that_do_not_fit_several_devices(changes, message):
+    with pytest.raises(RunError, match=message):
+        run._check_replicas(Settings(**{**RUN, "batch_size": 16, **changes}), 4)
+
+
+@pytest.fixture
+def train_small(tmp_path, monkeypatch):
+    """Trains in this process, and returns the saved model."""
+    monkeypatch.setattr(sources, "SHAPES_EXAMPLES", {"train": 96, "test": 16})
+    monkeypatch.setattr(sources, "VALIDATION_EXAMPLES", {"shapes": 16})
+
+    def train(name, **settings):
+        run.train(Settings(**RUN, output=str(tmp_path), name=name, **settings), verbose=0)
+        return keras.saving.load_model(tmp_path / name / "model.keras")
+
+    return train
+
+
+def test_mixed_precision_and_xla(train_small):
+    """Each trains like float32 as far as its digits go; the last layer is in float32, and so is what is saved."""
+    expected = train_small("float32").get_weights()
+    for name, settings, least, most in (
+        ("float16", {"mixed_precision": "float16"}, 1e-7, 1e-4),
+        ("bfloat16", {"mixed_precision": "bfloat16"}, 1e-6, 1e-3),
+        ("xla", {"jit": True}, 0, 1e-5),
+    ):
+        model = train_small(name, **settings)
+        assert {layer.dtype_policy.name for layer in model.layers} == {"float32"}
+        kernels = [(a, b) for a, b in zip(expected, model.get_weights(), strict=True) if a.ndim == 4]
+        assert least <= max(np.abs(a - b).max() for a, b in kernels) <= most
+    precision.set_precision(model, "bfloat16")
+    assert model.get_layer("conv1").compute_dtype == "bfloat16"
+    assert model.get_layer("fc").compute_dtype == model.get_layer("predictions").compute_dtype == "float32"
+    assert {variable.dtype for variable in model.weights} == {"float32"}
+
+
+def test_one_replicas_overflow_leaves_the_step_out(start):
+    """Keras' own loss scale looks at the first replica only."""
+    program = """if True:
+        import keras, numpy as np, tensorflow as tf
+        cpu = tf.config.list_physical_devices("CPU")[0]
+        tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
+        from keras_resnet.optimizers import SGD
+        from keras_resnet.training import distribution, precision
+        strategy = distribution.strategy("mirrored")
+        with strategy.scope():
+            variable = keras.Variable([1.0, 2.0])
+            optimizer = precision.LossScaleOptimizer(SGD(0.1, 0.9, 0.0), initial_scale=8.0)
+            optimizer.build([variable])
+        @tf.function
+        def step(second):
+            def replica():
+                i = tf.distribute.get_replica_context().replica_id_in_sync_group
+                gradient = tf.where(i == 0, 8.0, second) * tf.ones(2)
+                optimizer.apply([gradient], [variable])
+            strategy.run(replica)
+        for second in (np.inf, 16.0):
+            step(tf.constant(second))
+            print(variable.numpy().tolist(), optimizer.dynamic_scale.numpy().item())
+    """
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment, timeout=100)
+    # inf: nothing but the scale changes; then 1 - .1 (8 + 16) / 4, the sum of what both contribute.
+    lines = [json.loads(line.rpartition("]")[0] + "]") for line in done.stdout.splitlines()]
+    assert done.stdout.splitlines()[0].endswith(" 4.0"), done.stderr
+    assert lines[0] == [1.0, 2.0] and np.allclose(lines[1], [0.4, 1.4])

@@ -14,8 +14,10 @@ import keras
 import numpy as np
 import pytest
 from conftest import ROOT
+from distributed import small_shapes
 
-from keras_resnet.data import parts, sources
+from keras_resnet.data import parts
+from keras_resnet.data.sources import DataError
 from keras_resnet.training import distribution, precision, run
 from keras_resnet.training.checkpoint import RunError
 from keras_resnet.training.run import Settings
@@ -35,20 +37,18 @@ def free_ports(count):
 
 
 class Process(subprocess.Popen):
-    """A run of tests/distributed.py, whose output goes to a file."""
+    """tests/distributed.py, which leaves its results in `folder` and says what it says in `folder`/output."""
 
-    def __init__(self, folder, name, devices, environment, settings):
-        file = f"{name}-{time.monotonic_ns()}"
-        self.variables = folder / f"{file}.npz"
-        self.output = folder / f"{file}.txt"
-        settings = {**RUN, "output": str(folder), "name": name, **settings}
-        arguments = [str(devices), str(self.variables), json.dumps(settings)]
+    def __init__(self, folder, devices, environment, many_settings):
+        self.folder = folder
+        self.output = folder / "output"
+        many_settings = [json.dumps({**RUN, "output": str(folder.parent), **settings}) for settings in many_settings]
         with open(self.output, "w") as output:
             super().__init__(
-                [sys.executable, str(ROOT / "tests" / "distributed.py"), *arguments],
+                [sys.executable, str(ROOT / "tests" / "distributed.py"), str(devices), str(folder), *many_settings],
                 stdout=output,
                 stderr=output,
-                env={**os.environ, "CUDA_VISIBLE_DEVICES": "", **dict(environment)},
+                env={**os.environ, "CUDA_VISIBLE_DEVICES": "", **environment},
             )
 
     def says(self, pattern, seconds=100):
@@ -59,70 +59,74 @@ class Process(subprocess.Popen):
             time.sleep(0.05)
         return found
 
-    def result(self):
-        """The result, and the variables: a list of arrays whose first axis is the replica."""
+    def result(self, name):
+        """The result of a run, and its variables: a list of arrays whose first axis is the replica."""
         assert self.wait(timeout=100) == 0, self.output.read_text()
-        with np.load(self.variables) as file:
-            variables = [file[name] for name in file.files]
-        return json.loads(self.output.read_text().splitlines()[-1]), variables
+        with np.load(self.folder / f"{name}.npz") as file:
+            variables = [file[each] for each in file.files]
+        return json.loads((self.folder / f"{name}.json").read_text()), variables
 
 
 @pytest.fixture(scope="module")
 def start(tmp_path_factory):
-    """Starts processes, and ends those that are left at the end."""
-    folder = tmp_path_factory.mktemp("runs")
+    """Starts processes, and ends those that are left at the end. `start.runs` is the folder of all runs."""
+    runs = tmp_path_factory.mktemp("runs")
     with contextlib.ExitStack() as stack:
 
-        def start(name, devices=1, environment=(), **settings):
-            process = Process(folder, name, devices, environment, settings)
+        def start(*many_settings, devices=1, environment=()):
+            folder = runs / f"process-{time.monotonic_ns()}"
+            folder.mkdir()
+            process = Process(folder, devices, dict(environment), many_settings)
             stack.callback(process.wait)
             stack.callback(process.kill)
             return process
 
-        start.folder = folder
+        start.runs = runs
         yield start
 
 
-def start_workers(start, name, **settings):
-    """Two processes, the chief first, that train together in the folder `name`."""
+def start_workers(start, settings):
+    """Two processes, the chief first, that train together."""
     cluster = {"worker": [f"127.0.0.1:{port}" for port in free_ports(2)]}
     configs = [json.dumps({"cluster": cluster, "task": {"type": "worker", "index": index}}) for index in range(2)]
-    return [start(name, 1, {"TF_CONFIG": config}, **settings) for config in configs]
+    return [start(settings, environment={"TF_CONFIG": config}) for config in configs]
 
 
 @pytest.fixture(scope="module")
 def one_device(start):
-    return start("one", strategy="none")
+    """The result, and the weights, of a run in this process."""
+    with pytest.MonkeyPatch.context() as patch:
+        small_shapes(patch)
+        result = run.train(Settings(**RUN, output=str(start.runs), name="one", strategy="none"), verbose=0)
+    return result, keras.saving.load_model(start.runs / "one" / "model.keras").get_weights()
 
 
-def assert_same_run(process, expected):
+def assert_same_run(run, one_device):
     """The errors are equal, so every example has been counted once; the weights are to 1e-4, of the value above 1."""
-    (result, variables), (expected_result, expected_variables) = process.result(), expected.result()
+    (result, variables), (expected, weights) = run, one_device
     for name in ("train_error", "val_error", "test_error"):
-        assert result[name] == expected_result[name]
-    for replicas, weight in zip(variables, expected_variables, strict=True):
+        assert result[name] == expected[name]
+    for replicas, weight in zip(variables, weights, strict=True):
         assert np.allclose(replicas, weight, rtol=1e-4, atol=1e-4)
 
 
-def test_two_devices_train_like_one(start, one_device):
-    process = start("mirrored", devices=2, strategy="mirrored", sync_bn=True)
-    assert_same_run(process, one_device)
-    assert process.result()[1][0].shape[0] == 2
-    assert "Warning" not in process.output.read_text()
-    config = keras.saving.load_model(start.folder / "mirrored" / "model.keras").get_layer("conv1_bn").get_config()
+def test_two_devices(start, one_device):
+    process = start(
+        {"name": "sync", "strategy": "mirrored", "sync_bn": True}, {"name": "local", "strategy": "mirrored"}, devices=2
+    )
+    assert_same_run(process.result("sync"), one_device)
+    config = keras.saving.load_model(start.runs / "sync" / "model.keras").get_layer("conv1_bn").get_config()
     assert not config["synchronized"]  # Keras could not load it elsewhere
+    _, variables = process.result("local")
+    for replicas in variables:
+        assert len(replicas) == 2 and np.array_equal(replicas[0], replicas[1])
+    assert not all(np.allclose(a, b, 1e-4, 1e-4) for a, b in zip(variables, one_device[1], strict=True))
+    assert "Warning" not in process.output.read_text()
 
 
 def test_two_workers_train_like_one_device(start, one_device):
-    for worker in start_workers(start, "workers", sync_bn=True):
-        assert_same_run(worker, one_device)
-
-
-def test_with_local_statistics_replicas_stay_equal(start, one_device):
-    _, variables = start("local", devices=2, strategy="mirrored").result()
-    for replicas in variables:
-        assert np.array_equal(replicas[0], replicas[1])
-    assert not all(np.allclose(a, b, 1e-4, 1e-4) for a, b in zip(variables, one_device.result()[1], strict=True))
+    for worker in start_workers(start, {"name": "workers", "sync_bn": True}):
+        assert_same_run(worker.result("workers"), one_device)
 
 
 def step_in(path):
@@ -131,9 +135,9 @@ def step_in(path):
 
 
 def test_a_worker_that_dies_ends_the_others_and_a_signal_stops_all(start):
-    path = start.folder / "killed" / "checkpoint" / "latest.npz"
-    endless = {"steps": 100_000, "checkpoint_every": 1}
-    chief, worker = start_workers(start, "killed", **endless)
+    path = start.runs / "killed" / "checkpoint" / "latest.npz"
+    endless = {"name": "killed", "steps": 100_000, "checkpoint_every": 1}
+    chief, worker = start_workers(start, endless)
     while not path.exists():
         assert chief.poll() is None and worker.poll() is None, chief.output.read_text() + worker.output.read_text()
         time.sleep(0.05)
@@ -143,7 +147,7 @@ def test_a_worker_that_dies_ends_the_others_and_a_signal_stops_all(start):
     assert "Start all workers again with the same command" in chief.output.read_text()
 
     step = step_in(path)
-    chief, worker = start_workers(start, "killed", **endless)
+    chief, worker = start_workers(start, endless)
     for each in (chief, worker):
         each.says(f"resuming from step {step}\n")
     while step_in(path) == step:
@@ -157,8 +161,9 @@ def test_a_worker_that_dies_ends_the_others_and_a_signal_stops_all(start):
 @pytest.mark.slow
 @pytest.mark.parametrize("mixed_precision", [None, "float16", "bfloat16"])
 def test_a_chief_that_dies_ends_the_others(start, mixed_precision):
-    path = start.folder / f"chief-{mixed_precision}" / "checkpoint" / "latest.npz"
-    chief, worker = start_workers(start, f"chief-{mixed_precision}", mixed_precision=mixed_precision, steps=100_000)
+    name = f"chief-{mixed_precision}"
+    path = start.runs / name / "checkpoint" / "latest.npz"
+    chief, worker = start_workers(start, {"name": name, "mixed_precision": mixed_precision, "steps": 100_000})
     while not path.exists():
         assert chief.poll() is None and worker.poll() is None, chief.output.read_text() + worker.output.read_text()
         time.sleep(0.05)
@@ -189,6 +194,11 @@ def test_an_epoch_sees_every_example_once(replicas, workers):
         sizes = [end - begin for each in ranges for begin, end in each]
         assert min(sizes) > 0 and max(sizes) <= 8 and max(sizes) - min(sizes) <= 1
         assert sorted(i for each in ranges for begin, end in each for i in range(begin, end)) == list(range(n))
+
+
+def test_fewer_examples_than_devices():
+    with pytest.raises(DataError, match="4 devices cannot share 3 examples to be tested on; train on fewer devices"):
+        parts.evaluation_ranges(3, 8, parts.Parts(4, range(4)))
 
 
 def test_slurm_nodes_in_any_order(monkeypatch):
@@ -236,30 +246,18 @@ def test_settings_that_do_not_fit_several_devices(changes, message):
         run._check_replicas(Settings(**{**RUN, "batch_size": 16, **changes}), 4)
 
 
-@pytest.fixture
-def train_small(tmp_path, monkeypatch):
-    """Trains in this process, and returns the saved model."""
-    monkeypatch.setattr(sources, "SHAPES_EXAMPLES", {"train": 96, "test": 16})
-    monkeypatch.setattr(sources, "VALIDATION_EXAMPLES", {"shapes": 16})
-
-    def train(name, **settings):
-        run.train(Settings(**RUN, output=str(tmp_path), name=name, **settings), verbose=0)
-        return keras.saving.load_model(tmp_path / name / "model.keras")
-
-    return train
-
-
-def test_mixed_precision_and_xla(train_small):
+def test_mixed_precision_and_xla(start, one_device, monkeypatch):
     """Each trains like float32 as far as its digits go; the last layer is in float32, and so is what is saved."""
-    expected = train_small("float32").get_weights()
+    small_shapes(monkeypatch)
     for name, settings, least, most in (
         ("float16", {"mixed_precision": "float16"}, 1e-7, 1e-4),
         ("bfloat16", {"mixed_precision": "bfloat16"}, 1e-6, 1e-3),
         ("xla", {"jit": True}, 0, 1e-5),
     ):
-        model = train_small(name, **settings)
+        run.train(Settings(**RUN, output=str(start.runs), name=name, **settings), verbose=0)
+        model = keras.saving.load_model(start.runs / name / "model.keras")
         assert {layer.dtype_policy.name for layer in model.layers} == {"float32"}
-        kernels = [(a, b) for a, b in zip(expected, model.get_weights(), strict=True) if a.ndim == 4]
+        kernels = [(a, b) for a, b in zip(one_device[1], model.get_weights(), strict=True) if a.ndim == 4]
         assert least <= max(np.abs(a - b).max() for a, b in kernels) <= most
     precision.set_precision(model, "bfloat16")
     assert model.get_layer("conv1").compute_dtype == "bfloat16"

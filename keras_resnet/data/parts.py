@@ -5,6 +5,8 @@ import typing
 import numpy as np
 import tensorflow as tf
 
+from keras_resnet.data.sources import DataError
+
 
 class Parts(typing.NamedTuple):
     """Every batch is cut into `count` parts; a stream has those numbered `own`, a range, one after the other."""
@@ -36,13 +38,18 @@ def evaluation_ranges(n, batch_size, parts=WHOLE):
     """All of n examples, each in one range, as evenly cut as it goes: every part has as many ranges, none is empty.
 
     Args:
-        n: examples, at least `parts.count`.
+        n: examples.
         batch_size: examples in a range, at most.
         parts: `Parts`.
 
     Returns:
         A `tf.data.Dataset` of int64 (2,), begin and end.
+
+    Raises:
+        DataError: there are fewer examples than parts.
     """
+    if n < parts.count:
+        raise DataError(f"{parts.count} devices cannot share {n} examples to be tested on; train on fewer devices")
     rounds = -(-n // (batch_size * parts.count))
     edges = np.arange(rounds * parts.count + 1) * n // (rounds * parts.count)
     ranges = np.stack([edges[:-1], edges[1:]], 1).reshape(rounds, parts.count, 2)

@@ -207,7 +207,8 @@ def train(settings, verbose=1):
 
 
 def _check_replicas(settings, replicas):
-    distribution.check_same(settings.as_json(), "the workers have different settings; start all with the same command")
+    alike = {name: value for name, value in settings.as_json().items() if name not in WITHOUT_EFFECT}
+    distribution.check_same(alike, "the workers have different settings; start all with the same command")
     if settings.batch_in_memory % replicas:
         raise RunError(
             f"--batch-size is a multiple of the number of devices, {replicas}, each of which takes its part; "

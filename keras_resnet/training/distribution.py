@@ -6,6 +6,7 @@ synchronised. docs/distribution.md says how to use it.
 """
 
 import contextlib
+import functools
 import json
 import os
 import re
@@ -49,8 +50,7 @@ def strategy(name="auto"):
         return tf.distribute.get_strategy()
     _adapt_keras()
     if cluster is None:
-        devices = tf.config.list_logical_devices("GPU" if gpus else "CPU")
-        return tf.distribute.MirroredStrategy([device.name for device in devices])
+        return _mirrored("GPU" if gpus else "CPU")
     print(f"{cluster.task_type} {cluster.task_id} waits for the others of {_addresses(cluster)}", flush=True)
     try:
         chosen = _MultiWorkerMirroredStrategy(cluster)
@@ -58,6 +58,12 @@ def strategy(name="auto"):
         raise RunError(f"the cluster {_addresses(cluster)} cannot be joined: {error}") from error
     checkpoint.writes = chosen.extended._is_chief
     return chosen
+
+
+@functools.cache
+def _mirrored(kind):
+    """The one MirroredStrategy of this process: a second one would disturb the first one's sums over the devices."""
+    return tf.distribute.MirroredStrategy([device.name for device in tf.config.list_logical_devices(kind)])
 
 
 def _cluster():

@@ -210,15 +210,15 @@ def train(settings, verbose=1):
 def _check_replicas(settings, replicas):
     alike = {name: value for name, value in settings.as_json().items() if name not in WITHOUT_EFFECT}
     distribution.check_same(alike, "the workers have different settings; start all with the same command")
-    if settings.batch_in_memory % replicas:
-        raise RunError(
-            f"--batch-size is a multiple of the number of devices, {replicas}, each of which takes its part; "
-            f"found {settings.batch_size}"
-        )
     if replicas > 1:
         for name in ("accumulate", "jit"):
             if getattr(settings, name) != getattr(Settings, name):
                 raise RunError(f"--{name} is for one device; there are {replicas}, or one with --strategy none")
+    if settings.batch_size % replicas:
+        raise RunError(
+            f"--batch-size is a multiple of the number of devices, {replicas}, each of which takes its part; "
+            f"found {settings.batch_size}"
+        )
 
 
 def _train(settings, strategy, verbose):
@@ -288,9 +288,11 @@ def _train(settings, strategy, verbose):
             callbacks=callbacks,
             verbose=verbose,
         )
-    if checkpoint.writes:
-        distribution.synchronize_batch_norm(task.network, False)
+    distribution.synchronize_batch_norm(task.network, False)
+    if settings.mixed_precision:
         precision.set_precision(task.network, "float32")
+        trained.make_test_function(force=True)  # what is tested is what is saved
+    if checkpoint.writes:
         save_model(task.network, os.path.join(folder, "model.keras"))
     return finish(settings, trained, task, schedule, history, result_path)
 

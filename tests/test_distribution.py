@@ -129,6 +129,12 @@ def test_two_workers_train_like_one_device(start, one_device):
         assert_same_run(worker.result("workers"), one_device)
 
 
+def wait_until(condition, *processes):
+    while not condition():
+        assert all(process.poll() is None for process in processes), [each.output.read_text() for each in processes]
+        time.sleep(0.05)
+
+
 def step_in(path):
     with np.load(path) as file:
         return json.loads(file["state"].tobytes())["step"]
@@ -138,9 +144,7 @@ def test_a_worker_that_dies_ends_the_others_and_a_signal_stops_all(start):
     path = start.runs / "killed" / "checkpoint" / "latest.npz"
     endless = {"name": "killed", "steps": 100_000, "checkpoint_every": 1}
     chief, worker = start_workers(start, endless)
-    while not path.exists():
-        assert chief.poll() is None and worker.poll() is None, chief.output.read_text() + worker.output.read_text()
-        time.sleep(0.05)
+    wait_until(path.exists, chief, worker)
     worker.kill()
     chief.says(r"RunError: (worker 1 at 127.0.0.1:\d+|another worker) cannot be reached any more", LOST_WITHIN)
     assert chief.wait(30) == 1
@@ -150,9 +154,7 @@ def test_a_worker_that_dies_ends_the_others_and_a_signal_stops_all(start):
     chief, worker = start_workers(start, endless)
     for each in (chief, worker):
         each.says(f"resuming from step {step}\n")
-    while step_in(path) == step:
-        assert chief.poll() is None and worker.poll() is None, chief.output.read_text() + worker.output.read_text()
-        time.sleep(0.05)
+    wait_until(lambda: step_in(path) > step, chief, worker)
     worker.send_signal(signal.SIGTERM)  # the chief gets none
     stopped = {int(each.says(r"Stopped: stopped by SIGTERM at step (\d+)")[1]) for each in (chief, worker)}
     assert chief.wait(30) == worker.wait(30) == 1 and stopped == {step_in(path)}
@@ -164,9 +166,7 @@ def test_a_chief_that_dies_ends_the_others(start, mixed_precision):
     name = f"chief-{mixed_precision}"
     path = start.runs / name / "checkpoint" / "latest.npz"
     chief, worker = start_workers(start, {"name": name, "mixed_precision": mixed_precision, "steps": 100_000})
-    while not path.exists():
-        assert chief.poll() is None and worker.poll() is None, chief.output.read_text() + worker.output.read_text()
-        time.sleep(0.05)
+    wait_until(path.exists, chief, worker)
     chief.kill()
     worker.says(r"RunError: worker 0 at 127.0.0.1:\d+ cannot be reached any more", LOST_WITHIN)
     assert worker.wait(30) == 1

@@ -7,7 +7,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from conftest import ROOT
+from conftest import ROOT, randomize
 from PIL import Image
 
 import keras_resnet
@@ -190,6 +190,42 @@ def test_an_accumulating_run_counts_the_optimizers_steps_and_resumes(tmp_path, p
 def test_settings_out_of_range(tmp_path, small_shapes, changes, message):
     with pytest.raises(RunError, match=message):
         train(settings(tmp_path, **changes), verbose=0)
+
+
+def test_fine_tuning_keeps_frozen_stages_as_they_were(tmp_path, small_shapes):
+    pretrained = keras_resnet.CifarResNet(8, classes=7, normalization=(100.0, 50.0))
+    randomize(pretrained)
+    pretrained.save(tmp_path / "pretrained.keras")
+    options = {"steps": 3, "lr": None, "init_from": str(tmp_path / "pretrained.keras")}
+    result = train(settings(tmp_path, **options, freeze_until="conv3"), verbose=0)
+    assert result["settings"]["lr"] == 0.01
+    assert result["paper_test_error"] is None
+    model = keras.saving.load_model(tmp_path / "run" / "model.keras")
+    assert np.allclose(model.get_layer("normalization").offset, -2.0) and len(model.trainable_weights) == 23
+    for layer in pretrained.layers:
+        now, before = model.get_layer(layer.name).get_weights(), layer.get_weights()
+        if layer.name.startswith(("conv1", "conv2", "conv3")):
+            assert all(np.array_equal(a, b) for a, b in zip(now, before, strict=True))
+        elif layer.name.startswith("conv4") and before:
+            assert not np.array_equal(now[0], before[0]) and np.allclose(now[0], before[0], atol=0.1)
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"depth": 14}, "--init-from .*pretrained.keras .* does not fit"),
+        ({"freeze_until": "conv5"}, "--freeze-until is one of conv1, conv2, conv3, conv4; found conv5"),
+        ({"init_from": "nowhere.pth"}, "--init-from the weights 'nowhere.pth' do not exist"),
+        ({"init_from": None, "freeze_until": "conv2"}, "it needs --init-from"),
+        ({"init_from": None, "plain": True, "preactivation": True}, "--plain is without shortcuts"),
+        ({"preactivation": True, "activation_order": "original"}, "give one of the two"),
+    ],
+)
+def test_fine_tuning_that_cannot_be(tmp_path, small_shapes, changes, message):
+    keras_resnet.CifarResNet(8).save(tmp_path / "pretrained.keras")
+    options = {"depth": 8, "init_from": str(tmp_path / "pretrained.keras"), **changes}
+    with pytest.raises(RunError, match=message):
+        train(settings(tmp_path, **options), verbose=0)
 
 
 def test_an_output_that_cannot_be_written(tmp_path):

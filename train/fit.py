@@ -9,6 +9,8 @@
                                                          photographs in IMAGENET/{train,val}/CLASS/, 32 at a time
     python train/fit.py --dataset imagenet2012 --depth 50 --accumulate 8
                                                          the same from TensorFlow Datasets
+    python train/fit.py --dataset FLOWERS --depth 50 --init-from imagenet --freeze-until conv3 --steps 2000
+                                                         fine-tunes trained weights to other photographs
 
 Everything goes to OUTPUT/NAME/: args.json, classes.json, history.csv, curves.png, tensorboard/, checkpoint/ and, at the
 end, result.json and model.keras. A run that was stopped (Ctrl-C, SIGTERM, a crash) goes on when the same command is
@@ -27,7 +29,8 @@ from keras_resnet.training import recipes
 from keras_resnet.training.checkpoint import RunError, Stopped
 from keras_resnet.training.distribution import STRATEGIES
 from keras_resnet.training.precision import PRECISIONS
-from keras_resnet.training.run import PREPARATIONS, Settings, train
+from keras_resnet.training.run import train
+from keras_resnet.training.settings import PREPARATIONS, Settings
 
 EXIT_STATUS = 128  # plus the number of the signal, as shells do
 
@@ -75,7 +78,8 @@ def parse(arguments=None):
     add(recipe, "--steps", "iterations", type=int)
     add(recipe, "--batch-size", "images in a step", type=int)
     add(recipe, "--accumulate", "parts of a batch that are in memory one after the other", type=int, metavar="PARTS")
-    add(recipe, "--lr", "learning rate at the start", type=float)
+    rates = f"{recipes.LEARNING_RATE}; with --init-from {recipes.FINE_TUNING_RATE}"
+    add(recipe, "--lr", f"learning rate at the start (default {rates})", type=float)
     add(
         recipe,
         "--schedule",

@@ -8,6 +8,7 @@ SMALL_IMAGES = {"depth": 20, "shortcut": "A", "batch_size": 128, "steps": 64_000
 PHOTOGRAPHS = {"depth": 18, "shortcut": "B", "batch_size": 256, "steps": 600_000, "schedule": "plateau"}
 
 LEARNING_RATE = 0.1
+FINE_TUNING_RATE = 0.01  # of networks that are trained already: the paper's after its first division
 MOMENTUM = 0.9
 WEIGHT_DECAY = 1e-4
 BOUNDARIES = (1 / 2, 3 / 4)  # of the steps: on CIFAR the rate is divided by 10 at 32k and 48k

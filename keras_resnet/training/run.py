@@ -10,112 +10,16 @@ import tensorflow as tf
 from keras import ops
 
 from keras_resnet import models
-from keras_resnet.data import imagenet, sources
+from keras_resnet.data import imagenet
 from keras_resnet.optimizers import SGD, PlateauSchedule, StepSchedule
+from keras_resnet.readers import WeightsError
 from keras_resnet.training import checkpoint, distribution, precision, recipes, tasks
 from keras_resnet.training.checkpoint import Checkpoint, RunError, StopSignals, write_whole
 from keras_resnet.training.fused import fuse_batch_norm, skip_graph_optimizer
 from keras_resnet.training.history import History, draw
+from keras_resnet.training.settings import WITHOUT_EFFECT, Settings
 
-# Settings that say where things lie or how often, and leave the result as it is.
-WITHOUT_EFFECT = ("data_dir", "output", "name", "checkpoint_every", "strategy", "jit")
 CHECKPOINT, RESULT = "checkpoint/latest.npz", "result.json"  # in the run's folder
-PREPARATIONS = ("scale", "crop", "flip", "color", "mean")
-
-
-@dataclasses.dataclass(frozen=True)
-class Settings:
-    """What is trained and how; the defaults are the paper's (P1 4.2, 3.4). None: as `recipes` says for the data."""
-
-    depth: int | None = None
-    plain: bool = False
-    block: str = "basic"
-    shortcut: str | None = None
-    stride_in: str = "1x1"
-    dataset: str = "cifar10"
-    data_dir: str | None = None
-    train_on_all: bool = False
-    image_size: int = imagenet.IMAGE_SIZE
-    colors: str | None = None
-    without: tuple = ()
-    skip_damaged: bool = False
-    steps: int | None = None
-    batch_size: int | None = None
-    accumulate: int = 1
-    lr: float = recipes.LEARNING_RATE
-    schedule: str | None = None
-    weight_decay: float = recipes.WEIGHT_DECAY
-    warmup: bool | None = None  # None: from depth 110 on
-    seed: int = 0
-    deterministic: bool = False
-    name: str | None = None
-    output: str = "runs"
-    checkpoint_every: int = 200
-    strategy: str = "auto"
-    sync_bn: bool = False
-    mixed_precision: str | None = None
-    jit: bool = False
-
-    def __post_init__(self):
-        """Fills in what depends on the data; RunError where a setting is outside its range, DataError for no data."""
-        if self.photographs and not os.path.isdir(self.dataset):
-            sources.find(self.dataset, self.data_dir)
-        for name, value in (recipes.PHOTOGRAPHS if self.photographs else recipes.SMALL_IMAGES).items():
-            if getattr(self, name) is None:
-                object.__setattr__(self, name, value)
-        object.__setattr__(self, "without", tuple(self.without))
-        if self.warmup is None:
-            object.__setattr__(self, "warmup", self.depth >= recipes.WARMUP_DEPTH and not self.photographs)
-        for name in ("steps", "batch_size", "accumulate", "image_size", "lr", "checkpoint_every"):
-            if not getattr(self, name) > 0:
-                raise RunError(f"--{name.replace('_', '-')} is positive; found {getattr(self, name)}")
-        if self.batch_size % self.accumulate:
-            raise RunError(f"--batch-size is a multiple of --accumulate; found {self.batch_size} and {self.accumulate}")
-        if self.photographs:
-            depths = [18, 34] if self.plain else list(models.IMAGENET_STAGES)
-            if self.depth not in depths:
-                raise RunError(f"--depth is one of {', '.join(map(str, depths))} here; found {self.depth}")
-            for name in ("block", "train_on_all"):
-                if getattr(self, name) != getattr(Settings, name):
-                    raise RunError(f"--{name.replace('_', '-')} is for small images, not for photographs")
-            return
-        for name in ("image_size", "colors", "without", "skip_damaged", "stride_in"):
-            if getattr(self, name) != getattr(Settings, name):
-                raise RunError(f"--{name.replace('_', '-')} is for photographs, not for {self.dataset}")
-        if self.schedule == "plateau" and self.train_on_all:
-            raise RunError("--schedule plateau needs the validation error, and --train-on-all leaves none")
-        try:
-            models.cifar_row(self.depth, self.block)
-        except ValueError as error:
-            raise RunError(f"--{error}") from error
-
-    def as_json(self):
-        """A dictionary that is the same after it was written and read."""
-        return {**dataclasses.asdict(self), "without": list(self.without)}
-
-    @property
-    def photographs(self):
-        """Whether the data set is one of photographs: a folder, or of TensorFlow Datasets."""
-        return self.dataset not in sources.DATASETS
-
-    @property
-    def network(self):
-        """For example "ResNet-20"."""
-        return f"{'plain' if self.plain else 'ResNet'}-{self.depth}"
-
-    @property
-    def data(self):
-        """The data set's name."""
-        return os.path.basename(os.path.abspath(self.dataset))
-
-    @property
-    def folder(self):
-        return os.path.join(self.output, self.name or f"{self.data}-{self.network.lower()}")
-
-    @property
-    def batch_in_memory(self):
-        """Images in one forward pass."""
-        return self.batch_size // self.accumulate
 
 
 def error(labels, outputs):
@@ -175,9 +79,10 @@ def open_folder(settings):
         raise RunError(f"the folder of the run, {folder}, cannot be written: {os_error}") from os_error
     except ValueError as json_error:
         raise RunError(f"{path} is damaged: {json_error}. Delete the folder or choose another --name.") from json_error
-    different = [name for name in new if name not in WITHOUT_EFFECT and old.get(name) != new[name]]
+    old = {**{field.name: field.default for field in dataclasses.fields(Settings)}, **old}  # an older one has fewer
+    different = [name for name in new if name not in WITHOUT_EFFECT and old[name] != new[name]]
     if different:
-        rows = [f"  --{n.replace('_', '-'):<16} {old.get(n)!s:>10} there, {new[n]!s:>10} now" for n in different]
+        rows = [f"  --{n.replace('_', '-'):<16} {old[n]!s:>10} there, {new[n]!s:>10} now" for n in different]
         raise RunError(
             f"{folder} holds a run with other settings:\n" + "\n".join(rows) + "\n"
             "Choose another --name, or repeat that run's settings to resume it."
@@ -234,7 +139,10 @@ def _train(settings, strategy, verbose):
 
     if settings.deterministic:
         tf.config.experimental.enable_op_determinism()
-    task = (tasks.photographs if settings.photographs else tasks.small_images)(settings)
+    try:
+        task = (tasks.photographs if settings.photographs else tasks.small_images)(settings)
+    except WeightsError as weights_error:
+        raise RunError(f"--init-from {weights_error}") from weights_error
     write_whole(os.path.join(folder, "classes.json"), lambda file: file.write(json.dumps(task.classes).encode()))
     trained = models.logits(task.network)
     skip_graph_optimizer()
@@ -288,6 +196,8 @@ def _train(settings, strategy, verbose):
             callbacks=callbacks,
             verbose=verbose,
         )
+    for layer in task.network.layers:
+        layer.trainable = True  # whoever opens the file decides what to freeze
     distribution.synchronize_batch_norm(task.network, False)
     if settings.mixed_precision:
         precision.set_precision(task.network, "float32")
@@ -329,6 +239,7 @@ def finish(settings, trained, task, schedule, history, result_path):
     rows, state = history.state["rows"], history.state
     as_in_paper = settings.dataset == "cifar10" and not settings.plain
     as_in_paper = as_in_paper and (settings.block, settings.shortcut) == ("basic", "A")
+    as_in_paper = as_in_paper and not settings.init_from and settings.network == f"ResNet-{settings.depth}"
     images = settings.batch_in_memory * state["timed_steps"]
     warm_at_step = schedule.state["warm_at_step"]
     result = {

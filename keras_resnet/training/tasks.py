@@ -1,16 +1,19 @@
 """What a data set decides: the network, its batches, and what it is tested on."""
 
 import os
+import re
 import typing
 
 import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_resnet import models
+from keras_resnet import models, readers
 from keras_resnet.data import cifar, color, folders, imagenet, records, sources
+from keras_resnet.graphs import LOADING_DEPTH, recursion_limit
 from keras_resnet.training import distribution
 from keras_resnet.training.checkpoint import RunError, write_whole
+from keras_resnet.weights import load_weights
 
 
 class Task(typing.NamedTuple):
@@ -33,15 +36,19 @@ def small_images(settings):
     """CIFAR or the built-in shapes (P1 4.2): in memory, the per-pixel mean in the network's first layer."""
     source = sources.load(settings.dataset, settings.data_dir, settings.train_on_all)
     _check_batch(settings, len(source.train.labels))
-    mean = cifar.per_pixel_mean(source.train.images)
+    mean, trained = cifar.per_pixel_mean(source.train.images), _trained(settings)
     keras.utils.set_random_seed(settings.seed)
     network = models.CifarResNet(
         settings.depth,
         block=settings.block,
         shortcut=None if settings.plain else settings.shortcut,
         classes=len(source.classes),
-        normalization=(mean, 1.0),
+        normalization=trained.normalization or (mean, 1.0),
+        preactivation=settings.preactivation,
+        activation_order=settings.activation_order,
+        shortcut_variant=settings.shortcut_variant,
     )
+    _initialize(network, trained, settings)
 
     def batches(step):
         size, seed = settings.batch_in_memory, settings.seed
@@ -71,19 +78,19 @@ def photographs(settings):
     with imagenet.errors_named():
         colors = _colors(data.train, settings, skipped)
     # P1 3.4 subtracts an image from the crop, and the network then takes this size alone.
-    size = (settings.image_size, settings.image_size, 3)
-    whole = settings.image_size == imagenet.IMAGE_SIZE and colors.mean.shape == size
+    size, trained = (settings.image_size, settings.image_size, 3), _trained(settings)
+    whole = settings.image_size == imagenet.IMAGE_SIZE and colors.mean.shape == size and not trained.normalization
     mean = colors.mean if whole else np.round(colors.channel_means, 3)
     keras.utils.set_random_seed(settings.seed)
-    name = f"{'PlainNet' if settings.plain else 'ResNet'}{settings.depth}"
     options = {} if settings.plain else {"shortcut": settings.shortcut}
-    network = getattr(models, name)(
+    network = settings.builder(
         input_shape=size if whole else None,
         classes=len(data.classes),
-        stride_in=settings.stride_in,
-        normalization=None if "mean" in settings.without else (mean, 1.0),
+        stride_in=settings.stride_in or trained.stride_in,
+        normalization=None if "mean" in settings.without else trained.normalization or (mean, 1.0),
         **options,
     )
+    _initialize(network, trained, settings)
 
     def batches(step):
         return distribution.datasets(
@@ -106,6 +113,30 @@ def photographs(settings):
         )
     )
     return Task(data.classes, len(data.train), network, batches, validation, None, damaged)
+
+
+def _trained(settings):
+    """The `readers.Source` of --init-from; an empty one without."""
+    if settings.init_from is None:
+        return readers.Source("nothing", None)
+    return readers.read(settings.init_from, settings.builder.__name__.lower() if settings.photographs else None)
+
+
+def _initialize(network, trained, settings):
+    """Gives the network trained weights, but for its last layer, and freezes the first stages.
+
+    The batch normalisation of a frozen stage works as in testing.
+    """
+    if settings.init_from:
+        with recursion_limit(LOADING_DEPTH):
+            load_weights(keras.Model(network.input, network.get_layer("pool").output, name=network.name), trained)
+    if settings.freeze_until:
+        stages = {layer: match[0] for layer in network.layers if (match := re.match(r"conv\d+", layer.name))}
+        if settings.freeze_until not in stages.values():
+            names = ", ".join(sorted(set(stages.values())))
+            raise RunError(f"--freeze-until is one of {names}; found {settings.freeze_until}")
+        for layer, stage in stages.items():
+            layer.trainable = stage > settings.freeze_until
 
 
 def _check_batch(settings, examples):

@@ -1,0 +1,131 @@
+"""The settings of a run, checked before anything is read or written."""
+
+import dataclasses
+import os
+
+from keras_resnet import models
+from keras_resnet.data import imagenet, sources
+from keras_resnet.training import recipes
+from keras_resnet.training.checkpoint import RunError
+
+# Settings that say where things lie or how often, and leave the result as it is.
+WITHOUT_EFFECT = ("data_dir", "output", "name", "checkpoint_every", "strategy", "jit")
+PREPARATIONS = ("scale", "crop", "flip", "color", "mean")
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What is trained and how; the defaults are the paper's (P1 4.2, 3.4). None: as `recipes` says for the data."""
+
+    depth: int | None = None
+    plain: bool = False
+    block: str = "basic"
+    shortcut: str | None = None
+    stride_in: str | None = None
+    preactivation: bool = False
+    activation_order: str | None = None
+    shortcut_variant: str | None = None
+    init_from: str | None = None
+    freeze_until: str | None = None
+    dataset: str = "cifar10"
+    data_dir: str | None = None
+    train_on_all: bool = False
+    image_size: int = imagenet.IMAGE_SIZE
+    colors: str | None = None
+    without: tuple = ()
+    skip_damaged: bool = False
+    steps: int | None = None
+    batch_size: int | None = None
+    accumulate: int = 1
+    lr: float | None = None
+    schedule: str | None = None
+    weight_decay: float = recipes.WEIGHT_DECAY
+    warmup: bool | None = None  # None: from depth 110 on
+    seed: int = 0
+    deterministic: bool = False
+    name: str | None = None
+    output: str = "runs"
+    checkpoint_every: int = 200
+    strategy: str = "auto"
+    sync_bn: bool = False
+    mixed_precision: str | None = None
+    jit: bool = False
+
+    def __post_init__(self):
+        """Fills in what depends on the data; RunError where a setting is outside its range, DataError for no data."""
+        if self.photographs and not os.path.isdir(self.dataset):
+            sources.find(self.dataset, self.data_dir)
+        for name, value in (recipes.PHOTOGRAPHS if self.photographs else recipes.SMALL_IMAGES).items():
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, value)
+        object.__setattr__(self, "without", tuple(self.without))
+        if self.lr is None:
+            object.__setattr__(self, "lr", recipes.FINE_TUNING_RATE if self.init_from else recipes.LEARNING_RATE)
+        if self.warmup is None:
+            object.__setattr__(self, "warmup", self.depth >= recipes.WARMUP_DEPTH and not self.photographs)
+        for name in ("steps", "batch_size", "accumulate", "image_size", "lr", "checkpoint_every"):
+            if not getattr(self, name) > 0:
+                raise RunError(f"--{name.replace('_', '-')} is positive; found {getattr(self, name)}")
+        if self.batch_size % self.accumulate:
+            raise RunError(f"--batch-size is a multiple of --accumulate; found {self.batch_size} and {self.accumulate}")
+        if self.plain and (self.preactivation or self.activation_order or self.shortcut_variant):
+            raise RunError("--plain is without shortcuts, which --preactivation and the other variants of P2 are about")
+        if self.preactivation and self.activation_order:
+            raise RunError("--preactivation is --activation-order full_preactivation; give one of the two")
+        if self.freeze_until and not self.init_from:
+            raise RunError("--freeze-until keeps layers as they were trained; it needs --init-from")
+        if self.photographs:
+            depths = [depth for depth in models.IMAGENET_STAGES if hasattr(models, self._builder(depth))]
+            if self.depth not in depths:
+                raise RunError(f"--depth is one of {', '.join(map(str, depths))} here; found {self.depth}")
+            for name in ("block", "train_on_all", "activation_order", "shortcut_variant"):
+                if getattr(self, name) != getattr(Settings, name):
+                    raise RunError(f"--{name.replace('_', '-')} is for small images, not for photographs")
+            return
+        for name in ("image_size", "colors", "without", "skip_damaged", "stride_in"):
+            if getattr(self, name) != getattr(Settings, name):
+                raise RunError(f"--{name.replace('_', '-')} is for photographs, not for {self.dataset}")
+        if self.schedule == "plateau" and self.train_on_all:
+            raise RunError("--schedule plateau needs the validation error, and --train-on-all leaves none")
+        try:
+            models.cifar_row(self.depth, self.block)
+        except ValueError as error:
+            raise RunError(f"--{error}") from error
+
+    def as_json(self):
+        """A dictionary that is the same after it was written and read."""
+        return {**dataclasses.asdict(self), "without": list(self.without)}
+
+    def _builder(self, depth):
+        return f"PlainNet{depth}" if self.plain else f"ResNet{depth}{'V2' if self.preactivation else ''}"
+
+    @property
+    def builder(self):
+        """The function of `models` that builds the network for photographs."""
+        return getattr(models, self._builder(self.depth))
+
+    @property
+    def photographs(self):
+        """Whether the data set is one of photographs: a folder, or of TensorFlow Datasets."""
+        return self.dataset not in sources.DATASETS
+
+    @property
+    def network(self):
+        """For example "ResNet-20"."""
+        variants = "full_preactivation" if self.preactivation else self.activation_order, self.shortcut_variant
+        name = f"{'plain' if self.plain else 'ResNet'}-{self.depth}"
+        return "-".join([name, *(variant.replace("_", "-") for variant in variants if variant)])
+
+    @property
+    def data(self):
+        """The data set's name."""
+        return os.path.basename(os.path.abspath(self.dataset))
+
+    @property
+    def folder(self):
+        return os.path.join(self.output, self.name or f"{self.data}-{self.network.lower()}")
+
+    @property
+    def batch_in_memory(self):
+        """Images in one forward pass."""
+        return self.batch_size // self.accumulate

@@ -60,9 +60,12 @@ def resize_shorter_side(image, size):
     return _resize(image, shape, (0, 0), shape)
 
 
-def center_crop(image, size):
-    """The `size` x `size` center of the image once its shorter side is 256/224 of `size`: float32 (size, size, 3)."""
-    shape = resized_shape(tf.shape(image)[:2], shorter_sides(size)[0])
+def center_crop(image, size, shorter_side=None):
+    """The `size` x `size` center of the image once its shorter side is `shorter_side` (default 256/224 of `size`).
+
+    Returns float32 (size, size, 3).
+    """
+    shape = resized_shape(tf.shape(image)[:2], shorter_side or shorter_sides(size)[0])
     return _resize(image, shape, (shape - size) // 2, (size, size))
 
 
@@ -132,6 +135,29 @@ def augment(data, size, shorter_side, place, flip, shift):
     return tf.reshape(tf.reshape(crop, (size, 3 * size)) + tf.tile(shift, [size]), (size, size, 3))
 
 
+def attempt(image, rows, parallel):
+    """Makes an image of each row of a batch, several at a time; rows of which none can be made are left out.
+
+    Args:
+        image: a function from a row to a float32 tensor of known shape.
+        rows: a tuple of tensors (batch, ...).
+        parallel: how many at a time.
+
+    Returns:
+        Places in the batch, int32 (m,), those that were left out, int32 (batch - m,), and images, (m, ...).
+    """
+    numbers = tf.range(tf.shape(rows[0])[0])
+    made = tf.data.Dataset.from_tensor_slices((numbers, *rows)).map(
+        lambda number, *row: (number, image(*row)), num_parallel_calls=parallel
+    )
+    nothing = tf.data.Dataset.from_tensors((-1, tf.zeros(made.element_spec[1].shape)))  # so that there is one at least
+    places, images = (
+        made.ignore_errors().concatenate(nothing).batch(tf.size(numbers, "int64") + 1).get_single_element()
+    )
+    places, images = places[:-1], images[:-1]
+    return places, tf.boolean_mask(numbers, tf.reduce_all(numbers[:, None] != places, 1)), images
+
+
 def _read(paths, image, arguments, skipped):
     """Reads the images of a batch, several at a time.
 
@@ -144,15 +170,10 @@ def _read(paths, image, arguments, skipped):
     Returns:
         Places in the batch, int32 (m,), and images, (m, ...), of those that can be read; all of them without `skipped`.
     """
-    batch_size = tf.size(paths)
-    rows = tf.data.Dataset.from_tensor_slices((tf.range(batch_size), paths, *arguments))
-    read = rows.map(lambda i, path, *row: (i, image(tf.io.read_file(path), *row)), num_parallel_calls=os.cpu_count())
-    nothing = tf.data.Dataset.from_tensors((-1, tf.zeros(read.element_spec[1].shape)))  # so that there is one at least
-    places, images = (
-        read.ignore_errors().concatenate(nothing).batch(tf.cast(batch_size + 1, "int64")).get_single_element()
+    places, lost, images = attempt(
+        lambda path, *row: image(tf.io.read_file(path), *row), (paths, *arguments), os.cpu_count()
     )
-    places, images = places[:-1], images[:-1]
-    lost = tf.boolean_mask(paths, tf.reduce_all(tf.range(batch_size)[:, None] != places, 1))
+    lost = tf.gather(paths, lost)
 
     def report():
         if skipped is None:

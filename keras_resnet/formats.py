@@ -93,7 +93,9 @@ def _write_litert(model, path, size, calibration):
 
 
 def _run_litert(path, images):
-    interpreter = tf.lite.Interpreter(path)
+    from ai_edge_litert.interpreter import Interpreter
+
+    interpreter = Interpreter(path)
     (inputs,), (outputs,) = interpreter.get_input_details(), interpreter.get_output_details()
     interpreter.resize_tensor_input(inputs["index"], images.shape)
     interpreter.allocate_tensors()

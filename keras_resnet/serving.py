@@ -23,6 +23,7 @@ from keras_resnet.formats import ExportError
 from keras_resnet.models import recursion_limit
 
 TOP_K = 5
+CALIBRATION_IMAGES = 300
 DTYPES = ("float32", "bfloat16", "int8")
 FORMATS = ("saved_model", *formats.WRITERS)
 WARMUP = os.path.join("assets.extra", "tf_serving_warmup_requests")  # where TF Serving looks for it
@@ -45,7 +46,8 @@ def export(
         batch_norm: "fold" into the convolutions, the same within 1e-5, or "keep".
         dtype: of weights and arithmetic: "float32"; "bfloat16" in a SavedModel; "int8" for OpenVINO and LiteRT, with
             `calibration`.
-        calibration: for int8: images as the model sees them, float32 (n, height, width, 3), 300 or so.
+        calibration: for int8: a `tf.data.Dataset` of images (height, width, 3) of any size, RGB in [0, 255], like those
+            that will be seen. The first 300 are cropped as files are, and the ranges of activations are fitted to them.
         top_k: how many classes the answers `classes`, `scores` and `labels` hold.
         crop: size in pixels of the crops that are made of files; default the network's, or 224 where it takes any.
         keep: how many versions to keep, the newest ones; default all.
@@ -91,7 +93,8 @@ def export(
                     for log in signatures.warmup_requests(os.path.basename(folder), model.input_shape, crop):
                         file.write(log.SerializeToString())
             else:
-                written["largest_difference"] = formats.write(network, temporary, format, crop, calibration)
+                images = None if calibration is None else _crops(calibration, preprocess)
+                written["largest_difference"] = formats.write(network, temporary, format, crop, images)
         with open(os.path.join(temporary, ABOUT), "w") as file:
             json.dump(written, file, indent=2)
         path = _publish(temporary, folder, version)
@@ -150,7 +153,7 @@ def _check_choices(format, batch_norm, dtype, calibration, keep, top_k):
     if dtype == "bfloat16" and format != "saved_model":
         raise ExportError(f"bfloat16 is for saved_model; {format} stays float32, and its runtime chooses the arithmetic")
     if (dtype == "int8") != (calibration is not None):
-        raise ExportError("int8 takes some images of the kind that will be seen as calibration; others take none")
+        raise ExportError("int8 is fitted to images that are given for calibration; another dtype takes none")
     for argument, value in (("keep", keep), ("top_k", top_k)):
         if value is not None and value < 1:
             raise ExportError(f"{argument} is positive; found {value}")
@@ -182,6 +185,16 @@ def _crop(model, crop):
         size = "a positive number" if height is None else f"{height}, the size that {model.name} takes"
         raise ExportError(f"crop is {size}; found {crop}")
     return crop or height or imagenet.IMAGE_SIZE
+
+
+def _crops(images, preprocess):
+    """The first images of a data set as the network sees them: float32 (n, crop, crop, 3)."""
+    side, crop, _ = preprocess
+    crops = images.take(CALIBRATION_IMAGES).map(lambda image: imagenet.center_crop(image, crop, side))
+    crops = list(crops.as_numpy_iterator())
+    if not crops:
+        raise ExportError("there are no images for calibration")
+    return np.stack(crops)
 
 
 def _open(folder, version):

@@ -152,7 +152,7 @@ def attempt(image, rows, parallel):
     )
     nothing = tf.data.Dataset.from_tensors((-1, tf.zeros(made.element_spec[1].shape)))  # so that there is one at least
     places, images = (
-        made.ignore_errors().concatenate(nothing).batch(tf.size(numbers, "int64") + 1).get_single_element()
+        made.ignore_errors().concatenate(nothing).batch(tf.size(numbers, tf.int64) + 1).get_single_element()
     )
     places, images = places[:-1], images[:-1]
     return places, tf.boolean_mask(numbers, tf.reduce_all(numbers[:, None] != places, 1)), images

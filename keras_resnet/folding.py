@@ -74,7 +74,7 @@ def _foldable(model):
 
 
 def _weights(convolution, bn):
-    """Kernel and bias of the folded convolution: y = gamma (conv(x) + bias - mean) / sqrt(variance + epsilon) + beta."""
+    """Kernel and bias of the folded convolution, from gamma (conv(x) - mean) / sqrt(variance + epsilon) + beta."""
     arrays = lambda *variables: [keras.ops.convert_to_numpy(variable).astype("float64") for variable in variables]
     mean, variance = arrays(bn.moving_mean, bn.moving_variance)
     factor = 1 / np.sqrt(variance + bn.epsilon)

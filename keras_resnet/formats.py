@@ -37,14 +37,18 @@ def write(model, folder, format, crop, calibration=None):
     try:
         WRITERS[format](model, path, size, calibration)
     except ImportError as error:
-        raise ExportError(f'{format} needs a package that is not installed: {error}; pip install ".[export]"') from error
+        raise ExportError(
+            f'{format} needs packages that are not installed, pip install ".[export]": {error}'
+        ) from error
     try:
         answers = RUNNERS[format](path, images)
     except ImportError:
         return None
     difference = float(np.abs(answers - expected).max())
     if calibration is None and difference > TOLERANCE:
-        raise ExportError(f"{model.name} in {format} differs from the network by {difference:.1e}, more than {TOLERANCE}")
+        raise ExportError(
+            f"{model.name} in {format} differs from the network by {difference:.1e}, more than {TOLERANCE}"
+        )
     return difference
 
 

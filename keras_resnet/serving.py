@@ -151,7 +151,9 @@ def _check_choices(format, batch_norm, dtype, calibration, keep, top_k):
     if dtype == "int8" and format not in formats.QUANTIZED:
         raise ExportError(f"int8 is for the formats {' and '.join(formats.QUANTIZED)}; found {format}")
     if dtype == "bfloat16" and format != "saved_model":
-        raise ExportError(f"bfloat16 is for saved_model; {format} stays float32, and its runtime chooses the arithmetic")
+        raise ExportError(
+            f"bfloat16 is for saved_model; {format} stays float32, and its runtime chooses the arithmetic"
+        )
     if (dtype == "int8") != (calibration is not None):
         raise ExportError("int8 is fitted to images that are given for calibration; another dtype takes none")
     for argument, value in (("keep", keep), ("top_k", top_k)):

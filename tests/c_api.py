@@ -2,8 +2,8 @@
 
     python c_api.py FOLDER_OF_TENSORFLOW SAVED_MODEL REQUEST.pickle ANSWER.pickle
 
-A request is a list of (input tensor's name, array, {output: tensor's name}). The answer is a list of {output: array}, or
-of the error's message.
+A request is a list of (input tensor's name, array, {output: tensor's name}). The answer is a list of {output: array},
+or of the error's message.
 """
 
 import ctypes

@@ -8,14 +8,16 @@ from keras_resnet.folding import fold
 
 
 def trained(model, seed=0):
-    """The network with batch normalisations that have seen something."""
+    """The network with batch normalisations that have seen something, and answers that differ."""
     rng = np.random.default_rng(seed)
     for layer in model.layers:
         if isinstance(layer, layers.BatchNormalization):
-            gamma, beta, mean, variance = (w.shape for w in layer.get_weights())
-            layer.set_weights(
-                [rng.uniform(0.5, 1, gamma), rng.normal(0, 0.1, beta), rng.normal(0, 0.1, mean), rng.uniform(0.5, 2, variance)]
-            )  # fmt: skip
+            shape = layer.moving_mean.shape
+            gamma = [rng.uniform(0.5, 1, shape)] if layer.scale else []
+            beta, mean = rng.normal(0, 0.1, (2, *shape))
+            layer.set_weights([*gamma, beta, mean, rng.uniform(0.5, 2, shape)])
+        if isinstance(layer, layers.Dense):
+            layer.kernel.assign(rng.normal(0, 0.3, layer.kernel.shape))
     return model
 
 
@@ -42,7 +44,7 @@ def test_a_folded_network_is_the_same(name):
     folded = fold(model)
     x = images(3, *(length or 64 for length in model.input_shape[1:3]))
     expected = np.array(model(x))
-    assert expected.std() > 1e-3  # not all classes alike, or nothing would be shown
+    assert expected.std() > 1e-2  # not all classes alike, or nothing would be shown
     np.testing.assert_allclose(folded(x), expected, atol=1e-5)
     assert normalizations(folded) == 0 and normalizations(model) > 0
     assert {type(layer).__module__.split(".")[0] for layer in folded.layers} == {"keras"}

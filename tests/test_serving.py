@@ -16,16 +16,16 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from conftest import ROOT
 from tensorflow.core.example import example_pb2
 from tensorflow.core.protobuf import meta_graph_pb2, saved_model_pb2
 from tensorflow_serving.apis import get_model_metadata_pb2, predict_pb2, prediction_log_pb2
+from test_folding import trained
 
 import keras_resnet
-from conftest import ROOT
 from keras_resnet import serving, signatures
 from keras_resnet.data import imagenet, views
 from keras_resnet.models import recursion_limit
-from test_folding import trained
 
 CLASSES = tuple("abcdefghij")
 SIGNATURES = {
@@ -52,7 +52,9 @@ def strings(*values):
 
 def signature_defs(path):
     saved = saved_model_pb2.SavedModel.FromString(pathlib.Path(path, "saved_model.pb").read_bytes())
-    return {name: found for name, found in saved.meta_graphs[0].signature_def.items() if name != "__saved_model_init_op"}
+    return {
+        name: found for name, found in saved.meta_graphs[0].signature_def.items() if name != "__saved_model_init_op"
+    }
 
 
 def serve(path, *requests):
@@ -101,7 +103,7 @@ def test_a_server_gets_the_networks_numbers(small, exported):
         ("classify", strings(*examples)),
     )
     expected = small.predict(images, verbose=0)
-    assert len(set(expected.argmax(1))) > 1 or expected.std(0).max() > 1e-3
+    assert expected.std(0).max() > 1e-2  # the images differ
     best = np.argsort(-expected, axis=1)[:, :3]
     labels = [[CLASSES[i].encode() for i in row] for row in best]
     for answer in predictions:
@@ -241,6 +243,12 @@ def test_int8_is_close(small, tmp_path):
     assert "FakeQuantize" in pathlib.Path(path, "model.xml").read_text()
 
 
+def test_a_folder_that_cannot_be_written_is_said(small, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(serving.ExportError, match="file/m cannot be written: .*Not a directory"):
+        serving.export(small, tmp_path / "file" / "m")
+
+
 def broken(small):
     model = keras.models.clone_model(small)
     model.get_layer("fc").bias.assign(np.full(10, np.nan))
@@ -294,15 +302,10 @@ def test_the_program_exports_a_run(small, tmp_path):
     np.testing.assert_allclose(answer["probabilities"], small.predict(pixels(), verbose=0), atol=1e-5)
     assert answer["scores"].shape == (3, 2)
 
-    (tmp_path / "file").write_text("")
-    for arguments, message in (
-        ([run.parent], "runs holds no model.keras; a run has one when it is finished"),
-        ([run, "--output", tmp_path / "file"], "cannot be written"),
-        ([run, "--classes", tmp_path / "file"], "cannot be read"),
-    ):
-        failed = program(*arguments)
-        assert failed.returncode == 1 and "Traceback" not in failed.stderr
-        assert failed.stderr.startswith("export.py: ") and message in failed.stderr
+    failed = program(run.parent)
+    assert failed.returncode == 1
+    message = f"{run.parent} holds no model.keras; a run has one when it is finished"
+    assert failed.stderr == f"export.py: {message}\n"
 
 
 def free_port():

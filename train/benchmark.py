@@ -5,6 +5,7 @@ python train/benchmark.py input    batches of augmented images against training 
 python train/benchmark.py input --data FOLDER
                                    batches of augmented photographs against other ways to make them
 python train/benchmark.py start    time until the first step is done, and peak memory
+python train/benchmark.py serve    exports of ResNet-50 against that of keras.applications
 """
 
 import argparse
@@ -13,13 +14,14 @@ import quiet  # noqa: F401, first, before anything that imports TensorFlow
 
 # isort: split
 from benchmarks.input import inputs
+from benchmarks.serve import serve
 from benchmarks.start import start
 from benchmarks.step import step
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("step", "input", "start"))
+    parser.add_argument("what", choices=("step", "input", "start", "serve"))
     parser.add_argument("--depth", type=int, help="of the CIFAR network (default 20; start: 110)")
     parser.add_argument("--batch-size", type=int, default=128, help="images in a step (default 128)")
     parser.add_argument("--data", help="input: a folder of images")
@@ -28,7 +30,7 @@ def main():
     options = parser.parse_args()
     options.depth = options.depth or (110 if options.what == "start" else 20)
     options.rounds = options.rounds or (3 if options.what == "start" else 7)
-    {"step": step, "input": inputs, "start": start}[options.what](options)
+    {"step": step, "input": inputs, "start": start, "serve": serve}[options.what](options)
 
 
 if __name__ == "__main__":

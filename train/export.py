@@ -89,7 +89,9 @@ def main():
         with open(os.path.join(path, serving.ABOUT)) as file:
             about = json.load(file)
         print(f"in {path}: {', '.join(sorted(os.listdir(path)))}")
-        print(f"{about['model']}, {about['parameters']:,} parameters, {len(about['classes'])} classes, {about['dtype']}")
+        print(
+            f"{about['model']}, {about['parameters']:,} parameters, {len(about['classes'])} classes, {about['dtype']}"
+        )
         if about["classes"] == [str(i) for i in range(len(about["classes"]))]:
             print("the classes have no names; --classes FILE gives them some")
         if options.format == "saved_model":

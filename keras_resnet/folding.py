@@ -10,8 +10,6 @@ from keras import layers
 from keras_resnet.models import recursion_limit
 
 CLONING_DEPTH = 20_000  # of the recursion in which Keras walks a network; ResNet-1202 needs 13,000
-# What stands before and after a network: cheap, and not to be rounded.
-EXACT = (layers.Rescaling, layers.Normalization, layers.Activation, layers.Softmax)
 
 
 def fold(model, dtype="float32", batch_norm=True):
@@ -41,7 +39,7 @@ def fold(model, dtype="float32", batch_norm=True):
         config = layer.get_config()
         if layer.name in folded:
             config["use_bias"] = True
-        if not isinstance(layer, EXACT):
+        if not _is_exact(layer):
             config["dtype"] = dtype
         return type(layer).from_config(config)
 
@@ -58,6 +56,13 @@ def fold(model, dtype="float32", batch_norm=True):
             source = model.get_layer(layer.name)
             layer.set_weights(_weights(source, folded[layer.name]) if layer.name in folded else source.get_weights())
     return copy
+
+
+def _is_exact(layer):
+    """Whether a layer stands before or after a network, where it is cheap and not to be rounded."""
+    if isinstance(layer, layers.Activation):
+        return layer.activation is keras.activations.softmax
+    return isinstance(layer, (layers.Rescaling, layers.Normalization, layers.Softmax))
 
 
 def _foldable(model):

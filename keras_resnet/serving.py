@@ -127,7 +127,7 @@ def export_run(path, folder, *, classes=None, crop=None, **options):
         run = {name: _read_json(os.path.join(path, f"{name}.json")) for name in ("args", "classes", "result")}
         settings, result = run["args"] or {}, run["result"] or {}
         classes = classes or run["classes"]
-        if "cifar" not in model.name:
+        if model.input_shape[1] is None:
             crop = crop or settings.get("image_size")
         about |= {"depth": settings.get("depth"), "data": settings.get("dataset")}
         about |= {name: result.get(name) for name in ("test_error", "val_error")}

@@ -41,7 +41,7 @@ def save(model, path, classes, top_k, preprocess):
         top_k: how many classes `classes`, `scores` and `labels` hold.
         preprocess: a `Preprocessing`.
     """
-    names, pixels, strings = tf.constant(classes), model.input_shape, (None,)
+    names, pixels = tf.constant(classes), model.input_shape
 
     @tf.function(input_signature=[tf.TensorSpec(pixels, "float32")], autograph=False)
     def answer(images):
@@ -65,14 +65,13 @@ def save(model, path, classes, top_k, preprocess):
         return {"classes": answers["labels"], "scores": answers["scores"]}
 
     archive = keras.export.ExportArchive()
-    for function, shape, dtype in (
-        (serving_default, pixels, "float32"),
-        (predict_uint8, pixels, "uint8"),
-        (predict_bytes, strings, "string"),
-        (classify, strings, "string"),
+    for function, spec in (
+        (serving_default, tf.TensorSpec(pixels, "float32", "images")),
+        (predict_uint8, tf.TensorSpec(pixels, "uint8", "images")),
+        (predict_bytes, tf.TensorSpec((None,), "string", "image_bytes")),
+        (classify, tf.TensorSpec((None,), "string", "inputs")),
     ):
-        (argument,) = function.__code__.co_varnames[:1]
-        archive.add_endpoint(function.__name__, function, [tf.TensorSpec(shape, dtype, argument)])
+        archive.add_endpoint(function.__name__, function, [spec])
     archive.write_out(path, verbose=False)
     methods = tf.compat.v1.saved_model.signature_def_utils.MethodNameUpdater(path)
     methods.replace_method_name(CLASSIFY, tf.compat.v1.saved_model.CLASSIFY_METHOD_NAME)

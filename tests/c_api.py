@@ -16,28 +16,31 @@ TYPES = {np.dtype("float32"): 1, np.dtype("int32"): 3, np.dtype("uint8"): 4, np.
 STRING, STRING_SIZE = 7, 24
 
 
+class Pointer(ctypes.c_void_p):
+    """Unlike `c_void_p` itself, ctypes does not turn it into a number, which would be cut to 32 bits as an argument."""
+
+
+RESULTS = {
+    "Message": ctypes.c_char_p, "Dim": ctypes.c_int64, "StringGetSize": ctypes.c_size_t,
+    "GetCode": ctypes.c_int, "TensorType": ctypes.c_int, "NumDims": ctypes.c_int,
+}  # fmt: skip
+
+
 class Output(ctypes.Structure):
     _fields_ = [("operation", ctypes.c_void_p), ("index", ctypes.c_int)]
 
 
 class TensorFlow:
-    """The functions of libtensorflow_cc; all but the few named here return pointers."""
+    """The functions of libtensorflow_cc; all but a few return pointers."""
 
     def __init__(self, folder):
         self.library = ctypes.CDLL(f"{folder}/libtensorflow_cc.so.2")
-        self.library.TF_Message.restype = ctypes.c_char_p
-        self.library.TF_Dim.restype = ctypes.c_int64
-        for name in ("TF_GetCode", "TF_TensorType", "TF_NumDims"):
-            getattr(self.library, name).restype = ctypes.c_int
-        self.library.TF_StringGetSize.restype = ctypes.c_size_t
         self.status = self("NewStatus")
 
     def __call__(self, name, *arguments):
         function = getattr(self.library, f"TF_{name}")
-        if function.restype is ctypes.c_int and name not in ("GetCode", "TensorType", "NumDims"):
-            function.restype = ctypes.c_void_p
-        pointers = [ctypes.c_void_p(a) if isinstance(a, int) and a > 2**31 else a for a in arguments]
-        return function(*pointers)
+        function.restype = RESULTS.get(name, Pointer)
+        return function(*arguments)
 
     def check(self):
         if self("GetCode", self.status):
@@ -53,7 +56,7 @@ class TensorFlow:
             ctypes.memmove(data, array.ctypes.data, size)
             return tensor
         for i, value in enumerate(array.ravel()):
-            string = data + i * STRING_SIZE
+            string = Pointer(data.value + i * STRING_SIZE)
             self("StringInit", string)
             self("StringCopy", string, value, ctypes.c_size_t(len(value)))
         return tensor
@@ -62,7 +65,7 @@ class TensorFlow:
         code, data = self("TensorType", tensor), self("TensorData", tensor)
         shape = [self("Dim", tensor, i) for i in range(self("NumDims", tensor))]
         if code == STRING:
-            strings = [data + i * STRING_SIZE for i in range(int(np.prod(shape)))]
+            strings = [Pointer(data.value + i * STRING_SIZE) for i in range(int(np.prod(shape)))]
             values = [
                 ctypes.string_at(self("StringGetDataPointer", string), self("StringGetSize", string))
                 for string in strings
@@ -87,10 +90,10 @@ class TensorFlow:
 
     def run(self, name, array, outputs):
         n = len(outputs)
-        fetched = (ctypes.c_void_p * n)()
+        fetched = (Pointer * n)()
         self(
             "SessionRun", self.session, None, (Output * 1)(self.output(name)),
-            (ctypes.c_void_p * 1)(self.tensor(array)), 1,
+            (Pointer * 1)(self.tensor(array)), 1,
             (Output * n)(*map(self.output, outputs.values())), fetched, n, None, 0, None, self.status,
         )  # fmt: skip
         self.check()

@@ -23,6 +23,7 @@ except ImportError:
 
 SIZE = imagenet.IMAGE_SIZE
 HEIGHT, WIDTH = 375, 500  # of the images whose files are sent: those of many of ImageNet's
+PAUSE = 0.1  # seconds, in which the threads of the one before come to rest
 
 
 def session(path, signature="serving_default"):
@@ -128,6 +129,7 @@ def turns(works, rounds):
     seconds = {name: [] for name in works}
     for round in range(rounds + 1):
         for name, (work, argument) in works.items():
+            time.sleep(PAUSE)
             begin = time.perf_counter()
             work(argument)
             if round:  # the first is to warm up

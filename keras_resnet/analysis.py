@@ -1,8 +1,14 @@
-"""What there is to measure on a network."""
+"""What there is to measure on a network.
+
+P1 is "Deep Residual Learning for Image Recognition" (arXiv 1512.03385).
+"""
 
 import math
 
 import keras
+import numpy as np
+
+from keras_resnet import models
 
 
 def count_macs(model, input_shape=None):
@@ -36,3 +42,87 @@ def count_macs(model, input_shape=None):
 
 def _tensors(tensors):
     return tensors if isinstance(tensors, list) else [tensors]
+
+
+def response_std(model, images, batch_size=128):
+    """The standard deviation of the responses of each 3x3 convolution (P1 Fig. 7).
+
+    That is, of what follows it: after batch normalisation, before the nonlinearity and the addition. Where none
+    follows, as in pre-activation networks, of its own output.
+
+    Args:
+        model: a network of this package, or another functional Keras model.
+        images: (n, height, width, channels), as the model takes them.
+        batch_size: images in a forward pass.
+
+    Raises:
+        ValueError: the model has no 3x3 convolution.
+
+    Returns:
+        A dictionary from the convolutions' names, in the order of their depth, to floats: over images, positions and
+        channels.
+    """
+    convolutions = [layer for layer in _layers(model, keras.layers.Conv2D) if layer.kernel_size == (3, 3)]
+    if not convolutions:
+        raise ValueError(f"{model.name} has no 3x3 convolution")
+    normalized = {id(layer.input): layer.output for layer in _layers(model, keras.layers.BatchNormalization)}
+    moments = [_moments(normalized.get(id(layer.output), layer.output)) for layer in convolutions]
+    with models.recursion_limit(1000 + 20 * len(model.layers)):
+        probe = keras.Model(model.input, keras.ops.stack(moments, axis=1))
+    means = probe.predict(images, batch_size, verbose=0).mean(axis=0, dtype="float64")
+    return {layer.name: math.sqrt(square - mean**2) for layer, (mean, square) in zip(convolutions, means, strict=True)}
+
+
+def _moments(responses):
+    """The mean and the mean square of each example's responses: (batch, 2)."""
+    axes = tuple(range(1, len(responses.shape)))
+    return keras.ops.stack([keras.ops.mean(responses, axes), keras.ops.mean(keras.ops.square(responses), axes)], 1)
+
+
+def recalibrate_bn(model, batches):
+    """Replaces the moving averages of all batch normalisations by the mean over batches of training images.
+
+    The released models of P1 were made so: "the statistics are the average of a sufficiently large training batch,
+    after training".
+
+    Args:
+        model: a Keras model; its averages change, its weights do not.
+        batches: arrays or tensors of images, as the model takes them, without labels.
+    """
+    layers = _layers(model, keras.layers.BatchNormalization)
+    momenta = [layer.momentum for layer in layers]
+    try:
+        for count, images in enumerate(batches):
+            for layer in layers:
+                layer.momentum = count / (count + 1)  # turns the moving average into the mean
+            model(images, training=True)
+    finally:
+        for layer, momentum in zip(layers, momenta, strict=True):
+            layer.momentum = momentum
+
+
+def gradient_norms(model, images, labels):
+    """The norm of the loss's gradient in each layer's kernel: whether it vanishes on its way to the first layers.
+
+    Args:
+        model: a network of this package with its top.
+        images, labels: a batch: (n, height, width, channels), and integers (n,).
+
+    Returns:
+        A dictionary from the names of convolutions and fully connected layers, in the order of their depth, to the
+        L2 norms of the cross-entropy's gradient, batch normalisation in training mode.
+    """
+    with models.recursion_limit(1000 + 20 * len(model.layers)):
+        copy = keras.models.clone_model(models.logits(model))
+    copy.set_weights(model.get_weights())
+    # After one step from rest the optimizer's momentum is the gradient, on every backend.
+    copy.compile(keras.optimizers.SGD(1.0, momentum=0.9), keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    copy.train_on_batch(images, labels)
+    gradients = dict(zip((v.path for v in copy.trainable_variables), copy.optimizer.momentums, strict=True))
+    layers = _layers(copy, (keras.layers.Conv2D, keras.layers.Dense))
+    norm = lambda layer: float(np.linalg.norm(keras.ops.convert_to_numpy(gradients[layer.kernel.path])))
+    return {layer.name: norm(layer) for layer in layers}
+
+
+def _layers(model, kind):
+    return [layer for layer in model.layers if isinstance(layer, kind)]

@@ -9,6 +9,7 @@ each of its positions and averaging the outputs before the softmax. The paper do
 slides over a larger map; here it covers the map.
 """
 
+import json
 import os
 import typing
 
@@ -72,6 +73,38 @@ class Result(typing.NamedTuple):
             "top5_error": self.error(5),
             "protocol": self.protocol,
         }
+
+
+def class_names(path):
+    """The names of the classes that a model was trained on, a tuple, or None where its folder does not say.
+
+    Args:
+        path: as for `load_model`. The names are in classes.json beside the model.
+
+    Raises:
+        EvaluationError: the file is damaged.
+    """
+    file = os.path.join(path if os.path.isdir(path) else os.path.dirname(path), "classes.json")
+    if not os.path.isfile(file):
+        return None
+    try:
+        with open(file) as opened:
+            return tuple(json.load(opened))
+    except ValueError as error:
+        raise EvaluationError(f"{file} is damaged: {error}") from error
+
+
+def check_classes(path, classes):
+    """EvaluationError unless the model at `path`, if it says so, was trained on just these classes in this order."""
+    trained = class_names(path)
+    if trained in (None, tuple(classes)):
+        return
+    first = next((i for i, pair in enumerate(zip(trained, classes, strict=False)) if pair[0] != pair[1]), None)
+    difference = "" if first is None else f"; class {first} is {trained[first]} there and {classes[first]} here"
+    raise EvaluationError(
+        f"{path} was trained on other classes: {len(trained)} there, {len(classes)} in the data{difference}. "
+        "Test it on data with the classes of its classes.json."
+    )
 
 
 def load_model(path):
@@ -221,17 +254,26 @@ def _any_size(model):
         return model
     try:
         with models.recursion_limit(LOADING_DEPTH):
-            copy = keras.models.clone_model(model, input_tensors=keras.Input((None, None, 3)))
+            copy = keras.models.clone_model(model, keras.Input((None, None, 3)), clone_function=_without_mean_image)
         copy.set_weights(model.get_weights())
     except Exception as error:  # whatever its layers have to say
         raise EvaluationError(_not_convolutional(model, error)) from error
     return copy
 
 
+def _without_mean_image(layer):
+    """A copy of a layer; where it subtracts a mean image, the copy subtracts the image's mean colour."""
+    config = layer.get_config()
+    if isinstance(layer, keras.layers.Rescaling):
+        images = {name: config[name] for name in ("scale", "offset") if np.ndim(config[name]) == 3}
+        config |= {name: np.mean(image, axis=(0, 1)).tolist() for name, image in images.items()}
+    return type(layer).from_config(config)
+
+
 def _not_convolutional(model, error):
     return (
         f"{model.name} does not take images of every size, as the protocol multi-scale needs: {_first_line(error)}\n"
-        "Choose another protocol, or a network that ends in global average pooling and subtracts no mean image."
+        "Choose another protocol, or a network that ends in global average pooling."
     )
 
 

@@ -113,7 +113,7 @@ def export_run(path, folder, *, classes=None, crop=None, **options):
     Args:
         path: the folder of a finished run, or a `.keras` file.
         folder, options: as for `export`.
-        classes, crop: the same; default the run's.
+        classes, crop: the same; default the run's, the classes those in classes.json beside the model.
 
     Returns:
         The path of the version, whose about.json names the run, its depth and its error.
@@ -124,13 +124,12 @@ def export_run(path, folder, *, classes=None, crop=None, **options):
     model = evaluation.load_model(path)
     about = {"source": os.path.abspath(path)}
     if os.path.isdir(path):
-        run = {name: _read_json(os.path.join(path, f"{name}.json")) for name in ("args", "classes", "result")}
-        settings, result = run["args"] or {}, run["result"] or {}
-        classes = classes or run["classes"]
+        settings, result = (_read_json(os.path.join(path, f"{name}.json")) for name in ("args", "result"))
         if model.input_shape[1] is None:
             crop = crop or settings.get("image_size")
         about |= {"depth": settings.get("depth"), "data": settings.get("dataset")}
         about |= {name: result.get(name) for name in ("test_error", "val_error")}
+    classes = classes or evaluation.class_names(path)
     return export(model, folder, classes=classes, crop=crop, about=about, **options)
 
 
@@ -249,7 +248,7 @@ def _origin():
 
 def _read_json(path):
     if not os.path.exists(path):
-        return None
+        return {}
     try:
         with open(path) as file:
             return json.load(file)

@@ -90,8 +90,8 @@ def decode(files, preprocess):
         fails with an InvalidArgumentError that says which ones, counted from 0.
     """
     side, crop, _ = preprocess
-    image = lambda file: imagenet.center_crop(imagenet.decode(file), crop, side)
-    _, lost, images = imagenet.attempt(image, (files,), DECODED_AT_ONCE)
+    image = lambda file: (imagenet.center_crop(imagenet.decode(file), crop, side),)
+    _, lost, (images,) = imagenet.attempt(image, (files,), DECODED_AT_ONCE)
     what = ["no JPEG or PNG image, or damaged: of this batch, counted from 0, number", lost]
     with tf.control_dependencies([tf.debugging.Assert(tf.size(lost) == 0, what, summarize=20)]):
         return tf.ensure_shape(images, (None, crop, crop, 3))

@@ -1,7 +1,11 @@
+import keras
+import numpy as np
 import pytest
+import tensorflow as tf
 
 import keras_resnet
-from keras_resnet.analysis import count_macs
+from keras_resnet.analysis import count_macs, gradient_norms, recalibrate_bn, response_std
+from keras_resnet.data import shapes
 
 IMAGE = (224, 224, 3)
 
@@ -37,3 +41,69 @@ def test_cifar_multiply_adds(depth, millions):
 def test_any_size_needs_a_size():
     with pytest.raises(ValueError, match="input_shape="):
         count_macs(keras_resnet.ResNet18())
+
+
+NETWORKS = [
+    lambda: keras_resnet.CifarResNet(14),
+    lambda: keras_resnet.CifarPlainNet(8),
+    lambda: keras_resnet.CifarResNet(11, block="bottleneck", shortcut="B"),
+    lambda: keras_resnet.ResNet18(input_shape=(32, 32, 3), classes=10),
+]
+
+
+@pytest.fixture(scope="module")
+def images():
+    return shapes.draw(48, seed=0)
+
+
+@pytest.mark.parametrize("build", NETWORKS)
+def test_response_std_of_a_recalibrated_network_is_its_scale(images, build):
+    """Batch normalisation by the statistics of these very images gives each channel the deviation gamma, about beta."""
+    keras.utils.set_random_seed(0)
+    x, model, expected = images[0].astype("float32"), build(), {}
+    rng = np.random.default_rng(0)
+    for layer in model.layers:
+        if isinstance(layer, keras.layers.BatchNormalization):
+            gamma, beta = rng.uniform(0.5, 2, layer.gamma.shape), rng.normal(size=layer.gamma.shape)
+            layer.gamma.assign(gamma)
+            layer.beta.assign(beta)
+            convolution = model.get_layer(layer.name.removesuffix("_bn"))
+            if convolution.kernel_size == (3, 3):
+                expected[convolution.name] = np.sqrt((gamma**2).mean() + beta.var())
+    recalibrate_bn(model, [x])
+    found = response_std(model, x, batch_size=20)
+    assert list(found) == list(expected)
+    assert np.allclose(list(found.values()), list(expected.values()), rtol=2e-3)
+
+
+def test_recalibration_is_the_mean_over_batches(images):
+    x = images[0].astype("float32")
+    layer = keras.layers.BatchNormalization(momentum=0.9, epsilon=1e-5)
+    model = keras.Sequential([keras.Input((32, 32, 3)), layer])
+    recalibrate_bn(model, np.split(x, 4))
+    parts = [part.reshape(-1, 3) for part in np.split(x, 4)]
+    assert np.allclose(layer.moving_mean, np.mean([part.mean(0) for part in parts], axis=0), rtol=1e-4)
+    assert np.allclose(layer.moving_variance, np.mean([part.var(0) for part in parts], axis=0), rtol=1e-3)
+    assert layer.momentum == 0.9
+
+
+@pytest.mark.parametrize("build", NETWORKS)
+def test_gradient_norms_against_a_tape(images, build):
+    keras.utils.set_random_seed(0)
+    x, y = images[0].astype("float32") / 255, images[1]
+    model = build()
+    before = model.get_weights()
+    found = gradient_norms(model, x, y)
+    assert all(np.array_equal(a, b) for a, b in zip(before, model.get_weights(), strict=True))
+    layers = [layer for layer in model.layers if layer.name in found]
+    assert list(found) == [layer.name for layer in layers] and {"conv1", "fc"} <= found.keys()
+    with tf.GradientTape() as tape:
+        loss = keras.losses.SparseCategoricalCrossentropy()(y, model(x, training=True))
+    gradients = tape.gradient(loss, [layer.kernel.value for layer in layers])
+    assert np.allclose(list(found.values()), [tf.norm(gradient) for gradient in gradients], rtol=1e-3)
+
+
+def test_a_network_without_3x3_convolutions():
+    model = keras.Sequential([keras.Input((8, 8, 3)), keras.layers.Conv2D(4, 1)], name="flat")
+    with pytest.raises(ValueError, match="flat has no 3x3 convolution"):
+        response_std(model, np.zeros((1, 8, 8, 3)))

@@ -257,6 +257,19 @@ def test_a_fixed_size_is_opened_for_many_sizes(small):
     assert fixed.input_shape == (None, 16, 16, 3)
 
 
+def test_a_mean_image_becomes_its_mean_color_where_sizes_differ(small):
+    images, mean = small[1][:6], np.random.default_rng(0).uniform(0, 255, (16, 16, 3))
+    options = {"shortcut": "A", "classes": 7}
+    fixed = keras_resnet.CifarResNet(8, input_shape=(16, 16, 3), normalization=(mean, 2.0), **options)
+    color = mean.mean((0, 1)).tolist()
+    network = keras_resnet.CifarResNet(8, input_shape=(None, None, 3), normalization=(color, 2.0), **options)
+    network.set_weights(fixed.get_weights())
+    found, expected = (evaluate(model, images, "multi-scale", crop=16).probabilities for model in (fixed, network))
+    assert np.abs(found - expected).max() < 1e-6
+    centers = [evaluate(model, images, "center", crop=16).probabilities for model in (fixed, network)]
+    assert np.abs(centers[0] - centers[1]).max() > 1e-3  # there the image is what is subtracted
+
+
 def test_keras_applications_with_their_preprocessing(small):
     keras.utils.set_random_seed(3)
     mobile = keras.applications.MobileNet((32, 32, 3), 0.25, weights=None, classes=len(CLASSES))
@@ -275,7 +288,6 @@ def flattening(size):
 
 def test_what_does_not_fit_is_said(small):
     network, images = small
-    mean_image = keras_resnet.CifarResNet(8, classes=7, normalization=(np.ones((32, 32, 3)), 1.0))
     nan = flattening(16)
     nan.set_weights([np.full_like(w, np.nan) for w in nan.get_weights()])
     features = keras_resnet.CifarResNet(8, include_top=False, input_shape=(None, None, 3))
@@ -284,7 +296,6 @@ def test_what_does_not_fit_is_said(small):
         (flattening(32), images, "center", "flat takes images of 32x32, and this protocol gives it 16x16; .* crop 32"),
         (flattening(20), images[:2], "single", "flat takes images of 20x20, and this protocol gives it 20x31"),
         (flattening(32), images, "multi-scale", "flat does not take images of every size.*\n.*global average pooling"),
-        (mean_image, images, "multi-scale", "does not take images of every size.*\n.*no mean image"),
         (
             keras_resnet.CifarResNet(8, input_shape=(16, 16, 3)),
             images,
@@ -364,7 +375,7 @@ def main(monkeypatch, *arguments):
         (["nowhere.keras", "--data", "shapes"], "nowhere.keras does not exist; a model is a .keras file or the folder"),
         (["images", "--data", "shapes"], "images holds no model.keras; a run has one when it is finished"),
         (["images/val/day/0.jpg", "--data", "shapes"], "0.jpg is not a model that Keras can load"),
-        (["0.keras", "--data", "cifar11"], "one of cifar10, cifar100, shapes or a folder; found 'cifar11'"),
+        (["0.keras", "--data", "cifar11"], "a set of TensorFlow Datasets; found 'cifar11'. Did you mean cifar10?"),
         (["0.keras", "--data", "cifar10", "--protocol", "10-crop"], "cifar10 is tested with --protocol single"),
         (["0.keras", "--data", "images", "--protocol", "single", "--crop", "9"], "--crop has no meaning"),
         (["0.keras", "--data", "images", "--batch-size", "0"], "--batch-size is positive; found 0"),

@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -59,13 +60,31 @@ def test_killed_resumed_and_finished(tmp_path):
     assert "is finished" in again.stdout and "test error" in again.stdout
 
 
+@pytest.mark.skipif(not hasattr(resource, "prlimit"), reason="only Linux can limit the files of another process")
+def test_a_full_disk_and_a_vanished_folder(tmp_path):
+    steps = ["--steps", "5000"]
+    process = fit_until_checkpoint(tmp_path, *SHAPES, *steps)
+    resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (1000, 1000))  # no file may become larger, as on a full disk
+    _, stderr = process.communicate(timeout=100)
+    assert process.returncode == 1, stderr
+    assert "latest.npz could not be written: [Errno 27] File too large" in stderr and "Traceback" not in stderr
+
+    process = fit_until_checkpoint(tmp_path, *SHAPES, *steps)
+    while "resuming from step" not in process.stdout.readline():
+        pass
+    (tmp_path / "shapes-resnet-8").rename(tmp_path / "elsewhere")
+    _, stderr = process.communicate(timeout=100)
+    assert process.returncode == 1, stderr
+    assert "could not be written: [Errno 2]" in stderr and "Traceback" not in stderr
+
+
 @pytest.mark.parametrize(
     "arguments, message",
     [
         (["--depth", "21"], "--depth is 6n+2 with basic blocks; found 21, nearest 20 and 26"),
         (
             ["--dataset", "cifar11"],
-            "--dataset is one of cifar10, cifar100, shapes or a folder of photographs; found 'cifar11'",
+            "a folder of photographs or a set of TensorFlow Datasets; found 'cifar11'. Did you mean cifar10?",
         ),
         (["--data-dir", "nowhere"], "--data-dir nowhere has no prepared cifar10: no such folder"),
         (["--output", "/dev/null/runs"], "cannot be written"),

@@ -282,10 +282,10 @@ def test_center_batches_have_every_example_once_and_in_order(tmp_path):
         assert np.array_equal(image, expected)
 
 
-def test_mean_and_components_against_numpy(tmp_path):
+def test_statistics_against_numpy(tmp_path):
     files = files_in(tmp_path, 70)  # more than one batch
     images = np.concatenate([x for x, _ in imagenet.center_batches(files, image_size=SMALL)]).astype("float64")
-    mean, components = imagenet.mean_and_components(files, image_size=SMALL, verbose=0)
+    mean, components = imagenet.statistics(files, image_size=SMALL, verbose=0)
     assert mean.dtype == np.float32 and np.allclose(mean, images.mean(0), atol=1e-3)
     values, vectors = np.linalg.eigh(np.cov(images.reshape(-1, 3).T, ddof=0) / 255**2)
     assert np.allclose(components.values, values[::-1], rtol=1e-4)

@@ -182,10 +182,6 @@ def test_an_accumulating_run_counts_the_optimizers_steps_and_resumes(tmp_path, p
         ({"dataset": str(ROOT), "depth": 20}, "--depth is one of 18, 34, 50, 101, 152 here; found 20"),
         ({"dataset": str(ROOT), "depth": 50, "plain": True}, "--depth is one of 18, 34 here; found 50"),
         ({"depth": 21}, "--depth is 6n.2 with basic blocks; found 21, nearest 20 and 26"),
-        (
-            {"dataset": "cifar11"},
-            "--dataset is one of cifar10, cifar100, shapes or a folder of photographs; found 'cifar11'",
-        ),
         ({"steps": 0}, "--steps is positive; found 0"),
         ({"lr": -1.0}, "--lr is positive"),
         ({"batch_size": 1000}, "--batch-size is at most the number of training examples, 144; found 1000"),

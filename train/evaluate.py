@@ -4,10 +4,12 @@
     python train/evaluate.py model.keras --data PHOTOGRAPHS             one crop, from the shorter side 256
     python train/evaluate.py model.keras --data PHOTOGRAPHS --protocol 10-crop
     python train/evaluate.py a.keras b.keras --data PHOTOGRAPHS --protocol multi-scale      an ensemble
+    python train/evaluate.py model.keras --data imagenet2012 --data-dir ~/tensorflow_datasets
     python train/evaluate.py vgg.keras --data PHOTOGRAPHS --preprocess vgg16      of keras.applications, without its own
 
 A model is any classifier in a .keras file, or a folder of runs/. PHOTOGRAPHS is a folder PHOTOGRAPHS/val/CLASS/*.jpeg
-or PHOTOGRAPHS/CLASS/*.jpeg; its classes are the sorted names of the folders CLASS. Protocols:
+or PHOTOGRAPHS/CLASS/*.jpeg; its classes are the sorted names of the folders CLASS. imagenet2012 stands for any data set
+of images with classes in TensorFlow Datasets; its split "validation" is taken, otherwise "test". Protocols:
 
     single        the image as it is: CIFAR's test (P1 4.2)
     center        the shorter side 256, the 224x224 crop in the middle
@@ -30,7 +32,7 @@ import keras
 import tensorflow as tf
 
 from keras_resnet import evaluation, pictures
-from keras_resnet.data import folders, imagenet, sources, views
+from keras_resnet.data import folders, imagenet, records, sources, views
 
 MISTAKES = 24
 
@@ -39,8 +41,8 @@ def parse(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("models", nargs="+", metavar="MODEL", help=".keras file, or folder of a run; several are an ensemble")
-    add("--data", required=True, help="cifar10, cifar100, shapes, or a folder of photographs")
-    add("--data-dir", metavar="DIR", help="data sets prepared by tensorflow-datasets, for cifar10 and cifar100")
+    add("--data", required=True, help="cifar10, cifar100, shapes; photographs: a folder, or imagenet2012 and the like")
+    add("--data-dir", metavar="DIR", help="data sets prepared by tensorflow-datasets")
     add("--protocol", choices=views.PROTOCOLS, help="default: center for photographs, single for the others")
     add("--crop", type=int, help=f"size of the crops; other sizes follow in proportion (default {views.CROP})")
     add("--batch-size", type=int, default=32, help="views in a forward pass (default 32)")
@@ -64,8 +66,6 @@ def check(options):
     for flag in ("crop", "batch_size"):
         if getattr(options, flag) < 1:
             return f"--{flag.replace('_', '-')} is positive; found {getattr(options, flag)}"
-    if not small and not os.path.isdir(options.data):
-        return f"--data is one of {', '.join(sources.DATASETS)} or a folder; found {options.data!r}"
     modules = [
         name for name in dir(keras.applications) if hasattr(getattr(keras.applications, name), "preprocess_input")
     ]
@@ -77,15 +77,16 @@ def check(options):
 
 
 def load_data(options):
-    """The examples, a tf.data.Dataset, the classes, and the paths of the examples that lie in files."""
+    """The examples, a tf.data.Dataset, the classes, and the files of the examples, None where they lie in memory."""
     if options.data in sources.DATASETS:
         source = sources.load(options.data, options.data_dir)
-        return tf.data.Dataset.from_tensor_slices(tuple(source.test)), source.classes, []
-    inner = os.path.join(options.data, "val")
-    classes, files = folders.list_classes(inner if os.path.isdir(inner) else options.data)
-    read = lambda path, label: (imagenet.decode(tf.io.read_file(path)), label)
-    examples = tf.data.Dataset.from_tensor_slices(tuple(files)).map(read, num_parallel_calls=tf.data.AUTOTUNE)
-    return examples, classes, files.paths
+        return tf.data.Dataset.from_tensor_slices(tuple(source.test)), source.classes, None
+    if os.path.isdir(options.data):
+        inner = os.path.join(options.data, "val")
+        classes, files = folders.list_classes(inner if os.path.isdir(inner) else options.data)
+    else:
+        classes, files = records.load_test(options.data, options.data_dir)
+    return imagenet.examples(files), classes, files
 
 
 def table(result, options):
@@ -124,9 +125,11 @@ def main():
     try:
         if options.output:
             os.makedirs(options.output, exist_ok=True)
+        examples, classes, files = load_data(options)
+        for path in options.models:
+            evaluation.check_classes(path, classes)
         classifiers = [evaluation.load_model(path) for path in options.models]
-        examples, classes, paths = load_data(options)
-        with imagenet.errors_named(paths):
+        with imagenet.errors_named(files):
             result = evaluation.evaluate(
                 classifiers,
                 examples,

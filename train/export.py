@@ -37,7 +37,7 @@ def parse(arguments=None):
     add("--dtype", default="float32", choices=serving.DTYPES, help="of weights and arithmetic (default float32)")
     add("--calibrate", metavar="DATA", help="int8: a folder of photographs, or cifar10, cifar100, shapes: 300 images")
     add("--data-dir", metavar="DIR", help="data sets prepared by tensorflow-datasets, for --calibrate cifar10")
-    add("--classes", metavar="FILE", help="a JSON list of names (default the run's)")
+    add("--classes", metavar="FILE", help="a JSON list of names (default classes.json beside the model)")
     add("--top-k", type=int, default=serving.TOP_K, help=f"classes in an answer (default {serving.TOP_K})")
     add("--crop", type=int, help="size of the crops made of files (default the network's, or the run's)")
     add("--keep", type=int, metavar="N", help="remove all but the newest N versions")
@@ -61,10 +61,9 @@ def calibration(options):
     if options.calibrate in sources.DATASETS:
         images = sources.load(options.calibrate, options.data_dir).train.images
         return tf.data.Dataset.from_tensor_slices(images[: serving.CALIBRATION_IMAGES])
-    paths = folders.load(options.calibrate).train.paths
-    chosen = np.random.default_rng(0).permutation(len(paths))[: serving.CALIBRATION_IMAGES]
-    files = tf.data.Dataset.from_tensor_slices([paths[i] for i in chosen])
-    return files.map(lambda path: imagenet.decode(tf.io.read_file(path)))
+    files = folders.load(options.calibrate).train
+    chosen = np.random.default_rng(0).permutation(len(files))[: serving.CALIBRATION_IMAGES]
+    return imagenet.examples(files.part(chosen)).map(lambda image, label: image)
 
 
 def main():

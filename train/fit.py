@@ -1,4 +1,4 @@
-"""Trains a network of the paper: on CIFAR-10, CIFAR-100, a built-in data set or a folder of photographs.
+"""Trains a network of the paper: on CIFAR-10, CIFAR-100, a built-in data set or photographs.
 
     python train/fit.py --dataset shapes --steps 300     one minute on a laptop, no data needed
     python train/fit.py                                  ResNet-20 on CIFAR-10, as in the paper
@@ -7,10 +7,12 @@
     python train/fit.py --depth 20 --steps 8000          an eighth of the schedule
     python train/fit.py --dataset IMAGENET --depth 50 --accumulate 8
                                                          photographs in IMAGENET/{train,val}/CLASS/, 32 at a time
+    python train/fit.py --dataset imagenet2012 --depth 50 --accumulate 8
+                                                         the same from TensorFlow Datasets
 
 Everything goes to OUTPUT/NAME/: args.json, classes.json, history.csv, curves.png, tensorboard/, checkpoint/ and, at the
 end, result.json and model.keras. A run that was stopped (Ctrl-C, SIGTERM, a crash) goes on when the same command is
-given again. The test set is touched once, at the end; a folder's val/ serves for validation.
+given again. The test set is touched once, at the end; of photographs only the validation images are looked at.
 """
 
 import argparse
@@ -23,7 +25,7 @@ import quiet  # noqa: F401, first, before anything that imports TensorFlow
 from keras_resnet.data.sources import DataError
 from keras_resnet.training import recipes
 from keras_resnet.training.checkpoint import RunError, Stopped
-from keras_resnet.training.run import AUGMENTATIONS, Settings, train
+from keras_resnet.training.run import PREPARATIONS, Settings, train
 
 EXIT_STATUS = 128  # plus the number of the signal, as shells do
 
@@ -49,11 +51,23 @@ def parse(arguments=None):
     add(network, "--shortcut", "where the shape changes: A zeros, B projection; C projection everywhere", choices="ABC")
     add(network, "--block", "CIFAR: two 3x3 convolutions, or 1x1, 3x3, 1x1", choices=("basic", "bottleneck"))
     add(network, "--stride-in", "photographs: which convolution of a bottleneck strides", choices=("1x1", "3x3"))
-    add(data, "--dataset", "cifar10, cifar100, shapes, which needs no data, or a folder of photographs")
+    add(
+        data,
+        "--dataset",
+        "cifar10, cifar100, shapes (no data needed); photographs: a folder, or imagenet2012 etc.",
+    )
     add(data, "--data-dir", "data sets prepared by tensorflow-datasets; without it they are downloaded", metavar="DIR")
     add(data, "--train-on-all", "no validation: train on all 50k images, as the paper's results", **flag)
     add(data, "--image-size", "photographs: size of the crops; the sizes they are cut from follow", type=int)
-    add(data, "--without", "photographs: augmentations to leave out", nargs="+", choices=AUGMENTATIONS, metavar="WHICH")
+    add(
+        data,
+        "--without",
+        "photographs: what to leave out of augmentation and preparation",
+        nargs="+",
+        choices=PREPARATIONS,
+        metavar="WHICH",
+    )
+    add(data, "--colors", "photographs: a file of train/colors.py, or imagenet (default: measured)", metavar="FILE")
     add(data, "--skip-damaged", "photographs: leave out files that cannot be read, and count them", **flag)
     add(recipe, "--steps", "iterations", type=int)
     add(recipe, "--batch-size", "images in a step", type=int)
@@ -73,6 +87,7 @@ def parse(arguments=None):
         action=argparse.BooleanOptionalAction,
     )
     add(recipe, "--seed", "of weights, order and augmentation", type=int)
+    add(recipe, "--deterministic", "the same weights to the last bit each time, if slower", **flag)
     add(run, "--name", "of the run (default DATASET-NETWORK)")
     add(run, "--output", "folder of runs", metavar="DIR")
     add(run, "--checkpoint-every", "steps from one checkpoint to the next", type=int, metavar="STEPS")

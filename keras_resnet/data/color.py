@@ -4,9 +4,13 @@ P1 is "Deep Residual Learning for Image Recognition" (arXiv 1512.03385); AlexNet
 "ImageNet classification with deep convolutional neural networks" (2012), section 4.1.
 """
 
+import os
 import typing
+import zipfile
 
 import numpy as np
+
+from keras_resnet.data.sources import DataError
 
 STANDARD_DEVIATION = 0.1  # of the random factors, AlexNet 4.1
 
@@ -21,11 +25,49 @@ class Components(typing.NamedTuple):
     vectors: np.ndarray
 
 
+class Statistics(typing.NamedTuple):
+    """What images look like on average.
+
+    `mean` is an image, float32 (height, width, 3), or three numbers, RGB in [0, 255]; `components` a `Components`.
+    """
+
+    mean: np.ndarray
+    components: Components
+
+    @property
+    def channel_means(self):
+        """The mean of each channel, float32 (3,)."""
+        return self.mean.reshape(-1, 3).mean(0)
+
+    def save(self, file):
+        """Writes a .npz file, given by path or open, which `load` reads."""
+        np.savez_compressed(
+            file, mean=self.mean, eigenvalues=self.components.values, eigenvectors=self.components.vectors
+        )
+
+
 # ImageNet's, as published with fb.resnet.torch, datasets/imagenet.lua.
 IMAGENET = Components(
     np.array([0.2175, 0.0188, 0.0045], "float32"),
     np.array([[-0.5675, 0.7192, 0.4009], [-0.5808, -0.0045, -0.8140], [-0.5836, -0.6948, 0.4203]], "float32"),
 )
+
+
+# Its channels' means are those that torchvision's networks subtract.
+IMAGENET_STATISTICS = Statistics(np.array([123.675, 116.28, 103.53], "float32"), IMAGENET)
+
+
+def load(path):
+    """The `Statistics` of a file of `Statistics.save`; DataError where there is none, or a damaged one."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            mean, values, vectors = (file[name] for name in ("mean", "eigenvalues", "eigenvectors"))
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        found = "damaged, or of another kind" if os.path.exists(path) else "not there"
+        raise DataError(
+            f"{path} should hold the colours of photographs, as train/colors.py writes them; it is {found}: {error}"
+        ) from error
+    return Statistics(mean, Components(values, vectors))
 
 
 def principal_components(covariance):

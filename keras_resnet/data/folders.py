@@ -1,9 +1,12 @@
 """Image folders: DIR/{train,val}/CLASS/FILE, or DIR/CLASS/FILE, of which a part is set aside for validation."""
 
+import dataclasses
+import functools
 import os
 import typing
 
 import numpy as np
+import tensorflow as tf
 
 from keras_resnet.data.sources import DataError
 
@@ -11,15 +14,40 @@ ENDINGS = (".jpg", ".jpeg", ".png")  # in small or capital letters
 VALIDATION_PART = 0.1  # of DIR/CLASS/FILE
 
 
-class Files(typing.NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Files:
     """Examples on disk: `paths`, a list of n strings, and `labels`, int64 (n,)."""
 
     paths: list
     labels: np.ndarray
 
+    def __len__(self):
+        return len(self.paths)
 
-class ImageFolder(typing.NamedTuple):
-    """`classes`, the sorted names of the class folders, and two `Files`. A label is an index of `classes`."""
+    def part(self, numbers):
+        """The examples with these numbers, an integer array."""
+        return Files([self.paths[i] for i in numbers], self.labels[numbers])
+
+    @functools.cached_property
+    def _tensors(self):
+        with tf.init_scope():  # outside the graph that asks for them: they would be copied into it
+            return tf.constant(self.paths), tf.constant(self.labels)
+
+    def rows(self, numbers):
+        """What `read` needs for the examples with these numbers, int (m,): paths, string (m,), and labels, (m,)."""
+        return tuple(tf.gather(tensor, numbers) for tensor in self._tensors)
+
+    def read(self, path, label):
+        """One example: the content of an image file, a string, and its label, int64."""
+        return tf.io.read_file(path), label
+
+    def names(self, numbers):
+        """What to call the examples with these numbers, int (m,): string (m,)."""
+        return self.rows(numbers)[0]
+
+
+class Photographs(typing.NamedTuple):
+    """`classes`, their names, and two `Files` or `records.Records`. A label is an index of `classes`."""
 
     classes: tuple
     train: Files
@@ -34,7 +62,7 @@ def load(folder, seed=0):
         seed: of DIR/CLASS/FILE, a tenth of all files is drawn for validation; which ones is a function of it.
 
     Returns:
-        An `ImageFolder`. Hidden files, and files that are not named .jpg, .jpeg or .png, are left out.
+        A `Photographs`, its classes sorted. Hidden files and those not named .jpg, .jpeg or .png are left out.
 
     Raises:
         DataError: there is no such folder, a class has no images, train/ and val/ have different classes.
@@ -55,16 +83,18 @@ def load(folder, seed=0):
                 f"{folder}: train/ has {len(classes)} classes and val/ has {len(others)}, and they are not the same; "
                 f"only one of them has {', '.join(sorted(set(classes) ^ set(others))[:8])}"
             )
-        return ImageFolder(classes, train, validation)
+        return Photographs(classes, train, validation)
     classes, files = list_classes(folder)
-    if len(files.paths) < 2:
+    if len(files) < 2:
         raise DataError(f"{folder} holds one image; it takes two to train and to validate")
-    order = np.random.default_rng(seed).permutation(len(files.paths))
+    return Photographs(classes, *draw_validation(files, seed))
+
+
+def draw_validation(files, seed):
+    """Two parts of a `Files` or `records.Records`: what is left to train on, and a tenth drawn for validation."""
+    order = np.random.default_rng(seed).permutation(len(files))
     cut = max(1, round(VALIDATION_PART * len(order)))
-    validation, train = (
-        Files([files.paths[i] for i in part], files.labels[part]) for part in (sorted(order[:cut]), sorted(order[cut:]))
-    )
-    return ImageFolder(classes, train, validation)
+    return files.part(np.sort(order[cut:])), files.part(np.sort(order[:cut]))
 
 
 def _folders(folder):

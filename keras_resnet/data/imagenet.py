@@ -1,9 +1,9 @@
-"""Batches of photographs that lie in files, augmented as in P1 3.4, with tf.data.
+"""Batches of photographs that lie in image or TFRecord files, augmented as in P1 3.4, with tf.data.
 
 P1 is "Deep Residual Learning for Image Recognition" (arXiv 1512.03385).
 
 Every random choice is a function of (seed, epoch, example): the same step of the same run always sees the same batch,
-wherever the run was resumed. Files are read when their batch is made; in memory there are only their names.
+wherever the run was resumed. A file is read when its batch is made; in memory there is only where to find it.
 
 JPEG (RGB, greyscale and CMYK) and PNG (of any kind) become RGB, whatever the file is called. A camera's note that the
 image is to be turned (EXIF) is not followed: ImageNet's benchmarks never have.
@@ -24,6 +24,7 @@ IMAGE_SIZE = 224
 SHORTER_SIDES = (256, 480)  # P1 3.4, for crops of 224; for other sizes in proportion
 JPEG = b"\xff\xd8\xff"  # a JPEG file begins like this
 DAMAGED = "damaged image file"
+COLOR_SAMPLE = 10_000  # photographs whose colours are measured
 
 
 def decode(data):
@@ -135,45 +136,48 @@ def augment(data, size, shorter_side, place, flip, shift):
     return tf.reshape(tf.reshape(crop, (size, 3 * size)) + tf.tile(shift, [size]), (size, size, 3))
 
 
-def attempt(image, rows, parallel):
-    """Makes an image of each row of a batch, several at a time; rows of which none can be made are left out.
+def attempt(make, rows, parallel):
+    """Applies a function to each row of a batch, several at a time, and leaves out the rows for which it fails.
 
     Args:
-        image: a function from a row to a float32 tensor of known shape.
-        rows: a tuple of tensors (batch, ...).
+        make: a function from a row to a tuple of tensors of known shape.
+        rows: a tuple of tensors (batch, ...), or of tuples of them.
         parallel: how many at a time.
 
     Returns:
-        Places in the batch, int32 (m,), those that were left out, int32 (batch - m,), and images, (m, ...).
+        Places in the batch, int32 (m,); those that were left out, int32 (batch - m,); the tuple of tensors (m, ...).
     """
-    numbers = tf.range(tf.shape(rows[0])[0])
-    made = tf.data.Dataset.from_tensor_slices((numbers, *rows)).map(
-        lambda number, *row: (number, image(*row)), num_parallel_calls=parallel
-    )
-    nothing = tf.data.Dataset.from_tensors((-1, tf.zeros(made.element_spec[1].shape)))  # so that there is one at least
-    places, images = (
-        made.ignore_errors().concatenate(nothing).batch(tf.size(numbers, tf.int64) + 1).get_single_element()
-    )
-    places, images = places[:-1], images[:-1]
-    return places, tf.boolean_mask(numbers, tf.reduce_all(numbers[:, None] != places, 1)), images
+    numbers = tf.range(tf.shape(tf.nest.flatten(rows)[0])[0])
+    made = tf.data.Dataset.from_tensor_slices((numbers, rows))
+    made = made.map(lambda number, row: (number, make(*row)), num_parallel_calls=parallel).ignore_errors()
+    nothing = tf.nest.map_structure(lambda spec: tf.zeros(spec.shape, spec.dtype), made.element_spec)
+    made = made.concatenate(tf.data.Dataset.from_tensors(nothing))  # so that there is one at least
+    made = made.batch(tf.size(numbers, tf.int64) + 1).get_single_element()
+    places, made = tf.nest.map_structure(lambda tensor: tensor[:-1], made)
+    return places, tf.boolean_mask(numbers, tf.reduce_all(numbers[:, None] != places, 1)), made
 
 
-def _read(paths, image, arguments, skipped):
+def _read(files, numbers, image, arguments, skipped):
     """Reads the images of a batch, several at a time.
 
     Args:
-        paths: string (batch,).
+        files: a `folders.Files` or `records.Records`.
+        numbers: int (batch,), which of them.
         image: a function from a file's content and a row of each of `arguments` to a float32 tensor of known shape.
         arguments: tensors (batch, ...).
         skipped: None or a set, as for `training_batches`.
 
     Returns:
-        Places in the batch, int32 (m,), and images, (m, ...), of those that can be read; all of them without `skipped`.
+        Places in the batch, int32 (m,), images, (m, ...), and labels, int64 (m,), of those that can be read; all of
+        them without `skipped`.
     """
-    places, lost, images = attempt(
-        lambda path, *row: image(tf.io.read_file(path), *row), (paths, *arguments), os.cpu_count()
-    )
-    lost = tf.gather(paths, lost)
+
+    def example(row, arguments):
+        data, label = files.read(*row)
+        return image(data, *arguments), label
+
+    places, lost, (images, labels) = attempt(example, (files.rows(numbers), arguments), os.cpu_count())
+    lost = files.names(tf.gather(numbers, lost))
 
     def report():
         if skipped is None:
@@ -181,33 +185,51 @@ def _read(paths, image, arguments, skipped):
         return tf.numpy_function(lambda names: skipped.update(map(os.fsdecode, names)), [lost], [], stateful=True)
 
     with tf.control_dependencies([tf.cond(tf.size(lost) > 0, report, tf.no_op)]):
-        return tf.identity(places), tf.identity(images)
+        return tf.identity(places), tf.identity(images), tf.identity(labels)
+
+
+def examples(files):
+    """The whole images, one by one and in order: a `tf.data.Dataset` of (uint8 (height, width, 3), int64 label)."""
+
+    def example(row):
+        data, label = files.read(*row)
+        return decode(data), label
+
+    return _rows(files).map(example, num_parallel_calls=tf.data.AUTOTUNE)
+
+
+def _rows(files):
+    """A `tf.data.Dataset` of what `files.read` needs for each example, in order."""
+    numbers = tf.data.Dataset.range(len(files)).batch(256)
+    return numbers.map(lambda batch: (files.rows(batch),)).unbatch()
 
 
 @contextlib.contextmanager
-def errors_named(paths=()):
+def errors_named(files=None):
     """Within it, a damaged file that ends a stream of batches ends it with a DataError that names the file.
 
-    Streams of this module say which it was; for others, of files `paths`, it is searched.
+    Streams of this module say which it was; for others, of the examples of `files`, it is searched.
     """
     try:
         yield
     except tf.errors.InvalidArgumentError as error:
         found = re.search(rf"\[{DAMAGED}\] \[(.*?)\](?=\s|$)", error.message)
-        name = found[1] if found else next((path for path in paths if not _is_whole(path)), None)
-        if name is None:
+        name = found[1] if found else files and _first_damaged(files)
+        if not name:
             raise
         raise DataError(
             f"{name} is damaged, or no JPEG or PNG file, or may not be opened. Replace it, or skip such files."
         ) from error
 
 
-def _is_whole(path):
-    try:
-        decode(tf.io.read_file(path))
-    except tf.errors.OpError:
-        return False
-    return True
+def _first_damaged(files):
+    """The name of the first example that cannot be decoded, or None."""
+    for number, row in enumerate(_rows(files)):
+        try:
+            decode(files.read(*row[0])[0])
+        except tf.errors.OpError:
+            return os.fsdecode(files.names([number]).numpy()[0])
+    return None
 
 
 def training_batches(
@@ -217,7 +239,7 @@ def training_batches(
     """An endless stream of augmented batches; each epoch is a new order, its last, partial batch is left out.
 
     Args:
-        files: a `folders.Files`.
+        files: a `folders.Files` or `records.Records`.
         batch_size: examples in a batch, at most as many as there are.
         seed: the order and the augmentation are a function of it.
         first_step: the step, counted from the beginning of training, whose batch comes first.
@@ -237,11 +259,10 @@ def training_batches(
     Raises:
         ValueError: there are fewer examples than `batch_size`.
     """
-    n = len(files.labels)
+    n = len(files)
     steps = n // batch_size
     if not steps:
         raise ValueError(f"a batch of {batch_size} is larger than the training data, {n} examples")
-    paths, labels = tf.constant(files.paths), tf.constant(files.labels)
     first_epoch, skipped_steps = divmod(first_step, steps)
     least, greatest = shorter_sides(image_size)
 
@@ -254,14 +275,15 @@ def training_batches(
         batches = tf.data.Dataset.from_tensor_slices((order, *(tf.gather(draw, order) for draw in draws)))
         return batches.skip(tf.where(number == first_epoch, tf.constant(skipped_steps, "int64"), 0))
 
-    def batch(indices, uniform, normal):
+    def batch(numbers, uniform, normal):
         sides = least + tf.floor(uniform[:, 0] * (greatest - least + 1 if scale else 0))
         middle = np.nextafter(0.5, 0, dtype="float32")  # a half is rounded down, as in `center_crop`
         where = uniform[:, 1:3] if crop else tf.fill([batch_size, 2], middle)
         flips = uniform[:, 3] < (0.5 if flip else 0.0)
         shifts = color.shifts(components, normal) if components else tf.zeros([batch_size, 3])
-        places, images = _read(
-            tf.gather(paths, indices),
+        places, images, labels = _read(
+            files,
+            numbers,
             lambda data, *choices: augment(data, image_size, *choices),
             (sides, where, flips, shifts),
             skipped,
@@ -269,8 +291,8 @@ def training_batches(
         if skipped is not None:
             tf.debugging.assert_positive(tf.size(places), "no image of a batch can be read")
             nearest = tf.searchsorted(places, tf.range(batch_size)) % tf.size(places)
-            indices, images = tf.gather(indices, tf.gather(places, nearest)), tf.gather(images, nearest)
-        return tf.ensure_shape(images, (batch_size, image_size, image_size, 3)), tf.gather(labels, indices)
+            images, labels = tf.gather(images, nearest), tf.gather(labels, nearest)
+        return tf.ensure_shape(images, (batch_size, image_size, image_size, 3)), tf.ensure_shape(labels, (batch_size,))
 
     epochs = tf.data.Dataset.range(first_epoch, np.iinfo("int64").max)
     # Two at a time, so that all cores have work while the last images of a batch are read.
@@ -283,39 +305,40 @@ def center_batches(files, *, batch_size=64, image_size=IMAGE_SIZE, skipped=None)
     Arguments and returned `tf.data.Dataset` as in `training_batches`, but the last batch may be partial, the pixels are
     in [0, 255], and damaged files are left out if there is a set `skipped` for them.
     """
-    paths, labels = tf.constant(files.paths), tf.constant(files.labels)
 
-    def batch(indices):
-        places, images = _read(
-            tf.gather(paths, indices), lambda data: center_crop(decode(data), image_size), (), skipped
-        )
-        return tf.ensure_shape(images, (None, image_size, image_size, 3)), tf.gather(labels, tf.gather(indices, places))
+    def batch(numbers):
+        _, images, labels = _read(files, numbers, lambda data: center_crop(decode(data), image_size), (), skipped)
+        return tf.ensure_shape(images, (None, image_size, image_size, 3)), labels
 
-    batches = tf.data.Dataset.range(len(files.labels)).batch(batch_size).map(batch, num_parallel_calls=2).prefetch(1)
+    batches = tf.data.Dataset.range(len(files)).batch(batch_size).map(batch, num_parallel_calls=2).prefetch(1)
     return batches if skipped is None else batches.filter(lambda images, labels: tf.size(labels) > 0)
 
 
-def mean_and_components(files, *, image_size=IMAGE_SIZE, skipped=None, verbose=1):
-    """What the training data's center crops look like, in one pass.
+def statistics(files, *, image_size=IMAGE_SIZE, images=COLOR_SAMPLE, seed=0, skipped=None, verbose=1):
+    """What the center crops look like on average, in one pass.
 
     Args:
         files, image_size, skipped: as for `center_batches`.
+        images: of more than this many examples as many are drawn.
+        seed: which ones is a function of it.
         verbose: 1 for a progress bar, 0 for silence.
 
     Returns:
-        The mean image, float32 (image_size, image_size, 3), RGB in [0, 255], whose own mean over the first two axes is
-        that of the channels; and the `color.Components`.
+        `color.Statistics`, the mean of shape (image_size, image_size, 3).
     """
     batch_size = 64
-    bar = keras.utils.Progbar(-(-len(files.labels) // batch_size), verbose=verbose, unit_name="batch")
+    files = files.part(np.sort(np.random.default_rng(seed).permutation(len(files))[:images]))
+    bar = keras.utils.Progbar(-(-len(files) // batch_size), verbose=verbose, unit_name="batch")
     total, products, n = np.zeros((image_size, image_size, 3)), np.zeros((3, 3)), 0
-    for images, _ in center_batches(files, batch_size=batch_size, image_size=image_size, skipped=skipped):
-        total += images.numpy().sum(0, dtype="float64")
-        colors = tf.reshape(images, (-1, 3)) - 128.0  # near zero, where float32 is precise
+    for batch, _ in center_batches(files, batch_size=batch_size, image_size=image_size, skipped=skipped):
+        total += batch.numpy().sum(0, dtype="float64")
+        colors = tf.reshape(batch, (-1, 3)) - 128.0  # near zero, where float32 is precise
         products += tf.matmul(colors, colors, transpose_a=True).numpy()
-        n += len(images)
+        n += len(batch)
         bar.add(1)
+    if not n:
+        raise DataError(f"not one of {len(files)} photographs can be read")
     mean = total / n
     center = mean.mean((0, 1)) - 128.0
     covariance = products / (n * image_size**2) - np.outer(center, center)
-    return mean.astype("float32"), color.principal_components(covariance)
+    return color.Statistics(np.round(mean, 3).astype("float32"), color.principal_components(covariance))

@@ -1,5 +1,6 @@
 """Where examples come from: TensorFlow Datasets, and the shapes that this package draws."""
 
+import difflib
 import os
 import socket
 import typing
@@ -12,7 +13,8 @@ from keras_resnet.data import shapes
 DATASETS = ("cifar10", "cifar100", "shapes")
 VALIDATION_EXAMPLES = {"cifar10": 5_000, "cifar100": 5_000, "shapes": 1_280}  # P1 4.2: 45k/5k
 SHAPES_EXAMPLES = {"train": 14_080, "test": 2_000}
-CIFAR_HOST = "www.cs.toronto.edu"
+HOSTS = {"cifar10": "www.cs.toronto.edu", "cifar100": "www.cs.toronto.edu"}
+HOST = "storage.googleapis.com"  # of what tensorflow-datasets itself keeps
 
 
 class DataError(Exception):
@@ -67,16 +69,37 @@ def load(name, data_dir=None, train_on_all=False):
 def _tfds(name, data_dir):
     import tensorflow_datasets as tfds  # here, because it is slow to import and `shapes` does without it
 
-    if data_dir is not None and not os.path.isdir(os.path.join(data_dir, name)):
-        raise DataError(_not_in(data_dir, name))
-    builder = tfds.builder(name, data_dir=data_dir)
-    if not builder.is_prepared():
-        _download(builder)
+    builder = prepared(name, data_dir)
     splits = []
     for split in ("train", "test"):
         examples = tfds.as_numpy(builder.as_dataset(split=split, batch_size=-1, shuffle_files=False))
         splits.append(Split(examples["image"], examples["label"]))
     return tuple(builder.info.features["label"].names), *splits
+
+
+def find(name, data_dir=None):
+    """The `tfds.core.DatasetBuilder` of a data set, be it prepared or not; arguments and errors as of `load`."""
+    import tensorflow_datasets as tfds
+
+    if data_dir is not None and not os.path.isdir(os.path.join(data_dir, name)):
+        raise DataError(_not_in(data_dir, name))
+    try:
+        return tfds.builder(name, data_dir=data_dir)
+    except tfds.core.DatasetNotFoundError as error:
+        names = DATASETS, tfds.list_builders(with_community_datasets=False)
+        near = [match for group in names for match in difflib.get_close_matches(name, group, 1)]
+        raise DataError(
+            f"the data are one of {', '.join(DATASETS)}, a folder of photographs or a set of TensorFlow Datasets; "
+            f"found {name!r}" + (f". Did you mean {near[0]}?" if near else "")
+        ) from error
+
+
+def prepared(name, data_dir=None):
+    """`find`, and downloads what is not there."""
+    builder = find(name, data_dir)
+    if not builder.is_prepared():
+        _download(builder)
+    return builder
 
 
 def _not_in(data_dir, name):
@@ -97,9 +120,10 @@ def _download(builder):
     """Prepares the data set, or says what can be done without a network."""
     try:
         if not urllib.request.getproxies():
-            socket.getaddrinfo(CIFAR_HOST, 443)  # tensorflow-datasets alone would try for minutes
+            socket.getaddrinfo(HOSTS.get(builder.name, HOST), 443)  # tensorflow-datasets alone would try for minutes
         builder.download_and_prepare()
-    except OSError as error:  # no route, no name, no space: requests' errors are OSErrors too
+    # No route, no name, no space: requests' errors are OSErrors too. AssertionError: files to be fetched by hand.
+    except (OSError, AssertionError) as error:
         raise DataError(
             f"{builder.name} is not in {builder.data_dir} and could not be downloaded: {error}\n"
             "Three ways on:\n"

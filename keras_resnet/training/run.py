@@ -6,6 +6,7 @@ import math
 import os
 
 import keras
+import tensorflow as tf
 from keras import ops
 
 from keras_resnet import models
@@ -19,7 +20,7 @@ from keras_resnet.training.history import History, draw
 # Settings that say where things lie or how often, and leave the result as it is.
 WITHOUT_EFFECT = ("data_dir", "output", "name", "checkpoint_every")
 CHECKPOINT, RESULT = "checkpoint/latest.npz", "result.json"  # in the run's folder
-AUGMENTATIONS = ("scale", "crop", "flip", "color")
+PREPARATIONS = ("scale", "crop", "flip", "color", "mean")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,6 +36,7 @@ class Settings:
     data_dir: str | None = None
     train_on_all: bool = False
     image_size: int = imagenet.IMAGE_SIZE
+    colors: str | None = None
     without: tuple = ()
     skip_damaged: bool = False
     steps: int | None = None
@@ -45,12 +47,15 @@ class Settings:
     weight_decay: float = recipes.WEIGHT_DECAY
     warmup: bool | None = None  # None: from depth 110 on
     seed: int = 0
+    deterministic: bool = False
     name: str | None = None
     output: str = "runs"
     checkpoint_every: int = 200
 
     def __post_init__(self):
-        """Fills in what depends on the data, and raises RunError where a setting is outside its range."""
+        """Fills in what depends on the data; RunError where a setting is outside its range, DataError for no data."""
+        if self.photographs and not os.path.isdir(self.dataset):
+            sources.find(self.dataset, self.data_dir)
         for name, value in (recipes.PHOTOGRAPHS if self.photographs else recipes.SMALL_IMAGES).items():
             if getattr(self, name) is None:
                 object.__setattr__(self, name, value)
@@ -66,15 +71,11 @@ class Settings:
             depths = [18, 34] if self.plain else list(models.IMAGENET_STAGES)
             if self.depth not in depths:
                 raise RunError(f"--depth is one of {', '.join(map(str, depths))} here; found {self.depth}")
-            for name in ("block", "train_on_all", "data_dir"):
+            for name in ("block", "train_on_all"):
                 if getattr(self, name) != getattr(Settings, name):
-                    raise RunError(f"--{name.replace('_', '-')} is for small images, not for a folder of photographs")
+                    raise RunError(f"--{name.replace('_', '-')} is for small images, not for photographs")
             return
-        if self.dataset not in sources.DATASETS:
-            raise RunError(
-                f"--dataset is one of {', '.join(sources.DATASETS)} or a folder of photographs; found {self.dataset!r}"
-            )
-        for name in ("image_size", "without", "skip_damaged", "stride_in"):
+        for name in ("image_size", "colors", "without", "skip_damaged", "stride_in"):
             if getattr(self, name) != getattr(Settings, name):
                 raise RunError(f"--{name.replace('_', '-')} is for photographs, not for {self.dataset}")
         if self.schedule == "plateau" and self.train_on_all:
@@ -90,8 +91,8 @@ class Settings:
 
     @property
     def photographs(self):
-        """Whether the data set is a folder of photographs."""
-        return self.dataset not in sources.DATASETS and os.path.isdir(self.dataset)
+        """Whether the data set is one of photographs: a folder, or of TensorFlow Datasets."""
+        return self.dataset not in sources.DATASETS
 
     @property
     def network(self):
@@ -101,7 +102,7 @@ class Settings:
     @property
     def data(self):
         """The data set's name."""
-        return os.path.basename(os.path.abspath(self.dataset)) if self.photographs else self.dataset
+        return os.path.basename(os.path.abspath(self.dataset))
 
     @property
     def folder(self):
@@ -190,6 +191,8 @@ def train(settings, verbose=1):
         with open(result_path) as file:
             return json.load(file)
 
+    if settings.deterministic:
+        tf.config.experimental.enable_op_determinism()
     task = (tasks.photographs if settings.photographs else tasks.small_images)(settings)
     write_whole(os.path.join(folder, "classes.json"), lambda file: file.write(json.dumps(task.classes).encode()))
     trained = models.logits(task.network)

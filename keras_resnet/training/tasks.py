@@ -1,6 +1,5 @@
 """What a data set decides: the network, its batches, and what it is tested on."""
 
-import json
 import os
 import typing
 
@@ -9,10 +8,8 @@ import numpy as np
 import tensorflow as tf
 
 from keras_resnet import models
-from keras_resnet.data import cifar, color, folders, imagenet, sources
+from keras_resnet.data import cifar, color, folders, imagenet, records, sources
 from keras_resnet.training.checkpoint import RunError, write_whole
-
-COLOR_SAMPLE = 10_000  # photographs whose colours are measured
 
 
 class Task(typing.NamedTuple):
@@ -55,34 +52,45 @@ def small_images(settings):
 
 
 def photographs(settings):
-    """A folder of photographs (P1 3.4): read as they are needed, the channels' means in the network's first layer."""
-    folder = folders.load(settings.dataset, settings.seed)
-    _check_batch(settings, len(folder.train.labels))
+    """Photographs (P1 3.4), read as they are needed; the mean that is subtracted is in the network's first layer."""
+    if os.path.isdir(settings.dataset):
+        data = folders.load(settings.dataset, settings.seed)
+    else:
+        data = records.load(settings.dataset, settings.data_dir, settings.seed)
+    _check_batch(settings, len(data.train))
     damaged = set()
     skipped = damaged if settings.skip_damaged else None
     with imagenet.errors_named():
-        mean, components = _colors(folder.train, os.path.join(settings.folder, "colors.json"), settings, skipped)
+        colors = _colors(data.train, settings, skipped)
+    # P1 3.4 subtracts an image from the crop, and the network then takes this size alone.
+    size = (settings.image_size, settings.image_size, 3)
+    whole = settings.image_size == imagenet.IMAGE_SIZE and colors.mean.shape == size
+    mean = colors.mean if whole else np.round(colors.channel_means, 3)
     keras.utils.set_random_seed(settings.seed)
     name = f"{'PlainNet' if settings.plain else 'ResNet'}{settings.depth}"
     options = {} if settings.plain else {"shortcut": settings.shortcut}
     network = getattr(models, name)(
-        classes=len(folder.classes), stride_in=settings.stride_in, normalization=(mean, 1.0), **options
+        input_shape=size if whole else None,
+        classes=len(data.classes),
+        stride_in=settings.stride_in,
+        normalization=None if "mean" in settings.without else (mean, 1.0),
+        **options,
     )
 
     def batches(step):
         return imagenet.training_batches(
-            folder.train,
+            data.train,
             batch_size=settings.batch_in_memory,
             seed=settings.seed,
             first_step=step,
             image_size=settings.image_size,
-            components=components,
+            components=None if "color" in settings.without else colors.components,
             skipped=skipped,
             **{choice: choice not in settings.without for choice in ("scale", "crop", "flip")},
         )
 
-    validation = imagenet.center_batches(folder.validation, image_size=settings.image_size, skipped=skipped)
-    return Task(folder.classes, len(folder.train.labels), network, batches, validation, None, damaged)
+    validation = imagenet.center_batches(data.validation, image_size=settings.image_size, skipped=skipped)
+    return Task(data.classes, len(data.train), network, batches, validation, None, damaged)
 
 
 def _check_batch(settings, examples):
@@ -92,20 +100,15 @@ def _check_batch(settings, examples):
         )
 
 
-def _colors(files, path, settings, skipped):
-    """The channels' means, a list, and the `color.Components`, or None; measured once and kept in the run's folder."""
+def _colors(files, settings, skipped):
+    """The `color.Statistics` that --colors says, or those of the training data: measured once, kept with the run."""
+    if settings.colors == "imagenet":
+        return color.IMAGENET_STATISTICS
+    if settings.colors:
+        return color.load(settings.colors)
+    path = os.path.join(settings.folder, "colors.npz")
     if not os.path.exists(path):
-        sample = np.random.default_rng(settings.seed).permutation(len(files.paths))[:COLOR_SAMPLE]
-        sample = folders.Files([files.paths[i] for i in sample], files.labels[sample])
-        print(f"measuring the colours of {len(sample.paths)} photographs")
-        mean, components = imagenet.mean_and_components(sample, image_size=settings.image_size, skipped=skipped)
-        found = {
-            "mean": np.round(mean.mean((0, 1), dtype="float64"), 3).tolist(),
-            "eigenvalues": components.values.tolist(),
-            "eigenvectors": components.vectors.tolist(),
-        }
-        write_whole(path, lambda file: file.write(json.dumps(found, indent=2).encode()))
-    with open(path) as file:
-        found = json.load(file)
-    values, vectors = (np.array(found[name], "float32") for name in ("eigenvalues", "eigenvectors"))
-    return found["mean"], None if "color" in settings.without else color.Components(values, vectors)
+        print(f"measuring the colours of {min(len(files), imagenet.COLOR_SAMPLE)} photographs")
+        found = imagenet.statistics(files, image_size=settings.image_size, seed=settings.seed, skipped=skipped)
+        write_whole(path, found.save)
+    return color.load(path)

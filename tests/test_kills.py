@@ -1,0 +1,122 @@
+"""Runs that are killed at any moment end as if nothing had happened, to the last bit."""
+
+import csv
+import json
+import multiprocessing
+import os
+import time
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from keras_resnet.data import shapes
+from keras_resnet.training.run import CHECKPOINT, RESULT, Settings, train
+
+# Processes that have imported everything before they are asked for.
+context = multiprocessing.get_context("forkserver")
+context.set_forkserver_preload(["keras_resnet.training.run"])
+
+SHAPES = {"dataset": "shapes", "depth": 8, "batch_size": 64, "steps": 210, "checkpoint_every": 7, "warmup": True}
+PHOTOGRAPHS = {"depth": 18, "batch_size": 8, "steps": 20, "checkpoint_every": 1, "image_size": 32, "lr": 0.01}
+
+
+@pytest.fixture
+def photographs(tmp_path):
+    """Four classes of 9 drawn photographs to train on and 3 for validation."""
+    images, labels = shapes.draw(120, seed=0, size=48)
+    for label in range(4):
+        for i, image in enumerate(images[labels == label][:12]):
+            folder = tmp_path / "photographs" / ("val" if i < 3 else "train") / f"class{label}"
+            folder.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(image).save(folder / f"{i}.jpg")
+    return str(tmp_path / "photographs")
+
+
+def start(settings):
+    process = context.Process(target=train, args=(settings, 0))
+    process.start()
+    return process
+
+
+def finish(settings):
+    process = start(settings)
+    process.join(600)
+    assert process.exitcode == 0
+
+
+def modified(path):
+    return os.stat(path).st_mtime_ns if os.path.exists(path) else None
+
+
+def kill(settings, rng, early):
+    """Lets a run go on and kills it at a random moment; returns when, or None if it was finished before.
+
+    "start": before it saved anything, if `early`. "write": in the middle of the writing of a checkpoint.
+    """
+    path = os.path.join(settings.folder, CHECKPOINT)
+    before, process = modified(path), start(settings)
+    while not early and process.is_alive() and modified(path) == before:
+        time.sleep(0.005)
+    time.sleep(rng.uniform(0, 4 if early else 1))
+    process.kill()
+    process.join()
+    if os.path.exists(os.path.join(settings.folder, RESULT)):
+        return None
+    if modified(path) == before:
+        return "start"
+    return "write" if os.path.exists(f"{path}.tmp") else "step"
+
+
+def left(settings):
+    """What a run has left, but for the times that it took: weights, state and history."""
+    with np.load(os.path.join(settings.folder, CHECKPOINT)) as file:
+        arrays = {name: file[name] for name in file.files}
+    state = json.loads(arrays.pop("state").tobytes())
+    history = state["callbacks"].pop("History")
+    with open(os.path.join(settings.folder, "history.csv")) as file:
+        table = [{name: value for name, value in row.items() if name != "seconds"} for row in csv.DictReader(file)]
+    rows = [{name: value for name, value in row.items() if name != "seconds"} for row in history["rows"]]
+    with open(os.path.join(settings.folder, RESULT)) as file:
+        result = {name: value for name, value in json.load(file).items() if name.endswith("error")}
+    return arrays, (state, rows, table, result)
+
+
+def survive(tmp_path, kills, **options):
+    """Kills runs so often, and compares each that finishes with one that was left alone."""
+    rng, options = np.random.default_rng(0), {"deterministic": True, "output": str(tmp_path), **options}
+    alone = Settings(**options, name="alone")
+    finish(alone)
+    expected, expected_rest = left(alone)
+    counts, number = {"start": 0, "step": 0, "write": 0}, 0
+    while sum(counts.values()) < kills:
+        killed, number = Settings(**options, name=f"killed{number}"), number + 1
+        while sum(counts.values()) < kills:
+            how = kill(killed, rng, early=sum(counts.values()) % 5 == 4)
+            if how is None:
+                break
+            counts[how] += 1
+        finish(killed)
+        arrays, rest = left(killed)
+        assert rest == expected_rest
+        assert arrays.keys() == expected.keys()
+        for name, array in arrays.items():
+            assert array.tobytes() == expected[name].tobytes(), name
+    print("kills survived:", ", ".join(f"{count} in a {when}" for when, count in counts.items()))
+    return counts
+
+
+def test_a_killed_run(tmp_path):
+    counts = survive(tmp_path, 2, **SHAPES)
+    assert not counts["start"]
+
+
+@pytest.mark.slow
+def test_a_run_killed_often(tmp_path):
+    survive(tmp_path, 60, **{**SHAPES, "checkpoint_every": 1})
+
+
+@pytest.mark.slow
+def test_a_run_on_photographs_killed_often(tmp_path, photographs):
+    counts = survive(tmp_path, 60, dataset=photographs, **PHOTOGRAPHS)
+    assert counts["write"]

@@ -1,0 +1,202 @@
+import json
+import subprocess
+import sys
+
+import keras
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+from conftest import ROOT
+from PIL import Image
+from test_imagenet import SMALL, photograph, small_batches, take
+
+from keras_resnet.data import color, folders, imagenet, records
+from keras_resnet.data.sources import DataError
+from keras_resnet.training import run, tasks
+from keras_resnet.training.run import Settings, train
+
+CLASSES = ("dawn", "noon", "dusk")
+
+
+class TinyPhotographs(tfds.core.GeneratorBasedBuilder):
+    """30 drawn photographs to train on, in several files, and 7 others, of a brightness that is their class."""
+
+    VERSION = tfds.core.Version("1.0.0")
+    other = "validation"
+
+    def _info(self):
+        features = {"file_name": tfds.features.Text(), "image": tfds.features.Image(), "label": CLASSES}
+        features["label"] = tfds.features.ClassLabel(names=CLASSES)
+        return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
+
+    def _split_generators(self, dl_manager):
+        return {"train": self._generate_examples(30), self.other: self._generate_examples(7, seed=100)}
+
+    def _generate_examples(self, n, seed=0):
+        for i in range(n):
+            image = np.asarray(photograph(80 + i, 100, seed + i)) // 3 + 80 * (i % 3)
+            yield i, {"file_name": f"{i}.png", "image": image.astype("uint8"), "label": i % 3}
+
+
+class TinyTested(TinyPhotographs):
+    """The same with a split "test" instead."""
+
+    other = "test"
+
+
+class TinyPairs(TinyPhotographs):
+    """Two images each."""
+
+    def _info(self):
+        image = tfds.features.Image()
+        features = tfds.features.FeaturesDict({"left": image, "right": image})
+        return tfds.core.DatasetInfo(builder=self, features=features)
+
+    def _generate_examples(self, n, seed=0):
+        for i in range(3):
+            image = np.asarray(photograph(20, 20, i))
+            yield i, {"left": image, "right": image}
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory):
+    folder = str(tmp_path_factory.mktemp("tensorflow_datasets"))
+    for builder in (TinyPhotographs, TinyTested, TinyPairs):
+        builder(data_dir=folder).download_and_prepare(download_config=tfds.download.DownloadConfig(num_shards=2))
+    return folder
+
+
+@pytest.fixture
+def copy(data_dir, tmp_path):
+    """A data set that a test may damage, and the first file of its training images."""
+    folder = tmp_path / "copy"
+    subprocess.run(["cp", "-r", data_dir, folder], check=True)
+    return str(folder), folder / "tiny_photographs" / "1.0.0" / "tiny_photographs-train.tfrecord-00000-of-00002"
+
+
+def test_the_records_are_those_that_tfds_reads(data_dir):
+    classes, train, validation = records.load("tiny_photographs", data_dir)
+    assert classes == CLASSES and (len(train), len(validation)) == (30, 7) and len(train.paths) == 2
+    for split, found in (("train", train), ("validation", validation)):
+        expected = list(tfds.load("tiny_photographs", split=split, data_dir=data_dir).as_numpy_iterator())
+        read = list(imagenet.examples(found).as_numpy_iterator())
+        assert len(read) == len(expected)
+        for (image, label), example in zip(read, expected, strict=True):
+            assert np.array_equal(image, example["image"]) and label == example["label"]
+
+
+def test_real_cifar10(cifar10_dir):
+    classes, train, validation = records.load("cifar10", cifar10_dir)
+    assert (len(classes), len(train), len(validation)) == (10, 45_000, 5_000)
+    whole = tfds.load("cifar10", split="train", data_dir=cifar10_dir)
+    expected = {example["id"]: example for example in whole.take(300).as_numpy_iterator()}
+    examples = imagenet.examples(train.part(np.arange(100))).as_numpy_iterator()
+    known = [e for image, label in examples for e in expected.values() if np.array_equal(e["image"], image)]
+    assert len(known) == 100
+
+
+def test_a_stream_is_that_of_the_same_images_in_files(data_dir, tmp_path):
+    _, train, _ = records.load("tiny_photographs", data_dir)
+    paths, labels = [], []
+    for i, (image, label) in enumerate(imagenet.examples(train).as_numpy_iterator()):
+        paths.append(str(tmp_path / f"{i}.png"))
+        labels.append(label)
+        Image.fromarray(image).save(paths[-1])
+    files = folders.Files(paths, np.array(labels))
+    for part in (0, 10):
+        ours, theirs = (take(small_batches(source, first_step=part), 9) for source in (train, files))
+        for (x, y), (other_x, other_y) in zip(ours, theirs, strict=True):
+            assert np.array_equal(x, other_x) and np.array_equal(y, other_y)
+
+
+def test_without_a_validation_split_a_tenth_is_drawn(data_dir):
+    _, train, validation = records.load("tiny_tested", data_dir, seed=1)
+    assert (len(train), len(validation)) == (27, 3)
+    places = {(f, o) for part in (train, validation) for f, o in zip(part.files, part.offsets, strict=True)}
+    assert len(places) == 30
+    classes, test = records.load_test("tiny_tested", data_dir)
+    assert classes == CLASSES and len(test) == 7
+    assert len(records.load_test("tiny_photographs", data_dir)[1]) == 7
+
+
+def test_damage(copy):
+    folder, path = copy
+    _, train, _ = records.load("tiny_photographs", folder)
+    data = bytearray(path.read_bytes())
+    begin = train.offsets[2] + train.lengths[2] // 2
+    data[begin : begin + 1000] = bytes(1000)
+    path.write_bytes(data)
+    message = rf"00000-of-00002, record at byte {train.offsets[2]}, is damaged"
+    with pytest.raises(DataError, match=message), imagenet.errors_named():
+        take(small_batches(train), 7)
+    with pytest.raises(DataError, match=message), imagenet.errors_named(train):
+        take(imagenet.examples(train), -1)
+    skipped = set()
+    assert len(take(imagenet.center_batches(train, batch_size=1, image_size=SMALL, skipped=skipped), -1)) == 29
+    assert len(skipped) == 1
+    path.write_bytes(data[: train.offsets[4] + 5])
+    with pytest.raises(DataError, match=r"00000-of-00002 is damaged: it should hold \d+ records; found 4"):
+        records.load("tiny_photographs", folder)
+
+
+@pytest.mark.parametrize(
+    "name, message",
+    [
+        ("tiny_pairs", "is no set of images with one class each: its examples have left, right"),
+        ("tiny_nothing", "has no prepared tiny_nothing"),
+    ],
+)
+def test_sets_that_cannot_be_used(data_dir, name, message):
+    with pytest.raises(DataError, match=message):
+        records.load(name, data_dir)
+
+
+def test_a_run_and_its_evaluation(data_dir, tmp_path):
+    settings = {"dataset": "tiny_tested", "data_dir": data_dir, "output": str(tmp_path), "colors": "imagenet"}
+    result = train(Settings(**settings, name="run", image_size=32, batch_size=8, steps=4), verbose=0)
+    assert 0 <= result["val_error"] <= 1
+    model = keras.saving.load_model(tmp_path / "run" / "model.keras")
+    assert np.allclose(model.get_layer("normalization").offset, -color.IMAGENET_STATISTICS.mean)
+    evaluate = [sys.executable, str(ROOT / "train" / "evaluate.py"), tmp_path / "run", "--data-dir", data_dir]
+    arguments = ["--data", "tiny_tested", "--crop", "32", "--json", tmp_path / "result.json"]
+    process = subprocess.run([*evaluate, *arguments], capture_output=True, text=True, timeout=200)
+    assert process.returncode == 0, process.stderr
+    assert json.loads((tmp_path / "result.json").read_text())["examples"] == 7
+    (tmp_path / "run" / "classes.json").write_text(json.dumps(["dawn", "dusk", "noon"]))
+    process = subprocess.run([*evaluate, *arguments], capture_output=True, text=True, timeout=200)
+    assert process.returncode == 1 and "class 1 is dusk there and noon here" in process.stderr
+
+
+def test_the_mean_image_is_subtracted_at_the_papers_size(tmp_path, data_dir):
+    """And the channels' means at others."""
+
+    def network(name, **changes):
+        settings = Settings(dataset="tiny_photographs", data_dir=data_dir, output=str(tmp_path), name=name, **changes)
+        run.open_folder(settings)
+        return tasks.photographs(settings).network
+
+    model = network("paper", batch_size=2)
+    colors = str(tmp_path / "paper" / "colors.npz")
+    measured = color.load(colors)
+    assert measured.mean.shape == (224, 224, 3) and model.input_shape == (None, 224, 224, 3)
+    assert np.allclose(model.get_layer("normalization").offset, -measured.mean, atol=1e-3)
+    model = network("small", batch_size=2, image_size=32, colors=colors)
+    assert model.input_shape == (None, None, None, 3)
+    assert np.allclose(model.get_layer("normalization").offset, -measured.channel_means, atol=1e-3)
+    model = network("raw", batch_size=2, colors=colors, without=("mean",))
+    assert "normalization" not in [layer.name for layer in model.layers]
+    with open(colors, "r+b") as file:
+        file.truncate(1000)
+    with pytest.raises(DataError, match="colors.npz should hold the colours .* damaged"):
+        network("broken", batch_size=2, colors=colors)
+
+
+def test_the_program_that_measures_colors(tmp_path, data_dir):
+    program, file = [sys.executable, str(ROOT / "train" / "colors.py")], tmp_path / "tiny.npz"
+    arguments = ["tiny_photographs", file, "--data-dir", data_dir, "--image-size", "32"]
+    process = subprocess.run([*program, *arguments], capture_output=True, text=True, timeout=200)
+    assert process.returncode == 0, process.stderr
+    found, (_, train, _) = color.load(file), records.load("tiny_photographs", data_dir)
+    images = np.concatenate([x for x, _ in take(imagenet.center_batches(train, image_size=32), -1)])
+    assert np.allclose(found.mean, images.mean(0), atol=1e-2)
+    assert f"{found.components.values[0]:.4f}" in process.stdout

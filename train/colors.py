@@ -1,0 +1,65 @@
+"""Measures what photographs look like on average, for `fit.py --colors FILE`.
+
+    python train/colors.py IMAGENET imagenet.npz                    photographs in IMAGENET/{train,val}/CLASS/
+    python train/colors.py imagenet2012 imagenet.npz                of TensorFlow Datasets
+    python train/colors.py IMAGENET small.npz --image-size 112      for `fit.py --image-size 112`
+
+The file holds the mean of the training images' center crops, which the network subtracts (P1 3.4), and the principal
+components of their colours, along which AlexNet's colour noise is drawn. fit.py measures both by itself, once a run;
+this is for many runs with the same numbers, or for more images.
+"""
+
+import argparse
+import os
+import sys
+
+import quiet  # noqa: F401, first, before anything that imports TensorFlow
+
+# isort: split
+from keras_resnet.data import folders, imagenet, records
+from keras_resnet.data.sources import DataError
+from keras_resnet.training.checkpoint import RunError, write_whole
+
+
+def parse(arguments=None):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("dataset", help="a folder of photographs, or a data set of TensorFlow Datasets")
+    add("file", metavar="FILE.npz", help="what is written")
+    add("--data-dir", metavar="DIR", help="data sets prepared by tensorflow-datasets")
+    add("--image-size", type=int, default=imagenet.IMAGE_SIZE, help="size of the crops (default %(default)s)")
+    add("--images", type=int, default=imagenet.COLOR_SAMPLE, help="at most so many are drawn (default %(default)s)")
+    add("--seed", type=int, default=0, help="of which are drawn (default 0)")
+    add("--skip-damaged", action="store_true", help="leave out files that cannot be read, and count them")
+    return parser.parse_args(arguments)
+
+
+def main():
+    options = parse()
+    if not options.file.endswith(".npz"):
+        sys.exit(f"colors.py: FILE ends in .npz; found {options.file}")
+    for flag in ("image_size", "images"):
+        if getattr(options, flag) < 1:
+            sys.exit(f"colors.py: --{flag.replace('_', '-')} is positive; found {getattr(options, flag)}")
+    try:
+        if os.path.isdir(options.dataset):
+            data = folders.load(options.dataset, options.seed)
+        else:
+            data = records.load(options.dataset, options.data_dir, options.seed)
+        skipped = set() if options.skip_damaged else None
+        with imagenet.errors_named():
+            found = imagenet.statistics(
+                data.train, image_size=options.image_size, images=options.images, seed=options.seed, skipped=skipped
+            )
+        write_whole(options.file, found.save)
+    except (DataError, RunError) as error:
+        sys.exit(f"colors.py: {error}")
+    print("mean of red, green, blue    " + "".join(f"{value:>9.3f}" for value in found.channel_means))
+    for value, vector in zip(found.components.values, found.components.vectors.T, strict=True):
+        print(f"eigenvalue {value:<8.4f} along   " + "".join(f"{length:>9.4f}" for length in vector))
+    if skipped:
+        print(f"{len(skipped)} damaged files were skipped")
+
+
+if __name__ == "__main__":
+    main()

@@ -7,13 +7,16 @@ import keras_resnet
 from keras_resnet.folding import fold
 
 
-def trained(model, seed=0):
-    """The network with batch normalisations that have seen something, and answers that differ."""
-    rng = np.random.default_rng(seed)
+def trained(model, gain=1):
+    """The network with batch normalisations that have seen something, and answers that differ.
+
+    `gain` scales each branch, so that hundreds of them do not add up to infinity.
+    """
+    rng = np.random.default_rng(0)
     for layer in model.layers:
         if isinstance(layer, layers.BatchNormalization):
             shape = layer.moving_mean.shape
-            gamma = [rng.uniform(0.5, 1, shape)] if layer.scale else []
+            gamma = [gain * rng.uniform(0.5, 1, shape)] if layer.scale else []
             beta, mean = rng.normal(0, 0.1, (2, *shape))
             layer.set_weights([*gamma, beta, mean, rng.uniform(0.5, 2, shape)])
         if isinstance(layer, layers.Dense):

@@ -34,6 +34,8 @@ def fold(model, dtype="float32", batch_norm=True):
     names = {bn.name for bn in folded.values()}
 
     def clone(layer):
+        if not isinstance(layer, layers.Layer):  # a function of `keras.ops`
+            return type(layer).from_config(layer.get_config())
         if isinstance(layer, keras.Model):
             return fold(layer, dtype, batch_norm)
         config = layer.get_config()

@@ -6,8 +6,18 @@ from keras_resnet.models import (
     PlainNet18,
     PlainNet34,
     ResNet18,
+    ResNet18V2,
     ResNet34,
+    ResNet34V2,
     ResNet50,
+    ResNet50V2,
     ResNet101,
+    ResNet101V2,
     ResNet152,
+    ResNet152V2,
+    ResNet200V2,
+    features,
+    from_weights,
 )
+from keras_resnet.normalization import decode_predictions, preprocess_input
+from keras_resnet.weights import load_weights, save_torchvision

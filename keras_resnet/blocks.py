@@ -1,16 +1,49 @@
 """The building blocks of the papers: functions from tensors to tensors.
 
-P1 is "Deep Residual Learning for Image Recognition" (arXiv 1512.03385).
+P1 is "Deep Residual Learning for Image Recognition" (arXiv 1512.03385), P2 "Identity Mappings in Deep
+Residual Networks" (arXiv 1603.05027).
 
 Names follow one rule. The convolution `conv3_1_2` is the second one of block `conv3_1`; its batch
 normalisation is `conv3_1_2_bn`, its nonlinearity `conv3_1_2_relu`. The shortcut's layers start with
 `conv3_1_shortcut`, the sum is `conv3_1_add`, and the layer named `conv3_1` is the block's output.
 """
 
+import typing
+
 from keras import initializers, layers
 
 BN_MOMENTUM = 0.9
 BN_EPSILON = 1e-5
+GATE_BIAS = -6.0  # the best of those that P2 Table 1 tried: gates are closed at first
+
+
+class Order(typing.NamedTuple):
+    """B, batch normalisation, and R, the nonlinearity, in the order in which they stand in a block: before each
+    convolution, after each but the last, after the last, and after the addition."""
+
+    before: str = ""
+    between: str = ""
+    last: str = ""
+    joined: str = ""
+
+
+# P2 Fig. 4 (a) to (e).
+ORDERS = {
+    "original": Order(between="BR", last="B", joined="R"),
+    "bn_after_addition": Order(between="BR", joined="BR"),
+    "relu_before_addition": Order(between="BR", last="BR"),
+    "relu_only_preactivation": Order(before="R", between="B", last="B"),
+    "full_preactivation": Order(before="BR"),
+}
+
+
+class Convolution(typing.NamedTuple):
+    """One convolution of a block."""
+
+    kernel_size: int
+    filters: int
+    strides: int = 1
+    dilation: int = 1
 
 
 def he_normal():
@@ -32,38 +65,49 @@ def pad(x, pixels, name):
     return layers.ZeroPadding2D(pixels, name=f"{name}_pad")(x) if pixels else x
 
 
-def conv_bn(x, filters, kernel_size, name, *, strides=1, relu=True, initializer=None):
-    """Convolution without bias, batch normalisation and, unless `relu` is False, the nonlinearity."""
+def activate(x, letters, name, relu_name=None):
+    """Batch normalisation for each B and the nonlinearity for each R in `letters`."""
+    for letter in letters:
+        if letter == "B":
+            x = layers.BatchNormalization(momentum=BN_MOMENTUM, epsilon=BN_EPSILON, name=f"{name}_bn")(x)
+        else:
+            x = layers.ReLU(name=relu_name or f"{name}_relu")(x)
+    return x
+
+
+def convolve(x, name, kernel_size, filters, strides=1, dilation=1, initializer=None):
+    """Convolution without bias, symmetrically padded."""
     if strides > 1:
         x = pad(x, kernel_size // 2, name)
-    x = layers.Conv2D(
+    return layers.Conv2D(
         filters,
         kernel_size,
         strides,
         padding="valid" if strides > 1 else "same",
+        dilation_rate=dilation,
         use_bias=False,
         kernel_initializer=initializer or he_normal(),
         name=name,
     )(x)
-    x = layers.BatchNormalization(momentum=BN_MOMENTUM, epsilon=BN_EPSILON, name=f"{name}_bn")(x)
-    return layers.ReLU(name=f"{name}_relu")(x) if relu else x
 
 
-def shortcut(x, filters, name, *, strides, option, initializer=None):
+def shortcut(x, filters, name, *, strides, option, normalized=True, initializer=None):
     """The shortcut connection to `filters` channels at 1/`strides` of the size (P1 3.3, 4.1).
 
     A: identity; where the shape changes, every `strides`-th pixel and zeros as additional channels.
     B: identity; where the shape changes, a 1x1 projection.
     C: a 1x1 projection everywhere.
 
-    `initializer` is the projection's; "average" lets it start as the mean of its inputs.
+    `normalized`: whether batch normalisation follows a projection. `initializer` is the projection's; "average" lets it
+    start as the mean of its inputs.
     """
     channels = x.shape[-1]
     changes = strides > 1 or channels != filters
     if option == "C" or (option == "B" and changes):
         if initializer == "average":
             initializer = initializers.Constant(1 / channels)
-        return conv_bn(x, filters, 1, name, strides=strides, relu=False, initializer=initializer)
+        x = convolve(x, name, 1, filters, strides, initializer=initializer)
+        return activate(x, "B" if normalized else "", name)
     if strides > 1:
         x = layers.MaxPooling2D(1, strides, name=f"{name}_subsample")(x)
     if channels != filters:
@@ -73,28 +117,107 @@ def shortcut(x, filters, name, *, strides, option, initializer=None):
     return x
 
 
-def join(x, residual, name, *, strides, option, initializer):
-    """Adds the shortcut, unless `option` is None (a plain network), and applies the last nonlinearity."""
-    if option:
-        x = shortcut(x, residual.shape[-1], f"{name}_shortcut", strides=strides, option=option, initializer=initializer)
-        # In this order Keras, which walks a graph recursively, needs the least depth.
-        residual = layers.Add(name=f"{name}_add")([x, residual])
-    return layers.ReLU(name=name)(residual)
+def _gate(x, name):
+    return layers.Conv2D(
+        x.shape[-1],
+        1,
+        activation="sigmoid",
+        kernel_initializer=he_normal(),
+        bias_initializer=initializers.Constant(GATE_BIAS),
+        name=f"{name}_gate",
+    )(x)
 
 
-def basic(x, filters, name, *, strides, stride_in, **join_options):
-    """Two 3x3 convolutions (P1 Fig. 5 left). The stride is in the first; `stride_in` does not apply."""
-    y = conv_bn(x, filters, 3, f"{name}_1", strides=strides)
-    y = conv_bn(y, filters, 3, f"{name}_2", relu=False)
-    return join(x, y, name, strides=strides, **join_options)
+def _closed(x, gate, name):
+    return layers.Multiply(name=f"{name}_gated_shortcut")([x, layers.Rescaling(-1.0, 1.0, name=f"{name}_closed")(gate)])
 
 
-def bottleneck(x, filters, name, *, strides, stride_in, **join_options):
+def constant_scaling(x, residual, name):
+    """Both halved (P2 Fig. 2 b)."""
+    return layers.Rescaling(0.5, name=f"{name}_half_shortcut")(x), layers.Rescaling(0.5, name=f"{name}_half")(residual)
+
+
+def exclusive_gate(x, residual, name):
+    """What a gate lets through of the residual, it keeps back of the shortcut (P2 Fig. 2 c)."""
+    gate = _gate(x, name)
+    return _closed(x, gate, name), layers.Multiply(name=f"{name}_gated")([residual, gate])
+
+
+def shortcut_gate(x, residual, name):
+    """A gate on the shortcut alone (P2 Fig. 2 d)."""
+    return _closed(x, _gate(x, name), name), residual
+
+
+def dropout(x, residual, name):
+    """Half of the shortcut's values are dropped while training (P2 Fig. 2 f)."""
+    return layers.Dropout(0.5, name=f"{name}_dropout")(x), residual
+
+
+# P2 Table 1: what is done to shortcut and residual before they are added. Fig. 2 e, a convolution, is option C.
+SHORTCUT_VARIANTS = {
+    "constant_scaling": constant_scaling,
+    "exclusive_gate": exclusive_gate,
+    "shortcut_gate": shortcut_gate,
+    "dropout": dropout,
+}
+
+
+def basic(filters, strides, dilation, stride_in):
+    """Two 3x3 convolutions (P1 Fig. 5 left). The stride is in the first; `stride_in` does not apply.
+
+    `dilation` has two rates: of a convolution up to the stride, and of one behind it. They differ where the stride has
+    been traded for dilation.
+    """
+    before, behind = dilation
+    return Convolution(3, filters, strides, before), Convolution(3, filters, 1, behind)
+
+
+def bottleneck(filters, strides, dilation, stride_in):
     """1x1, 3x3 and 1x1 to four times `filters` (P1 Fig. 5 right).
 
     The paper's stride is in the first 1x1; in the 3x3 it costs 6 % more and is what later networks do ("v1.5").
+    `dilation` as in `basic`.
     """
-    y = conv_bn(x, filters, 1, f"{name}_1", strides=strides if stride_in == "1x1" else 1)
-    y = conv_bn(y, filters, 3, f"{name}_2", strides=strides if stride_in == "3x3" else 1)
-    y = conv_bn(y, 4 * filters, 1, f"{name}_3", relu=False)
-    return join(x, y, name, strides=strides, **join_options)
+    before, behind = dilation
+    if stride_in == "1x1":
+        return Convolution(1, filters, strides), Convolution(3, filters, 1, behind), Convolution(1, 4 * filters)
+    return Convolution(1, filters), Convolution(3, filters, strides, before), Convolution(1, 4 * filters)
+
+
+def block(x, convolutions, name, *, option, order, activated, variant=None, initializer=None):
+    """A residual block, or a plain one where `option` is None.
+
+    Args:
+        x: a tensor (batch, height, width, channels).
+        convolutions: of `basic` or `bottleneck`.
+        name: of the block and its output.
+        option, initializer: of the shortcut.
+        order: an `Order`.
+        activated: whether `x` has already been through what stands before the first convolution.
+        variant: None, or one of SHORTCUT_VARIANTS.
+    """
+    filters, strides = convolutions[-1].filters, max(convolution.strides for convolution in convolutions)
+    y = x
+    for i, convolution in enumerate(convolutions, 1):
+        part, last = f"{name}_{i}", i == len(convolutions)
+        if i > 1 or not activated:
+            y = activate(y, order.before, part)
+        if i == 1 and (strides > 1 or x.shape[-1] != filters):
+            x = y  # where the shape changes, both paths are activated (P2, appendix)
+        y = convolve(y, part, *convolution)
+        y = activate(y, order.last if last else order.between, part)
+    if option:
+        x = shortcut(
+            x,
+            filters,
+            f"{name}_shortcut",
+            strides=strides,
+            option=option,
+            normalized="B" in order.last,
+            initializer=initializer,
+        )
+        if variant:
+            x, y = SHORTCUT_VARIANTS[variant](x, y, name)
+        # In this order Keras, which walks a graph recursively, needs the least depth.
+        y = layers.Add(name=f"{name}_add" if order.joined else name)([x, y])
+    return activate(y, order.joined, name, relu_name=name)

@@ -16,10 +16,8 @@ import typing
 import keras
 import numpy as np
 
-from keras_resnet import models
 from keras_resnet.data import views
-
-LOADING_DEPTH = 20_000  # of the recursion in which Keras reads a network; ResNet-1202 needs 13,000
+from keras_resnet.graphs import LOADING_DEPTH, recursion_limit
 
 
 class EvaluationError(Exception):
@@ -125,7 +123,7 @@ def load_model(path):
             raise EvaluationError(f"{path} holds no model.keras; a run has one when it is finished")
         raise EvaluationError(f"{path} does not exist; a model is a .keras file or the folder of a run")
     try:
-        with models.recursion_limit(LOADING_DEPTH):
+        with recursion_limit(LOADING_DEPTH):
             return keras.saving.load_model(file, compile=False)
     except Exception as error:  # each kind of damage has its own
         raise EvaluationError(f"{file} is not a model that Keras can load: {_first_line(error)}") from error
@@ -253,7 +251,7 @@ def _any_size(model):
     if size == (None, None):
         return model
     try:
-        with models.recursion_limit(LOADING_DEPTH):
+        with recursion_limit(LOADING_DEPTH):
             copy = keras.models.clone_model(model, keras.Input((None, None, 3)), clone_function=_without_mean_image)
         copy.set_weights(model.get_weights())
     except Exception as error:  # whatever its layers have to say

@@ -7,9 +7,7 @@ import keras
 import numpy as np
 from keras import layers
 
-from keras_resnet.models import recursion_limit
-
-CLONING_DEPTH = 20_000  # of the recursion in which Keras walks a network; ResNet-1202 needs 13,000
+from keras_resnet.graphs import LOADING_DEPTH, recursion_limit
 
 
 def fold(model, dtype="float32", batch_norm=True):
@@ -48,7 +46,7 @@ def fold(model, dtype="float32", batch_norm=True):
     def call(layer, *args, **kwargs):
         return args[0] if layer.name in names else layer(*args, **kwargs)
 
-    with recursion_limit(CLONING_DEPTH):
+    with recursion_limit(LOADING_DEPTH):
         copy = keras.models.clone_model(model, clone_function=clone, call_function=call)
         if copy.output.dtype != "float32":
             outputs = layers.Activation("linear", dtype="float32", name="float32")(copy.output)

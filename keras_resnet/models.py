@@ -4,17 +4,19 @@ P1 is "Deep Residual Learning for Image Recognition" (arXiv 1512.03385), P2 "Ide
 Residual Networks" (arXiv 1603.05027).
 """
 
-import contextlib
 import functools
 import inspect
-import os
-import sys
+import math
+import re
 
 import keras
-import numpy as np
-from keras import layers, ops
+from keras import layers
 
 from keras_resnet import blocks
+from keras_resnet.graphs import recursion_limit
+from keras_resnet.normalization import normalize, numbers
+from keras_resnet.readers import WeightsError, read
+from keras_resnet.weights import load_weights
 
 # Blocks in each of the four stages (P1 Table 1).
 IMAGENET_STAGES = {
@@ -23,13 +25,10 @@ IMAGENET_STAGES = {
     50: (blocks.bottleneck, (3, 4, 6, 3)),
     101: (blocks.bottleneck, (3, 4, 23, 3)),
     152: (blocks.bottleneck, (3, 8, 36, 3)),
+    200: (blocks.bottleneck, (3, 24, 36, 3)),  # P2 Table 5
 }
 # Convolutions in each block of the CIFAR networks, which have three stages of n blocks (P1 4.2, P2).
 CIFAR_BLOCKS = {"basic": (blocks.basic, 2), "bottleneck": (blocks.bottleneck, 3)}
-
-# What is subtracted from an image and what it is then divided by, for pixels in [0, 255].
-CAFFE_MEAN_BGR = (103.939, 116.779, 123.68)
-TORCH_MEAN, TORCH_STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
 
 
 def _choose(argument, value, choices):
@@ -37,45 +36,14 @@ def _choose(argument, value, choices):
         raise ValueError(f"{argument} is one of {', '.join(map(repr, choices))}; found {value!r}")
 
 
-@contextlib.contextmanager
-def recursion_limit(n):
-    """Keras walks the graph of a network recursively, several calls a block deep."""
-    before = sys.getrecursionlimit()
-    sys.setrecursionlimit(max(before, n))
-    try:
-        yield
-    finally:
-        sys.setrecursionlimit(before)
-
-
 def _model(inputs, outputs, name, depth_in_blocks):
     with recursion_limit(1000 + 20 * depth_in_blocks):
         return keras.Model(inputs, outputs, name=name)
 
 
-def _normalize(x, normalization):
-    """The first layer: from RGB pixels in [0, 255] to what the network was trained on."""
-    if normalization == "caffe":
-        x, mean, std = ops.flip(x, axis=-1), CAFFE_MEAN_BGR, 1.0
-    elif normalization == "torch":
-        mean, std = TORCH_MEAN, TORCH_STD
-    elif isinstance(normalization, (tuple, list)) and len(normalization) == 2:
-        mean, std = normalization
-    else:
-        raise ValueError(f'normalization is None, "caffe", "torch" or (mean, std); found {normalization!r}')
-    mean, std = np.asarray(mean, "float64"), np.asarray(std, "float64")
-    for what, value in (("mean", mean), ("std", std)):
-        if value.ndim and value.shape not in {(3,), tuple(x.shape[1:])}:
-            raise ValueError(
-                f"the {what} of a normalization is a number, one number a channel, or an image of the "
-                f"network's input shape {tuple(x.shape[1:])}; found shape {value.shape}"
-            )
-    return layers.Rescaling((1 / std).tolist(), (-mean / std).tolist(), dtype="float32", name="normalization")(x)
-
-
 def _build(
     default_name,
-    block,
+    convolutions,
     repetitions,
     width,
     include_top=True,
@@ -88,40 +56,67 @@ def _build(
     name=None,
     *,
     shortcut="B",
-    stride_in="1x1",
+    stride_in=None,
     stem="7x7",
     shortcut_initializer=None,
     normalization=None,
+    output_stride=None,
+    preactivation=False,
+    activation_order=None,
+    shortcut_variant=None,
 ):
     """Reads one row: `repetitions` blocks in each stage, `width` filters in the first, twice as many in the next."""
     if shortcut is not None:
         _choose("shortcut", shortcut, ("A", "B", "C"))
-    _choose("stride_in", stride_in, ("1x1", "3x3"))
+    _choose("stride_in", stride_in, (None, "1x1", "3x3"))
     _choose("stem", stem, ("7x7", "3x3"))
     _choose("pooling", pooling, (None, "avg", "max"))
+    _choose("activation_order", activation_order, (None, *blocks.ORDERS))
+    _choose("shortcut_variant", shortcut_variant, (None, *blocks.SHORTCUT_VARIANTS))
+    if preactivation and activation_order:
+        raise ValueError("preactivation is the activation_order 'full_preactivation'; give one of the two")
+    activation_order = activation_order or ("full_preactivation" if preactivation else "original")
+    if shortcut is None and (activation_order != "original" or shortcut_variant):
+        raise ValueError("a plain network has no shortcut, so it takes no other order of activations and no variant")
+    order = blocks.ORDERS[activation_order]
+    whole_stride = (4 if stem == "7x7" else 1) * 2 ** (len(repetitions) - 1)
+    _choose("output_stride", output_stride, (None, *(n for n in (8, 16) if n <= whole_stride)))
     if keras.config.image_data_format() != "channels_last":
         raise ValueError('these networks are "channels_last"; call keras.config.set_image_data_format("channels_last")')
+    if weights is not None:
+        weights = read(weights, default_name)
+        normalization = weights.normalization if normalization is None else normalization
+        stride_in = stride_in or weights.stride_in
+    stride_in = stride_in or "1x1"
 
     inputs = layers.Input(input_shape or (None, None, 3), name="images") if input_tensor is None else input_tensor
     x = inputs
     if normalization is not None:
-        x = _normalize(x, normalization)
+        x = normalize(x, normalization)
     if stem == "7x7":
-        x = blocks.conv_bn(x, width, 7, "conv1", strides=2)
+        x = blocks.activate(blocks.convolve(x, "conv1", 7, width, strides=2), "BR", "conv1")
         x = layers.MaxPooling2D(3, 2, name="pool1")(blocks.pad(x, 1, "pool1"))  # zeros: x is not negative
     else:
-        x = blocks.conv_bn(x, width, 3, "conv1")
+        x = blocks.activate(blocks.convolve(x, "conv1", 3, width), "BR", "conv1")
+    stride, dilation = (4 if stem == "7x7" else 1), 1
     for stage, blocks_in_stage in enumerate(repetitions, 2):
         for i in range(1, blocks_in_stage + 1):
-            x = block(
+            strides = 2 if i == 1 and stage > 2 else 1  # conv3_1, conv4_1 and conv5_1 (P1 Table 1)
+            before = dilation
+            if stride * strides > (output_stride or math.inf):
+                strides, dilation = 1, dilation * strides
+            stride *= strides
+            x = blocks.block(
                 x,
-                width * 2 ** (stage - 2),
+                convolutions(width * 2 ** (stage - 2), strides, (before, dilation), stride_in),
                 f"conv{stage}_{i}",
-                strides=2 if i == 1 and stage > 2 else 1,  # conv3_1, conv4_1 and conv5_1 (P1 Table 1)
-                stride_in=stride_in,
                 option=shortcut,
+                order=order,
+                activated=(stage, i) == (2, 1),  # by conv1's (P2, appendix)
+                variant=shortcut_variant,
                 initializer=shortcut_initializer,
             )
+    x = blocks.activate(x, order.before, "post")  # of the last block's sum (P2, appendix)
     if include_top or pooling == "avg":
         x = layers.GlobalAveragePooling2D(name="pool")(x)
     elif pooling == "max":
@@ -134,18 +129,8 @@ def _build(
         (inputs,) = keras.utils.get_source_inputs(input_tensor)
     model = _model(inputs, x, name or default_name, sum(repetitions))
     if weights is not None:
-        _load(model, weights)
+        load_weights(model, weights)
     return model
-
-
-def _load(model, weights):
-    path = os.fspath(weights)
-    if not path.endswith((".keras", ".weights.h5")) or not os.path.isfile(path):
-        raise ValueError(
-            f"weights is None or the path of a .keras or .weights.h5 file that this package wrote; found {path!r}"
-            + ("" if os.path.exists(path) else ", which does not exist")
-        )
-    model.load_weights(path)
 
 
 def logits(model):
@@ -160,10 +145,26 @@ def logits(model):
     return _model(model.input, model.get_layer("fc").output, model.name, len(model.layers))
 
 
+def features(model):
+    """The same network up to the last block of each stage, for detection and segmentation.
+
+    Args:
+        model: a network of this module, with or without its top.
+
+    Returns:
+        A model that shares all layers and variables with `model`. Output: a dictionary of the stages' feature maps,
+        (batch, height, width, channels) each: "conv2" to "conv5", P1's names; CIFAR networks end with "conv4".
+    """
+    ends = [re.fullmatch(r"(conv\d+)_\d+", layer.name) for layer in model.layers]
+    outputs = {end[1]: model.get_layer(end[0]).output for end in ends if end}  # the last block of a stage stays
+    return _model(model.input, outputs, model.name, len(model.layers))
+
+
 OPTIONS = """
     Args:
         include_top: whether to end with average pooling, the fully connected layer and the softmax.
-        weights: None, or the path of a `.keras` or `.weights.h5` file of this package.
+        weights: None; a path or a Keras model, of this package, torchvision, timm, transformers, keras.applications,
+            keras_hub or akamaster (`readers.read`); or "imagenet" for published weights of `ResNet18` to `ResNet152`.
         input_tensor: a Keras tensor to build the network on, instead of a new input.
         input_shape: (height, width, channels); None for a size is any size. Default: any size, three channels.
         pooling: without the top: None for the last feature map, "avg" or "max" to pool it over all positions.
@@ -173,19 +174,27 @@ OPTIONS = """
         shortcut: "A" (identity, zeros as new channels), "B" (projection where the shape changes) or
             "C" (projection everywhere), P1 4.1.
         stride_in: where a bottleneck has its stride: "1x1" (the paper) or "3x3" (Facebook, torchvision, "v1.5").
-            Basic blocks have theirs in the first 3x3.
+            Basic blocks have theirs in the first 3x3. Default: that of the weights; without, "1x1".
         stem: "7x7" (stride 2, then 3x3 max pooling) or "3x3" (stride 1, no pooling: for small images).
         shortcut_initializer: initializer of the projections; default He. "average" fills them with
             1 / input channels.
-        normalization: a first layer for RGB pixels in [0, 255]: None, "caffe", "torch" or (mean, std), each a
-            number, one number a channel or an image.
+        normalization: a first layer for RGB pixels in [0, 255]: "caffe", "torch" or (mean, std), each a number, one
+            number a channel or an image. Default: that of the weights; without, none. For weights without a first
+            layer, build the network without weights, then call `load_weights`.
+        output_stride: None, or 8 or 16 for feature maps at that fraction of the input's size: the last strides become
+            dilation, with the same parameters. The values at the positions of the undilated network remain the same.
+        preactivation: whether batch normalisation and nonlinearity come before each convolution (P2).
+        activation_order: an order of P2 Fig. 4 by name, for its experiments: "original", "bn_after_addition",
+            "relu_before_addition", "relu_only_preactivation" or "full_preactivation".
+        shortcut_variant: what P2 Table 1 does to the shortcut, for its experiments: None, "constant_scaling",
+            "exclusive_gate", "shortcut_gate" or "dropout". Its 1x1 convolution is option C.
 
     Returns:
         A `keras.Model`. Input: (batch, height, width, channels), float. Output: (batch, classes) probabilities, or
         the features. Block 1 of stage 3 ends in the layer `conv3_1`; its convolutions are `conv3_1_1`, `conv3_1_2`.
 
     Raises:
-        ValueError: an argument is none of the above; the message says which ones are.
+        ValueError: an argument is none of the above, or the weights do not fit; the message says which ones do.
     """
 
 
@@ -202,7 +211,8 @@ def _row(name, depth, **fixed):
         parameters=[parameter for parameter in signature.parameters.values() if parameter.name not in fixed]
     )
     kind = "plain" if "shortcut" in fixed else "residual"
-    network.__doc__ = f"The {depth}-layer {kind} network (P1 Table 1).\n{OPTIONS}"
+    source = "P2" if "preactivation" in fixed else "P1 Table 1"
+    network.__doc__ = f"The {depth}-layer {kind} network ({source}).\n{OPTIONS}"
     return network
 
 
@@ -211,6 +221,12 @@ ResNet34 = _row("ResNet34", 34)
 ResNet50 = _row("ResNet50", 50)
 ResNet101 = _row("ResNet101", 101)
 ResNet152 = _row("ResNet152", 152)
+ResNet18V2 = _row("ResNet18V2", 18, preactivation=True)
+ResNet34V2 = _row("ResNet34V2", 34, preactivation=True)
+ResNet50V2 = _row("ResNet50V2", 50, preactivation=True)
+ResNet101V2 = _row("ResNet101V2", 101, preactivation=True)
+ResNet152V2 = _row("ResNet152V2", 152, preactivation=True)
+ResNet200V2 = _row("ResNet200V2", 200, preactivation=True)
 PlainNet18 = _row("PlainNet18", 18, shortcut=None)
 PlainNet34 = _row("PlainNet34", 34, shortcut=None)
 
@@ -258,3 +274,42 @@ def CifarResNet(depth, *, block="basic", shortcut="A", classes=10, input_shape=(
 def CifarPlainNet(depth, **options):
     """`CifarResNet` without shortcuts (P1 4.2): as many parameters as with option A."""
     return CifarResNet(depth, shortcut=None, **options)
+
+
+def from_weights(source):
+    """The network that any weights are of, as their tensors describe it, with these weights.
+
+    Args:
+        source: as `weights` in `ResNet50`, but "imagenet" and `.weights.h5`, which describe no network.
+
+    Returns:
+        A `keras.Model`, which takes RGB pixels in [0, 255] if the source says how they are normalised. It has a top if
+        the source has one.
+
+    Raises:
+        WeightsError: the source cannot be read, or is of no network that this module builds.
+    """
+    source = read(source)
+    if source.family is None:
+        raise WeightsError(f"{source} names no layers; build its network and call load_weights(model, path)")
+    repetitions, stem, top = source.repetitions(), source.array("conv1"), source.array("fc")
+    first = source.array("conv2_1_1")
+    if stem is None or first is None:
+        raise WeightsError(f"{source} has no first convolution or no first block")
+    convolutions = 2 if source.array("conv2_1_3") is None else 3
+    projected = [source.array(f"conv{stage}_{block}_shortcut") is not None for stage, block in ((3, 1), (3, 2))]
+    shortcut = "C" if all(projected) else "B" if any(projected) else "A"
+    depth, small = sum(repetitions) * convolutions + 2, len(repetitions) == 3
+    mean = numbers(source.normalization)[0] if source.normalization else None
+    return _build(
+        f"{'cifar_' * small}{'resnet' if source.residual else 'plainnet'}{depth}",
+        {2: blocks.basic, 3: blocks.bottleneck}[convolutions],
+        repetitions,
+        first.shape[-1],
+        include_top=top is not None,
+        weights=source,
+        input_shape=mean.shape if mean is not None and mean.ndim == 3 else (32, 32, 3) if small else None,
+        classes=0 if top is None else top.shape[-1],
+        shortcut=shortcut if source.residual else None,
+        stem="7x7" if stem.shape[0] == 7 else "3x3",
+    )

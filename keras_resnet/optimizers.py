@@ -8,8 +8,9 @@ from keras import ops
 
 
 def sync_variables(model):
-    """Brings the model's variables up to date inside `fit`: on JAX they lag behind, elsewhere they never do."""
-    getattr(model, "jax_state_sync", lambda: None)()
+    """Brings the model's variables up to date inside `fit`: on JAX they lag behind, on several devices they differ."""
+    for name in ("jax_state_sync", "sync_replicas"):
+        getattr(model, name, lambda: None)()
 
 
 class SGD(keras.optimizers.SGD):
@@ -83,7 +84,7 @@ class StepSchedule(keras.callbacks.Callback):
 
     def on_train_begin(self, logs=None):
         optimizer = self.model.optimizer
-        done = int(optimizer.iterations) * (optimizer.gradient_accumulation_steps or 1)
+        done = int(ops.convert_to_numpy(optimizer.iterations)) * (optimizer.gradient_accumulation_steps or 1)
         self.state["step"] = max(self.state["step"], done)
         self.current_rate = None
 

@@ -18,9 +18,9 @@ from keras import layers
 
 from keras_resnet import evaluation, formats, signatures
 from keras_resnet.data import imagenet
-from keras_resnet.folding import CLONING_DEPTH, fold
+from keras_resnet.folding import fold
 from keras_resnet.formats import ExportError
-from keras_resnet.models import recursion_limit
+from keras_resnet.graphs import LOADING_DEPTH, recursion_limit
 
 TOP_K = 5
 CALIBRATION_IMAGES = 300
@@ -84,7 +84,7 @@ def export(
     }
     temporary = _open(folder, version)
     try:
-        with recursion_limit(CLONING_DEPTH):
+        with recursion_limit(LOADING_DEPTH):
             network = fold(network, "float32" if dtype == "int8" else dtype, batch_norm == "fold")
             if format == "saved_model":
                 signatures.save(network, temporary, classes, min(top_k, outputs), preprocess)
@@ -167,7 +167,7 @@ def _check_classifier(model):
         raise ExportError(f"{model.name} has the input shape {shape}; what is exported takes (batch, height, width, 3)")
     if not (isinstance(outputs, tuple) and len(outputs) == 2 and outputs[1]):
         raise ExportError(f"{model.name} is no classifier: its output is {outputs} instead of (batch, classes)")
-    with recursion_limit(CLONING_DEPTH):
+    with recursion_limit(LOADING_DEPTH):
         probe = np.random.default_rng(0).uniform(0, 255, (1, *(length or 64 for length in shape[1:3]), 3))
         answer = keras.ops.convert_to_numpy(model(probe.astype("float32"), training=False)).astype("float64")
         if not np.isfinite(answer).all():

@@ -1,8 +1,10 @@
+import math
 import os
 import pathlib
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
+import numpy as np
 import pytest
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -33,3 +35,33 @@ def photographs_dir():
 def imagenette_dir():
     """Photographs of ten classes in train/ and val/."""
     return str(shared("imagenette"))
+
+
+def images(n, size, seed=0):
+    return np.random.default_rng(seed).normal(size=(n, size, size, 3)).astype("float32")
+
+
+def randomize(model, seed=0):
+    """Gives every variable, batch normalisation's too, a value that a mistake would show in."""
+    rng = np.random.default_rng(seed)
+    for variable in model.variables:
+        if "variance" in variable.path or "gamma" in variable.path:
+            value = rng.uniform(0.5, 1.5, variable.shape)
+        elif "kernel" in variable.path:
+            value = rng.normal(0, math.sqrt(1 / math.prod(variable.shape[:-1])), variable.shape)
+        else:
+            value = rng.normal(0, 0.2, variable.shape)
+        variable.assign(value.astype("float32"))
+
+
+def by_hand(x, kernel, strides):
+    """Convolution with symmetric zero padding, one output pixel at a time."""
+    k = kernel.shape[0] // 2
+    x = np.pad(x, ((0, 0), (k, k), (k, k), (0, 0)))
+    size = (x.shape[1] - 2 * k - 1) // strides + 1
+    out = np.empty((len(x), size, size, kernel.shape[-1]))
+    for i in range(size):
+        for j in range(size):
+            window = x[:, i * strides : i * strides + 2 * k + 1, j * strides : j * strides + 2 * k + 1]
+            out[:, i, j] = np.tensordot(window, kernel, 3)
+    return out

@@ -8,32 +8,16 @@ import sys
 import keras
 import numpy as np
 import pytest
+from conftest import by_hand, images, randomize
 
 import keras_resnet
-from keras_resnet import models
+from keras_resnet import blocks, models
 
 FORWARD_TOLERANCE = 2e-5
 
 
 def trainable(model):
     return sum(math.prod(variable.shape) for variable in model.trainable_variables)
-
-
-def images(n, size, seed=0):
-    return np.random.default_rng(seed).normal(size=(n, size, size, 3)).astype("float32")
-
-
-def randomize(model, seed=0):
-    """Gives every variable, batch normalisation's too, a value that a mistake would show in."""
-    rng = np.random.default_rng(seed)
-    for variable in model.variables:
-        if "variance" in variable.path or "gamma" in variable.path:
-            value = rng.uniform(0.5, 1.5, variable.shape)
-        elif "kernel" in variable.path:
-            value = rng.normal(0, math.sqrt(1 / math.prod(variable.shape[:-1])), variable.shape)
-        else:
-            value = rng.normal(0, 0.2, variable.shape)
-        variable.assign(value.astype("float32"))
 
 
 # Numbers of parameters: P1 Table 1 and 6 by hand, PAPER figures of the released models.
@@ -104,7 +88,8 @@ def test_signature_is_that_of_keras_applications():
     theirs = [name for name in inspect.signature(keras.applications.ResNet50).parameters if name != "name"]
     assert [name for name in ours if name in theirs] == theirs
     assert {n for n, p in ours.items() if p.kind is p.KEYWORD_ONLY} == {
-        "shortcut", "stride_in", "stem", "shortcut_initializer", "normalization",
+        "shortcut", "stride_in", "stem", "shortcut_initializer", "normalization", "output_stride", "preactivation",
+        "activation_order", "shortcut_variant",
     }  # fmt: skip
     assert "shortcut" not in inspect.signature(keras_resnet.PlainNet18).parameters
     assert keras_resnet.ResNet50.__doc__.startswith("The 50-layer residual network")
@@ -177,19 +162,6 @@ def test_residual_is_added_to_the_shortcut():
     assert np.array_equal(last[..., :16], stem[:, ::4, ::4]) and not last[..., 16:].any()
 
 
-def by_hand(x, kernel, strides):
-    """Convolution with symmetric zero padding, one output pixel at a time."""
-    k = kernel.shape[0] // 2
-    x = np.pad(x, ((0, 0), (k, k), (k, k), (0, 0)))
-    size = (x.shape[1] - 2 * k - 1) // strides + 1
-    out = np.empty((len(x), size, size, kernel.shape[-1]))
-    for i in range(size):
-        for j in range(size):
-            window = x[:, i * strides : i * strides + 2 * k + 1, j * strides : j * strides + 2 * k + 1]
-            out[:, i, j] = np.tensordot(window, kernel, 3)
-    return out
-
-
 @pytest.mark.parametrize("shortcut", ["A", "B", "C", None])
 def test_cifar_network_against_numpy(shortcut):
     """The whole network, written out a second time from the paper."""
@@ -221,64 +193,113 @@ def test_cifar_network_against_numpy(shortcut):
     assert np.allclose(model(inputs), probabilities, atol=FORWARD_TOLERANCE)
 
 
-def test_resnet50_equals_keras_applications():
-    """Their convolutions have biases, which batch normalisation's mean takes up, and another epsilon."""
-    theirs = keras.applications.ResNet50(weights=None, classifier_activation=None, input_shape=(96, 96, 3))
-    randomize(theirs)
-    ours = keras_resnet.ResNet50(classifier_activation=None, input_shape=(96, 96, 3))
-    biases = {}
-    stem = {"conv1_conv": "conv1", "conv1_bn": "conv1_bn", "predictions": "fc"}
-    for layer in theirs.layers:
-        if not layer.variables:
-            continue
-        name = stem.get(layer.name)
-        if name is None:
-            stage, block, part, kind = layer.name.removeprefix("conv").split("_")
-            part = "shortcut" if part == "0" else part
-            name = f"conv{stage}_{block.removeprefix('block')}_{part}" + ("_bn" if kind == "bn" else "")
-        mine = ours.get_layer(name)
-        if isinstance(layer, keras.layers.Conv2D):
-            mine.kernel.assign(layer.kernel)
-            biases[name] = layer.bias.numpy()
-        elif isinstance(layer, keras.layers.BatchNormalization):
-            gamma, beta, mean, variance = layer.get_weights()
-            mine.set_weights([gamma, beta, mean - biases[name.removesuffix("_bn")], variance + layer.epsilon - 1e-5])
+def bn_relu(model, x, letters, name):
+    """Batch normalisation and nonlinearity by hand, with the numbers of the model's layer."""
+    for letter in letters:
+        if letter == "B":
+            gamma, beta, mean, variance = model.get_layer(f"{name}_bn").get_weights()
+            x = (x - mean) / np.sqrt(variance + 1e-5) * gamma + beta
         else:
-            mine.set_weights(layer.get_weights())
-    x = images(2, 96)
-    assert np.allclose(ours(x), theirs(x), rtol=1e-4, atol=1e-4)
+            x = np.maximum(x, 0)
+    return x
 
 
-@pytest.mark.parametrize("name, stride_in", [("ResNet18", "1x1"), ("ResNet50", "3x3")])
-def test_equals_keras_hub(name, stride_in):
-    """keras_hub has its stride in the 3x3, and names in the order in which it makes the layers."""
-    keras_hub = pytest.importorskip("keras_hub", reason="keras_hub is not installed")
-    model = getattr(keras_resnet, name)(include_top=False, stride_in=stride_in, input_shape=(64, 64, 3))
-    bottleneck = name == "ResNet50"
-    theirs = keras_hub.models.ResNetBackbone(
-        input_conv_filters=[64],
-        input_conv_kernel_sizes=[7],
-        stackwise_num_filters=[64, 128, 256, 512],
-        stackwise_num_blocks=[3, 4, 6, 3] if bottleneck else [2, 2, 2, 2],
-        stackwise_num_strides=[1, 2, 2, 2],
-        block_type="bottleneck_block" if bottleneck else "basic_block",
-        image_shape=(64, 64, 3),
-    )
-    randomize(theirs)
-    for layer in theirs.layers:
-        if not layer.variables:
-            continue
-        if layer.name.startswith(("conv1_", "conv0_")) and "stack" not in layer.name:
-            target = "conv1"
-        else:
-            stack, block, part, _ = layer.name.removeprefix("stack").replace("block", "").split("_")
-            target = f"conv{int(stack) + 2}_{int(block) + 1}_{'shortcut' if part == '0' else part}"
-        if isinstance(layer, keras.layers.BatchNormalization):
-            assert layer.epsilon == 1e-5
-            target += "_bn"
-        model.get_layer(target).set_weights(layer.get_weights())
-    x = images(2, 64)
-    assert np.allclose(model(x), theirs(x), rtol=1e-4, atol=1e-4)
+def branch_by_hand(model, x, order, name, strides, activated):
+    """The residual branch of P2 Fig. 4 (a) to (e): what goes into the addition, and what the shortcut starts from."""
+    conv = lambda x, part, strides=1: by_hand(x, model.get_layer(f"{name}_{part}").kernel.numpy(), strides)
+    act = lambda x, letters, part: bn_relu(model, x, letters, f"{name}_{part}")
+    if order == "original":
+        return act(conv(act(conv(x, 1, strides), "BR", 1), 2), "B", 2), x
+    if order == "bn_after_addition":
+        return conv(act(conv(x, 1, strides), "BR", 1), 2), x
+    if order == "relu_before_addition":
+        return act(conv(act(conv(x, 1, strides), "BR", 1), 2), "BR", 2), x
+    before = "R" if order == "relu_only_preactivation" else "BR"
+    raw, x = x, x if activated else act(x, before, 1)
+    start = x if strides > 1 else raw
+    if order == "relu_only_preactivation":
+        return act(conv(np.maximum(act(conv(x, 1, strides), "B", 1), 0), 2), "B", 2), start
+    return conv(act(conv(x, 1, strides), "BR", 2), 2), start
+
+
+JOINED = {"original": "R", "bn_after_addition": "BR"}
+AT_THE_END = {"relu_only_preactivation": "R", "full_preactivation": "BR"}
+
+
+@pytest.mark.parametrize(
+    "order, variant",
+    [*((order, None) for order in blocks.ORDERS), *(("original", variant) for variant in blocks.SHORTCUT_VARIANTS)],
+)
+def test_identity_mappings_against_numpy(order, variant):
+    """P2's networks written out a second time."""
+    model = keras_resnet.CifarResNet(14, activation_order=order, shortcut_variant=variant)
+    randomize(model)
+    inputs = images(2, 32)
+    x = bn_relu(model, by_hand(inputs, model.get_layer("conv1").kernel.numpy(), 1), "BR", "conv1")
+    for stage in (2, 3, 4):
+        for block in (1, 2):
+            name, strides = f"conv{stage}_{block}", 2 if stage > 2 and block == 1 else 1
+            y, x = branch_by_hand(model, x, order, name, strides, activated=(stage, block) == (2, 1))
+            zeros = y.shape[-1] - x.shape[-1]
+            x = np.pad(x[:, ::strides, ::strides], ((0, 0), (0, 0), (0, 0), (0, zeros)))
+            if variant == "constant_scaling":
+                x, y = 0.5 * x, 0.5 * y
+            elif variant in ("exclusive_gate", "shortcut_gate"):
+                kernel, bias = model.get_layer(f"{name}_gate").get_weights()
+                gate = 1 / (1 + np.exp(-(x @ kernel[0, 0] + bias)))
+                x, y = (1 - gate) * x, gate * y if variant == "exclusive_gate" else y
+            x = bn_relu(model, x + y, JOINED.get(order, ""), name)
+    x = bn_relu(model, x, AT_THE_END.get(order, ""), "post")
+    fc = model.get_layer("fc")
+    expected = x.mean((1, 2)) @ fc.kernel.numpy() + fc.bias.numpy()
+    assert np.allclose(models.logits(model)(inputs), expected, rtol=1e-3, atol=1e-3)
+
+
+def test_gates_start_closed_and_the_dropout_drops():
+    model = keras_resnet.CifarResNet(8, shortcut_variant="exclusive_gate")
+    assert np.array_equal(model.get_layer("conv2_1_gate").bias, np.full(16, -6.0))
+    x, model = images(4, 32), keras_resnet.CifarResNet(8, shortcut_variant="dropout")
+    part = keras.Model(model.input, [model.get_layer(f"conv2_1_{end}").output for end in ("1", "dropout")])
+    stem = np.array(keras.Model(model.input, model.get_layer("conv1_relu").output)(x, training=True))
+    dropped = np.array(part(x, training=True)[1])
+    assert 0.45 < (dropped[stem > 0] == 0).mean() < 0.55
+    assert np.allclose(dropped[dropped > 0], 2 * stem[dropped > 0], rtol=1e-3)
+
+
+@pytest.mark.parametrize("depth", [18, 50])
+def test_preactivation_normalizes_the_inputs_of_convolutions(depth):
+    """The convolutions stay; all but conv1 and the shortcuts' have batch normalisation for their input."""
+    before, after = (getattr(keras_resnet, f"ResNet{depth}{version}")() for version in ("", "V2"))
+    convolutions = [layer for layer in after.layers if isinstance(layer, keras.layers.Conv2D)]
+    originals = [layer for layer in before.layers if isinstance(layer, keras.layers.Conv2D)]
+    assert {layer.name: layer.kernel.shape for layer in convolutions} == {
+        layer.name: layer.kernel.shape for layer in originals
+    }
+    found = [layer.gamma.shape[0] for layer in after.layers if isinstance(layer, keras.layers.BatchNormalization)]
+    inner = [layer.kernel.shape[2] for layer in convolutions if not layer.name.endswith(("conv1", "shortcut"))]
+    last = after.get_layer("fc").kernel.shape[0]  # and one at the end; conv1's is that of the first block
+    assert sorted(found) == sorted([*inner, last])
+
+
+@pytest.mark.parametrize("depth, millions", [(164, 1.7), pytest.param(1001, 10.2, marks=pytest.mark.slow)])
+def test_parameters_of_identity_mappings(depth, millions):
+    """P2 Table 4 and its text."""
+    model = keras_resnet.CifarResNet(depth, block="bottleneck", shortcut="B", preactivation=True)
+    assert abs(model.count_params() / 1e6 - millions) < 0.15
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"activation_order": "none"}, "activation_order is one of None, 'original'"),
+        ({"shortcut_variant": "none"}, "shortcut_variant is one of None, 'constant_scaling'"),
+        ({"activation_order": "original", "preactivation": True}, "give one of the two"),
+        ({"shortcut": None, "preactivation": True}, "a plain network has no shortcut"),
+    ],
+)
+def test_orders_that_do_not_exist(options, message):
+    with pytest.raises(ValueError, match=message):
+        keras_resnet.CifarResNet(8, **options)
 
 
 def test_normalizations_are_those_of_keras_applications():
@@ -310,8 +331,10 @@ def test_normalization_by_numbers():
         ({"pooling": "min", "include_top": False}, "pooling is one of"),
         ({"normalization": "pytorch"}, "normalization is None"),
         ({"normalization": (np.zeros((8, 8, 3)), 1)}, r"found shape \(8, 8, 3\)"),
-        ({"weights": "imagenet"}, "does not exist"),
-        ({"weights": __file__}, "weights is None or the path"),
+        ({"weights": "weights.keras"}, "do not exist"),
+        ({"weights": __file__}, "weights is None, a Keras model, the path"),
+        ({"output_stride": 4}, "output_stride is one of None, 8, 16; found 4"),
+        ({"output_stride": 16, "stem": "3x3"}, "output_stride is one of None, 8; found 16"),
     ],
 )
 def test_bad_arguments(options, message):
@@ -353,6 +376,66 @@ def test_weights_from_a_file(tmp_path, extension):
     assert np.array_equal(keras_resnet.CifarResNet(20, weights=path)(x), model(x))
     with pytest.raises(ValueError):
         keras_resnet.CifarResNet(32, weights=path)
+
+
+@pytest.mark.parametrize(
+    "build, sizes",
+    [
+        (lambda: keras_resnet.ResNet18(input_shape=(96, 96, 3)), (24, 12, 6, 3)),
+        (lambda: keras_resnet.ResNet50(input_shape=(96, 96, 3), include_top=False), (24, 12, 6, 3)),
+        (lambda: keras_resnet.ResNet50(input_shape=(96, 96, 3), output_stride=16), (24, 12, 6, 6)),
+        (lambda: keras_resnet.ResNet50(input_shape=(96, 96, 3), output_stride=8), (24, 12, 12, 12)),
+        (lambda: keras_resnet.CifarResNet(20), (32, 16, 8)),
+        (lambda: keras_resnet.CifarResNet(20, block="bottleneck"), (32, 16, 8)),
+    ],
+)
+def test_features_are_the_stages_ends(build, sizes):
+    model = build()
+    features = keras_resnet.features(model)
+    assert {name: output.shape[1] for name, output in features.output.items()} == {
+        f"conv{stage}": size for stage, size in enumerate(sizes, 2)
+    }
+    last = list(features.output)[-1]
+    assert features.output[last] is [layer for layer in model.layers if layer.name.startswith(last)][-1].output
+    assert features.get_layer(last + "_1_1").kernel is model.get_layer(last + "_1_1").kernel
+
+
+@pytest.mark.parametrize("shortcut", ["A", "B"])
+def test_the_classifier_sees_its_features(shortcut):
+    model = keras_resnet.ResNet18(shortcut=shortcut, classifier_activation=None)
+    randomize(model)
+    x, fc = images(2, 65), model.get_layer("fc")
+    values = keras_resnet.features(model)(x)
+    expected = np.array(values["conv5"]).mean((1, 2)) @ fc.kernel.numpy() + fc.bias.numpy()
+    assert np.allclose(model(x), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("output_stride", [8, 16])
+@pytest.mark.parametrize(
+    "name, options",
+    [
+        ("ResNet18", {"shortcut": "A"}),
+        ("ResNet18", {"shortcut": "C"}),
+        ("PlainNet18", {}),
+        ("ResNet50", {"stride_in": "1x1"}),
+        ("ResNet50", {"stride_in": "3x3"}),
+    ],
+)
+def test_a_dilated_network_has_the_undilated_ones_values(name, options, output_stride):
+    """At each of its positions, borders included; between them there are new ones."""
+    build = getattr(keras_resnet, name)
+    coarse, fine = (build(include_top=False, output_stride=n, **options) for n in (None, output_stride))
+    assert {v.path.split("/", 1)[-1]: v.shape for v in coarse.weights} == {
+        v.path.split("/", 1)[-1]: v.shape for v in fine.weights
+    }
+    randomize(coarse)
+    keras_resnet.load_weights(fine, coarse)
+    x = images(1, 97)  # 97, 49, 25, 13, 7, 4: an odd size, so the last row of a map is sometimes cut off
+    expected, found = keras_resnet.features(coarse)(x), keras_resnet.features(fine)(x)
+    for stage, stride in {"conv2": 4, "conv3": 8, "conv4": 16, "conv5": 32}.items():
+        step = max(stride // output_stride, 1)
+        assert found[stage].shape[1] == math.ceil(97 / min(stride, output_stride))
+        assert np.allclose(found[stage][:, ::step, ::step], expected[stage], rtol=1e-4, atol=1e-4)
 
 
 STRANGER = """
@@ -412,10 +495,11 @@ def test_other_backends(backend, package, monkeypatch):
 def test_import_needs_keras_alone():
     imported = set()
     folder = pathlib.Path(keras_resnet.__file__).parent
-    for name in ("__init__", "blocks", "models", "optimizers", "analysis"):
+    modules = "__init__ analysis blocks families graphs models normalization optimizers readers weights"
+    for name in modules.split():
         for node in ast.walk(ast.parse((folder / f"{name}.py").read_text())):
             if isinstance(node, ast.Import):
                 imported |= {alias.name.split(".")[0] for alias in node.names}
             elif isinstance(node, ast.ImportFrom):
                 imported.add(node.module.split(".")[0])
-    assert imported - set(sys.stdlib_module_names) == {"keras", "keras_resnet", "numpy"}
+    assert imported - set(sys.stdlib_module_names) == {"h5py", "keras", "keras_resnet", "numpy"}  # Keras needs h5py

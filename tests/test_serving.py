@@ -25,7 +25,7 @@ from test_folding import trained
 import keras_resnet
 from keras_resnet import serving, signatures
 from keras_resnet.data import imagenet, views
-from keras_resnet.models import recursion_limit
+from keras_resnet.graphs import recursion_limit
 
 CLASSES = tuple("abcdefghij")
 SIGNATURES = {

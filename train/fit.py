@@ -25,6 +25,8 @@ import quiet  # noqa: F401, first, before anything that imports TensorFlow
 from keras_resnet.data.sources import DataError
 from keras_resnet.training import recipes
 from keras_resnet.training.checkpoint import RunError, Stopped
+from keras_resnet.training.distribution import STRATEGIES
+from keras_resnet.training.precision import PRECISIONS
 from keras_resnet.training.run import PREPARATIONS, Settings, train
 
 EXIT_STATUS = 128  # plus the number of the signal, as shells do
@@ -35,6 +37,7 @@ def parse(arguments=None):
     network = parser.add_argument_group("network")
     data = parser.add_argument_group("data")
     recipe = parser.add_argument_group("recipe")
+    devices = parser.add_argument_group("devices")
     run = parser.add_argument_group("run")
 
     def add(group, flag, help, **options):
@@ -88,6 +91,15 @@ def parse(arguments=None):
     )
     add(recipe, "--seed", "of weights, order and augmentation", type=int)
     add(recipe, "--deterministic", "the same weights to the last bit each time, if slower", **flag)
+    add(
+        devices,
+        "--strategy",
+        "all GPUs, all machines of TF_CONFIG or SLURM, or one device; auto: the first that there are several of",
+        choices=STRATEGIES,
+    )
+    add(devices, "--sync-bn", "batch normalisation over the whole batch, not each device's part", **flag)
+    add(devices, "--mixed-precision", "of all layers but the last (default float32)", choices=PRECISIONS)
+    add(devices, "--jit", "compile the step with XLA, on one device", **flag)
     add(run, "--name", "of the run (default DATASET-NETWORK)")
     add(run, "--output", "folder of runs", metavar="DIR")
     add(run, "--checkpoint-every", "steps from one checkpoint to the next", type=int, metavar="STEPS")

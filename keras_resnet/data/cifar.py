@@ -9,6 +9,8 @@ wherever the run was resumed.
 import numpy as np
 import tensorflow as tf
 
+from keras_resnet.data.parts import WHOLE, evaluation_ranges, training_order
+
 PADDING = 4
 
 
@@ -42,7 +44,7 @@ def augment(images, mean, dy, dx, flip):
     return tf.where((row_inside[:, :, None] & column_inside[:, None, :])[..., None], crops, mean)
 
 
-def training_batches(split, mean, *, batch_size, seed, first_step=0):
+def training_batches(split, mean, *, batch_size, seed, first_step=0, parts=WHOLE):
     """An endless stream of augmented batches; each epoch is a new order, its last, partial batch is left out.
 
     Args:
@@ -51,9 +53,11 @@ def training_batches(split, mean, *, batch_size, seed, first_step=0):
         batch_size: examples in a batch, at most as many as there are.
         seed: the order and the augmentation are a function of it.
         first_step: the step, counted from the beginning of training, whose batch comes first.
+        parts: `parts.Parts`, into which each batch is cut for several replicas; its count divides `batch_size`.
 
     Returns:
-        A `tf.data.Dataset` of (images float32 (batch_size, height, width, 3), labels int64 (batch_size,)).
+        A `tf.data.Dataset` of (images float32 (batch_size, height, width, 3), labels int64 (batch_size,)), or of the
+        parts, one after the other.
 
     Raises:
         ValueError: there are fewer examples than `batch_size`.
@@ -69,9 +73,9 @@ def training_batches(split, mean, *, batch_size, seed, first_step=0):
         order_seed, draw_seed = tf.unstack(tf.random.split([seed, tf.cast(number, "int32")], 2))
         order = tf.random.experimental.stateless_shuffle(tf.range(n), order_seed)
         draws = tf.random.stateless_uniform((n, 3), draw_seed)  # row i belongs to example i
-        order = tf.reshape(order[: steps * batch_size], (steps, batch_size))
+        order = training_order(order, batch_size, parts)
         batches = tf.data.Dataset.from_tensor_slices((order, tf.gather(draws, order)))
-        return batches.skip(tf.where(number == first_epoch, tf.constant(skipped, "int64"), 0))
+        return batches.skip(tf.where(number == first_epoch, tf.constant(skipped * len(parts.own), "int64"), 0))
 
     def batch(indices, draws):
         offsets = tf.cast(draws[:, :2] * (2 * PADDING + 1), "int32")
@@ -82,6 +86,11 @@ def training_batches(split, mean, *, batch_size, seed, first_step=0):
     return epochs.flat_map(epoch).map(batch, num_parallel_calls=tf.data.AUTOTUNE).prefetch(tf.data.AUTOTUNE)
 
 
-def evaluation_batches(split, *, batch_size=500):
-    """Every example once, unchanged and in order: the single view of P1 4.2. Arguments as in `training_batches`."""
-    return tf.data.Dataset.from_tensor_slices(tuple(split)).batch(batch_size).prefetch(tf.data.AUTOTUNE)
+def evaluation_batches(split, *, batch_size=500, parts=WHOLE):
+    """Every example once, unchanged and in order: the single view of P1 4.2. Arguments as in `training_batches`.
+
+    Batches have `batch_size` examples at most, and sizes that differ by one at most.
+    """
+    images, labels = tf.constant(split.images), tf.constant(split.labels)
+    ranges = evaluation_ranges(len(split.labels), batch_size, parts)
+    return ranges.map(lambda r: (images[r[0] : r[1]], labels[r[0] : r[1]])).prefetch(tf.data.AUTOTUNE)

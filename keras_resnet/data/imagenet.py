@@ -18,12 +18,14 @@ import numpy as np
 import tensorflow as tf
 
 from keras_resnet.data import color
+from keras_resnet.data.parts import WHOLE, evaluation_ranges, training_order
 from keras_resnet.data.sources import DataError
 
 IMAGE_SIZE = 224
 SHORTER_SIDES = (256, 480)  # P1 3.4, for crops of 224; for other sizes in proportion
 JPEG = b"\xff\xd8\xff"  # a JPEG file begins like this
 DAMAGED = "damaged image file"
+UNREADABLE = "no image of a batch can be read"
 COLOR_SAMPLE = 10_000  # photographs whose colours are measured
 
 
@@ -234,7 +236,7 @@ def _first_damaged(files):
 
 def training_batches(
     files, *, batch_size, seed, first_step=0, image_size=IMAGE_SIZE,
-    scale=True, crop=True, flip=True, components=color.IMAGENET, skipped=None,
+    scale=True, crop=True, flip=True, components=color.IMAGENET, skipped=None, parts=WHOLE,
 ):  # fmt: skip
     """An endless stream of augmented batches; each epoch is a new order, its last, partial batch is left out.
 
@@ -251,10 +253,12 @@ def training_batches(
         skipped: a set to which the paths of damaged files are added. Their places in the batch are taken by the next
             images of the batch. Without it, a damaged file ends the stream: see `errors_named`. Damage below the crop
             goes unnoticed, because nothing there is read.
+        parts: `parts.Parts`, into which each batch is cut for several replicas; its count divides `batch_size`. Only
+            the own ones are read.
 
     Returns:
-        A `tf.data.Dataset` of (images float32 (batch_size, image_size, image_size, 3), labels int64 (batch_size,)).
-        The pixels are in [0, 255] but for the colour noise, which leaves it.
+        A `tf.data.Dataset` of (images float32 (batch_size, image_size, image_size, 3), labels int64 (batch_size,)), or
+        of the parts, one after the other. The pixels are in [0, 255] but for the colour noise, which leaves it.
 
     Raises:
         ValueError: there are fewer examples than `batch_size`.
@@ -264,23 +268,24 @@ def training_batches(
     if not steps:
         raise ValueError(f"a batch of {batch_size} is larger than the training data, {n} examples")
     first_epoch, skipped_steps = divmod(first_step, steps)
+    size = batch_size // parts.count
     least, greatest = shorter_sides(image_size)
 
     def epoch(number):
         seeds = tf.unstack(tf.random.split([seed, tf.cast(number, "int32")], 3))
         order = tf.random.experimental.stateless_shuffle(tf.range(n), seeds[0])
         draws = tf.random.stateless_uniform((n, 4), seeds[1]), tf.random.stateless_normal((n, 3), seeds[2])
-        order = tf.reshape(order[: steps * batch_size], (steps, batch_size))
+        order = training_order(order, batch_size, parts)
         # Row i of the draws belongs to example i.
         batches = tf.data.Dataset.from_tensor_slices((order, *(tf.gather(draw, order) for draw in draws)))
-        return batches.skip(tf.where(number == first_epoch, tf.constant(skipped_steps, "int64"), 0))
+        return batches.skip(tf.where(number == first_epoch, tf.constant(skipped_steps * len(parts.own), "int64"), 0))
 
     def batch(numbers, uniform, normal):
         sides = least + tf.floor(uniform[:, 0] * (greatest - least + 1 if scale else 0))
         middle = np.nextafter(0.5, 0, dtype="float32")  # a half is rounded down, as in `center_crop`
-        where = uniform[:, 1:3] if crop else tf.fill([batch_size, 2], middle)
+        where = uniform[:, 1:3] if crop else tf.fill([size, 2], middle)
         flips = uniform[:, 3] < (0.5 if flip else 0.0)
-        shifts = color.shifts(components, normal) if components else tf.zeros([batch_size, 3])
+        shifts = color.shifts(components, normal) if components else tf.zeros([size, 3])
         places, images, labels = _read(
             files,
             numbers,
@@ -289,28 +294,32 @@ def training_batches(
             skipped,
         )
         if skipped is not None:
-            tf.debugging.assert_positive(tf.size(places), "no image of a batch can be read")
-            nearest = tf.searchsorted(places, tf.range(batch_size)) % tf.size(places)
+            tf.debugging.assert_positive(tf.size(places), UNREADABLE)
+            nearest = tf.searchsorted(places, tf.range(size)) % tf.size(places)
             images, labels = tf.gather(images, nearest), tf.gather(labels, nearest)
-        return tf.ensure_shape(images, (batch_size, image_size, image_size, 3)), tf.ensure_shape(labels, (batch_size,))
+        return tf.ensure_shape(images, (size, image_size, image_size, 3)), tf.ensure_shape(labels, (size,))
 
     epochs = tf.data.Dataset.range(first_epoch, np.iinfo("int64").max)
     # Two at a time, so that all cores have work while the last images of a batch are read.
     return epochs.flat_map(epoch).map(batch, num_parallel_calls=2).prefetch(1)
 
 
-def center_batches(files, *, batch_size=64, image_size=IMAGE_SIZE, skipped=None):
+def center_batches(files, *, batch_size=64, image_size=IMAGE_SIZE, skipped=None, parts=WHOLE):
     """Every example once and in order: the center crop of P1 3.4, from a shorter side of 256 for crops of 224.
 
-    Arguments and returned `tf.data.Dataset` as in `training_batches`, but the last batch may be partial, the pixels are
-    in [0, 255], and damaged files are left out if there is a set `skipped` for them.
+    Arguments and returned `tf.data.Dataset` as in `training_batches`, but batches have `batch_size` examples at most,
+    and sizes that differ by one at most; the pixels are in [0, 255], and damaged files are left out if there is a set
+    `skipped` for them. A batch of which nothing is left is left out, too; as one of several parts, it ends the stream.
     """
 
-    def batch(numbers):
+    def batch(ends):
+        numbers = tf.range(ends[0], ends[1])
         _, images, labels = _read(files, numbers, lambda data: center_crop(decode(data), image_size), (), skipped)
+        if parts.count > 1:
+            tf.debugging.assert_positive(tf.size(labels), UNREADABLE)
         return tf.ensure_shape(images, (None, image_size, image_size, 3)), labels
 
-    batches = tf.data.Dataset.range(len(files)).batch(batch_size).map(batch, num_parallel_calls=2).prefetch(1)
+    batches = evaluation_ranges(len(files), batch_size, parts).map(batch, num_parallel_calls=2).prefetch(1)
     return batches if skipped is None else batches.filter(lambda images, labels: tf.size(labels) > 0)
 
 

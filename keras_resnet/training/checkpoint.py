@@ -11,6 +11,8 @@ import numpy as np
 
 from keras_resnet.optimizers import sync_variables
 
+writes = True  # of several workers only the chief writes; `distribution.strategy` finds out who this is
+
 
 class RunError(Exception):
     """A run cannot start or go on. The message says what was wrong, what was found and what to do."""
@@ -50,9 +52,13 @@ class StopSignals:
 def write_whole(path, write):
     """Calls `write` with a binary file that takes the place of `path` when it is complete, or not at all.
 
+    Where this process is not the one that `writes`, nothing happens.
+
     Raises:
         RunError: the disk is full, the folder has vanished or the like. What was at `path` is still there.
     """
+    if not writes:
+        return
     temporary = f"{path}.tmp"
     try:
         with open(temporary, "wb") as file:

@@ -44,13 +44,14 @@ class History(keras.callbacks.Callback):
             self.state["timed_steps"] += 1
         self.warm = True
         if self.state["learning_rate"] is None:
-            self.state["learning_rate"] = float(f"{float(self.model.optimizer.learning_rate):.6g}")
+            rate = keras.ops.convert_to_numpy(self.model.optimizer.learning_rate)
+            self.state["learning_rate"] = float(f"{rate:.6g}")
 
     def on_epoch_end(self, epoch, logs=None):
         self.lap()
         row = {
             "epoch": epoch + 1,
-            "step": int(self.model.optimizer.iterations),
+            "step": int(keras.ops.convert_to_numpy(self.model.optimizer.iterations)),
             "learning_rate": self.state["learning_rate"],
             **{name: round(value, 5) for name, value in logs.items()},
             "seconds": round(self.state["seconds"], 1),

@@ -12,13 +12,13 @@ from keras import ops
 from keras_resnet import models
 from keras_resnet.data import imagenet, sources
 from keras_resnet.optimizers import SGD, PlateauSchedule, StepSchedule
-from keras_resnet.training import recipes, tasks
+from keras_resnet.training import checkpoint, distribution, precision, recipes, tasks
 from keras_resnet.training.checkpoint import Checkpoint, RunError, StopSignals, write_whole
 from keras_resnet.training.fused import fuse_batch_norm, skip_graph_optimizer
 from keras_resnet.training.history import History, draw
 
 # Settings that say where things lie or how often, and leave the result as it is.
-WITHOUT_EFFECT = ("data_dir", "output", "name", "checkpoint_every")
+WITHOUT_EFFECT = ("data_dir", "output", "name", "checkpoint_every", "strategy", "jit")
 CHECKPOINT, RESULT = "checkpoint/latest.npz", "result.json"  # in the run's folder
 PREPARATIONS = ("scale", "crop", "flip", "color", "mean")
 
@@ -51,6 +51,10 @@ class Settings:
     name: str | None = None
     output: str = "runs"
     checkpoint_every: int = 200
+    strategy: str = "auto"
+    sync_bn: bool = False
+    mixed_precision: str | None = None
+    jit: bool = False
 
     def __post_init__(self):
         """Fills in what depends on the data; RunError where a setting is outside its range, DataError for no data."""
@@ -119,17 +123,30 @@ def error(labels, outputs):
     return ops.cast(ops.not_equal(ops.argmax(outputs, axis=-1), ops.cast(labels, "int32")), "float32")
 
 
-def compile_for_training(model, learning_rate=recipes.LEARNING_RATE, weight_decay=recipes.WEIGHT_DECAY, accumulate=1):
+def compile_for_training(
+    model,
+    learning_rate=recipes.LEARNING_RATE,
+    weight_decay=recipes.WEIGHT_DECAY,
+    accumulate=1,
+    mixed_precision=None,
+    jit=False,
+):
     """Compiles a network that ends in logits with the paper's optimizer, the cross-entropy and the error rate.
 
-    The gradients of `accumulate` batches are averaged before the optimizer makes a step with them.
+    The gradients of `accumulate` batches are averaged before the optimizer makes a step with them. `mixed_precision` is
+    None, "float16" or "bfloat16" for all but the last layer; `jit` compiles the step with XLA.
     """
     accumulation = {"gradient_accumulation_steps": accumulate} if accumulate > 1 else {}
+    optimizer = SGD(learning_rate, recipes.MOMENTUM, weight_decay, **accumulation)
+    if mixed_precision:
+        precision.set_precision(model, mixed_precision)
+    if mixed_precision == "float16":
+        optimizer = precision.LossScaleOptimizer(optimizer)
     model.compile(
-        SGD(learning_rate, recipes.MOMENTUM, weight_decay, **accumulation),
+        optimizer,
         keras.losses.SparseCategoricalCrossentropy(from_logits=True),
         metrics=[keras.metrics.MeanMetricWrapper(error, name="error")],
-        jit_compile=False,  # XLA trains more slowly on CPUs
+        jit_compile=jit,  # on CPUs XLA trains more slowly
     )
     # Makes the variables of optimizer and metrics now: a checkpoint can hold them, and the step is traced only once.
     model.optimizer.build(model.trainable_variables)
@@ -146,7 +163,8 @@ def open_folder(settings):
     folder, path = settings.folder, os.path.join(settings.folder, "args.json")
     new = settings.as_json()
     try:
-        os.makedirs(os.path.join(folder, "checkpoint"), exist_ok=True)
+        if checkpoint.writes:
+            os.makedirs(os.path.join(folder, "checkpoint"), exist_ok=True)
         saved = [os.path.join(folder, name) for name in (CHECKPOINT, RESULT)]
         if not os.path.exists(path) or not any(map(os.path.exists, saved)):
             write_whole(path, lambda file: file.write(json.dumps(new, indent=2).encode()))
@@ -179,10 +197,33 @@ def train(settings, verbose=1):
         [0, 255] and gives probabilities.
 
     Raises:
-        RunError: settings out of range or unlike the folder's, an unwritable folder, a damaged checkpoint, divergence.
+        RunError: settings out of range or unlike the folder's, an unwritable folder, a damaged checkpoint, divergence,
+            a worker that was lost.
         DataError: the data set cannot be had.
         Stopped: SIGINT or SIGTERM came; the run has been saved.
     """
+    strategy = distribution.strategy(settings.strategy)
+    with strategy.scope(), distribution.losses_explained():
+        return _train(settings, strategy, verbose if checkpoint.writes else 0)
+
+
+def _check_replicas(settings, replicas):
+    alike = {name: value for name, value in settings.as_json().items() if name not in WITHOUT_EFFECT}
+    distribution.check_same(alike, "the workers have different settings; start all with the same command")
+    if replicas > 1:
+        for name in ("accumulate", "jit"):
+            if getattr(settings, name) != getattr(Settings, name):
+                raise RunError(f"--{name} is for one device; there are {replicas}, or one with --strategy none")
+    if settings.batch_size % replicas:
+        raise RunError(
+            f"--batch-size is a multiple of the number of devices, {replicas}, each of which takes its part; "
+            f"found {settings.batch_size}"
+        )
+
+
+def _train(settings, strategy, verbose):
+    replicas = strategy.num_replicas_in_sync
+    _check_replicas(settings, replicas)
     open_folder(settings)
     folder = settings.folder
     result_path = os.path.join(folder, RESULT)
@@ -197,8 +238,11 @@ def train(settings, verbose=1):
     write_whole(os.path.join(folder, "classes.json"), lambda file: file.write(json.dumps(task.classes).encode()))
     trained = models.logits(task.network)
     skip_graph_optimizer()
+    distribution.synchronize_batch_norm(trained, settings.sync_bn and replicas > 1)
     fuse_batch_norm(trained)
-    compile_for_training(trained, settings.lr, settings.weight_decay, settings.accumulate)
+    compile_for_training(
+        trained, settings.lr, settings.weight_decay, settings.accumulate, settings.mixed_precision, settings.jit
+    )
 
     # From here on a step is one forward and backward pass, of which `accumulate` make one step of the optimizer.
     steps = settings.steps * settings.accumulate
@@ -211,22 +255,29 @@ def train(settings, verbose=1):
         schedule = StepSchedule(settings.lr, boundaries, warmup_rate, recipes.WARMUP_ERROR, steps)
     history = History(folder, f"{settings.network} on {settings.data}")
     with StopSignals() as stop, imagenet.errors_named():
-        checkpoint = Checkpoint(
+        saver = Checkpoint(
             os.path.join(folder, CHECKPOINT),
             trained,
             every=settings.checkpoint_every * settings.accumulate,
             steps_per_epoch=steps_per_epoch,
             steps=steps,
             callbacks=[schedule, history],
-            stop=stop,
+            stop=distribution.AgreedStop(stop),
         )
-        step = checkpoint.restore()
+        step = saver.restore()
+        distribution.check_same(
+            step, f"the workers find different checkpoints, this one that of step {step}; they have to share {folder}"
+        )
         if step:
             print(f"resuming from step {step // settings.accumulate}")
             history.write()
         else:
             print(f"{settings.network}, {settings.steps} steps, in {folder}")
-        tensorboard = keras.callbacks.TensorBoard(os.path.join(folder, "tensorboard"), write_graph=False)
+        callbacks = [schedule, history, saver]
+        if checkpoint.writes:
+            callbacks.insert(1, keras.callbacks.TensorBoard(os.path.join(folder, "tensorboard"), write_graph=False))
+        if replicas > 1:
+            callbacks.insert(0, distribution.AverageStatistics())
         fit(
             trained,
             task.batches,
@@ -234,10 +285,15 @@ def train(settings, verbose=1):
             steps=steps,
             steps_per_epoch=steps_per_epoch,
             validation_data=task.validation,
-            callbacks=[schedule, tensorboard, history, checkpoint],
+            callbacks=callbacks,
             verbose=verbose,
         )
-    save_model(task.network, os.path.join(folder, "model.keras"))
+    distribution.synchronize_batch_norm(task.network, False)
+    if settings.mixed_precision:
+        precision.set_precision(task.network, "float32")
+        trained.make_test_function(force=True)  # what is tested is what is saved
+    if checkpoint.writes:
+        save_model(task.network, os.path.join(folder, "model.keras"))
     return finish(settings, trained, task, schedule, history, result_path)
 
 
@@ -287,6 +343,8 @@ def finish(settings, trained, task, schedule, history, result_path):
         "images_per_second": round(images / max(state["timed_seconds"], 1e-9), 1),
         "seconds": round(state["seconds"], 1),
     }
-    draw(rows, history.title, os.path.join(settings.folder, "curves.png"), test_error)
+    curves = os.path.join(settings.folder, "curves.png")
+    write_whole(curves, lambda file: draw(rows, history.title, file, test_error))
     write_whole(result_path, lambda file: file.write(json.dumps(result, indent=2).encode()))
+    distribution.of_all_workers(0)  # all wait for the chief
     return result

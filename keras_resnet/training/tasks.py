@@ -9,6 +9,7 @@ import tensorflow as tf
 
 from keras_resnet import models
 from keras_resnet.data import cifar, color, folders, imagenet, records, sources
+from keras_resnet.training import distribution
 from keras_resnet.training.checkpoint import RunError, write_whole
 
 
@@ -44,10 +45,17 @@ def small_images(settings):
 
     def batches(step):
         size, seed = settings.batch_in_memory, settings.seed
-        return cifar.training_batches(source.train, mean, batch_size=size, seed=seed, first_step=step)
+        return distribution.datasets(
+            lambda parts: cifar.training_batches(
+                source.train, mean, batch_size=size, seed=seed, first_step=step, parts=parts
+            )
+        )
 
-    validation = source.validation and cifar.evaluation_batches(source.validation)
-    test = cifar.evaluation_batches(source.test)
+    def evaluation(split):
+        return distribution.datasets(lambda parts: cifar.evaluation_batches(split, parts=parts))
+
+    validation = source.validation and evaluation(source.validation)
+    test = evaluation(source.test)
     return Task(source.classes, len(source.train.labels), network, batches, validation, test, set())
 
 
@@ -78,18 +86,25 @@ def photographs(settings):
     )
 
     def batches(step):
-        return imagenet.training_batches(
-            data.train,
-            batch_size=settings.batch_in_memory,
-            seed=settings.seed,
-            first_step=step,
-            image_size=settings.image_size,
-            components=None if "color" in settings.without else colors.components,
-            skipped=skipped,
-            **{choice: choice not in settings.without for choice in ("scale", "crop", "flip")},
+        return distribution.datasets(
+            lambda parts: imagenet.training_batches(
+                data.train,
+                batch_size=settings.batch_in_memory,
+                seed=settings.seed,
+                first_step=step,
+                image_size=settings.image_size,
+                components=None if "color" in settings.without else colors.components,
+                skipped=skipped,
+                parts=parts,
+                **{choice: choice not in settings.without for choice in ("scale", "crop", "flip")},
+            )
         )
 
-    validation = imagenet.center_batches(data.validation, image_size=settings.image_size, skipped=skipped)
+    validation = distribution.datasets(
+        lambda parts: imagenet.center_batches(
+            data.validation, image_size=settings.image_size, skipped=skipped, parts=parts
+        )
+    )
     return Task(data.classes, len(data.train), network, batches, validation, None, damaged)
 
 
@@ -111,4 +126,5 @@ def _colors(files, settings, skipped):
         print(f"measuring the colours of {min(len(files), imagenet.COLOR_SAMPLE)} photographs")
         found = imagenet.statistics(files, image_size=settings.image_size, seed=settings.seed, skipped=skipped)
         write_whole(path, found.save)
+        return found
     return color.load(path)

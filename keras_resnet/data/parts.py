@@ -1,0 +1,56 @@
+"""Which part of the data each replica sees, where several devices train or test together."""
+
+import typing
+
+import numpy as np
+import tensorflow as tf
+
+from keras_resnet.data.sources import DataError
+
+
+class Parts(typing.NamedTuple):
+    """Every batch is cut into `count` parts; a stream has those numbered `own`, a range, one after the other."""
+
+    count: int = 1
+    own: range = range(1)
+
+
+WHOLE = Parts()
+
+
+def training_order(order, batch_size, parts=WHOLE):
+    """The examples of an epoch, batch by batch, without the last, partial batch.
+
+    Args:
+        order: int32 (n,), the examples.
+        batch_size: examples in a batch, at most n and a multiple of `parts.count`.
+        parts: `Parts`.
+
+    Returns:
+        int32 (batches * len(parts.own), batch_size / parts.count), a row for each part.
+    """
+    size = batch_size // parts.count
+    batches = tf.reshape(order[: len(order) // batch_size * batch_size], (-1, parts.count, size))
+    return tf.reshape(batches[:, parts.own.start : parts.own.stop], (-1, size))
+
+
+def evaluation_ranges(n, batch_size, parts=WHOLE):
+    """All of n examples, each in one range, as evenly cut as it goes: every part has as many ranges, none is empty.
+
+    Args:
+        n: examples.
+        batch_size: examples in a range, at most.
+        parts: `Parts`.
+
+    Returns:
+        A `tf.data.Dataset` of int64 (2,), begin and end.
+
+    Raises:
+        DataError: there are fewer examples than parts.
+    """
+    if n < parts.count:
+        raise DataError(f"{parts.count} devices cannot share {n} examples to be tested on; train on fewer devices")
+    rounds = -(-n // (batch_size * parts.count))
+    edges = np.arange(rounds * parts.count + 1) * n // (rounds * parts.count)
+    ranges = np.stack([edges[:-1], edges[1:]], 1).reshape(rounds, parts.count, 2)
+    return tf.data.Dataset.from_tensor_slices(ranges[:, parts.own.start : parts.own.stop].reshape(-1, 2))

@@ -1,0 +1,268 @@
+"""Many devices, many machines: TensorFlow's own `tf.distribute` under Keras' `fit`.
+
+A batch is always the global one: each of k replicas sees a k-th of it, and their gradients are averaged, so that a step
+is the same on any number of devices. Only the statistics of batch normalisation are each replica's own, unless they are
+synchronised. docs/distribution.md says how to use it.
+"""
+
+import contextlib
+import functools
+import json
+import os
+import re
+import zlib
+
+import keras
+import numpy as np
+import tensorflow as tf
+from keras import tree
+
+from keras_resnet.data.parts import Parts
+from keras_resnet.optimizers import sync_variables
+from keras_resnet.training import checkpoint
+from keras_resnet.training.checkpoint import RunError
+
+STRATEGIES = ("auto", "none", "mirrored", "multiworker")
+KERAS_VERSIONS = ("3.15.1",)  # those whose `fit` was tested with the adapter below
+SLURM_PORT = 8888  # of the first task on each node
+
+
+def strategy(name="auto"):
+    """Chooses the devices to train on. It is to be called before TensorFlow computes anything.
+
+    Args:
+        name: "mirrored" for all GPUs of this machine or, where it has none, its logical CPUs; "multiworker" for all
+            machines of the cluster that TF_CONFIG or SLURM describes; "none" for a single device; "auto" for
+            multiworker where a cluster is described, otherwise mirrored where there are several GPUs, otherwise none.
+
+    Returns:
+        A `tf.distribute.Strategy`, in whose `scope()` a model is to be built, compiled and fitted. In a process that is
+        not the cluster's chief, `checkpoint.write_whole` writes nothing from now on.
+
+    Raises:
+        RunError: no cluster is described, its description is wrong, or this version of Keras has not been tested.
+    """
+    cluster = _cluster() if name in ("auto", "multiworker") else None
+    gpus = len(tf.config.list_physical_devices("GPU"))
+    if cluster is None and name == "multiworker":
+        raise RunError("--strategy multiworker finds no cluster: set TF_CONFIG, or start several tasks with srun")
+    if cluster is None and (name == "none" or (name == "auto" and gpus < 2)):
+        return tf.distribute.get_strategy()
+    _adapt_keras()
+    if cluster is None:
+        return _mirrored("GPU" if gpus else "CPU")
+    print(f"{cluster.task_type} {cluster.task_id} waits for the others of {_addresses(cluster)}", flush=True)
+    try:
+        chosen = _MultiWorkerMirroredStrategy(cluster)
+    except (RuntimeError, ValueError, tf.errors.OpError) as error:
+        raise RunError(f"the cluster {_addresses(cluster)} cannot be joined: {error}") from error
+    checkpoint.writes = chosen.extended._is_chief
+    return chosen
+
+
+@functools.cache
+def _mirrored(kind):
+    """The one MirroredStrategy of this process: a second one would disturb the first one's sums over the devices."""
+    return tf.distribute.MirroredStrategy([device.name for device in tf.config.list_logical_devices(kind)])
+
+
+def _cluster():
+    """The resolver of the cluster that the environment describes, or None where it describes no other process."""
+    if "TF_CONFIG" in os.environ:
+        try:
+            cluster = tf.distribute.cluster_resolver.TFConfigClusterResolver()
+            json.loads(os.environ["TF_CONFIG"])["cluster"][cluster.task_type][cluster.task_id]
+        except (ValueError, KeyError, TypeError, IndexError) as error:
+            raise RunError(
+                'TF_CONFIG should be like {"cluster": {"worker": ["a:2222", "b:2222"]}, "task": {"type": "worker", '
+                f'"index": 0}}}}; found {os.environ["TF_CONFIG"]}: {error!r}'
+            ) from error
+    elif int(os.environ.get("SLURM_STEP_NUM_TASKS", 1)) > 1:
+        cluster = _slurm()
+    else:
+        return None
+    return cluster if len(_addresses(cluster)) > 1 else None
+
+
+def _slurm():
+    """TensorFlow's resolver knows the tasks; which of them this is, and its GPUs, SLURM has settled already."""
+    tasks = int(os.environ["SLURM_STEP_NUM_TASKS"])
+    resolver = tf.distribute.cluster_resolver.SlurmClusterResolver(
+        port_base=SLURM_PORT, gpus_per_node=tasks, gpus_per_task=1, auto_set_gpu=False
+    )
+    spec = resolver.cluster_spec()
+    # Not by rank: the resolver sorts the nodes by name, SLURM may have another order.
+    own = f"{os.environ['SLURMD_NODENAME']}:{SLURM_PORT + int(os.environ['SLURM_LOCALID'])}"
+    return tf.distribute.cluster_resolver.SimpleClusterResolver(
+        spec,
+        task_type="worker",
+        task_id=spec.job_tasks("worker").index(own),
+        num_accelerators={"GPU": len(tf.config.list_physical_devices("GPU"))},
+        rpc_layer="grpc",
+    )
+
+
+def _addresses(cluster):
+    return [address for addresses in cluster.cluster_spec().as_dict().values() for address in addresses]
+
+
+def _adapt_keras():
+    """Repairs the one place of Keras' `fit` that does not work with several workers, nor with parts of unequal size.
+
+    The other one that does not is repaired by `_MultiWorkerMirroredStrategy`.
+
+    Raises:
+        RunError: the version of Keras is none of those that this was tested with.
+    """
+    if keras.__version__ not in KERAS_VERSIONS:
+        raise RunError(
+            f"training on several devices was tested with Keras {', '.join(KERAS_VERSIONS)}, into whose inner parts it "
+            f"reaches; found {keras.__version__}. Install keras=={KERAS_VERSIONS[-1]}, or train with --strategy none."
+        )
+    from keras.src.backend.tensorflow.trainer import TensorFlowTrainer
+
+    TensorFlowTrainer._maybe_symbolic_build = _symbolic_build_from_one_replica
+
+
+def _symbolic_build_from_one_replica(model, iterator=None, data_batch=None):
+    """In place of Keras' own, which averages the first batch over all replicas just to know its shape."""
+    if model._distribute_strategy is None:
+        return
+    if iterator is not None:
+        _, _, batches = next(iter(iterator))
+        local = model.distribute_strategy.experimental_local_results
+        data_batch = tree.map_structure(lambda values: local(values)[0], next(batches))
+    with model.distribute_strategy.scope():
+        model._symbolic_build(data_batch=data_batch)
+
+
+class _MultiWorkerMirroredStrategy(tf.distribute.MultiWorkerMirroredStrategy):
+    """Keras asks for the mean of losses and metrics along their axis 0, which a number does not have."""
+
+    def reduce(self, reduce_op, value, axis):
+        numbers = all(local.shape.rank == 0 for local in self.experimental_local_results(value))
+        return super().reduce(reduce_op, value, None if numbers else axis)
+
+
+def _workers():
+    """How many processes train together."""
+    return getattr(tf.distribute.get_strategy().extended, "_num_workers", 1)
+
+
+def datasets(batches):
+    """What each replica of the current strategy sees.
+
+    Args:
+        batches: a function from `data.parts.Parts` to a `tf.data.Dataset` of those parts of each batch. It is called
+            once in each process.
+
+    Returns:
+        A distributed data set for `fit` and `evaluate`; a `tf.data.Dataset` where there is one replica only.
+    """
+
+    strategy = tf.distribute.get_strategy()
+    here = strategy.num_replicas_in_sync // _workers()
+
+    def own(context):
+        first = context.input_pipeline_id * here
+        return batches(Parts(strategy.num_replicas_in_sync, range(first, first + here)))
+
+    distributed = strategy.distribute_datasets_from_function(own)
+    if here > 1 and distributed.cardinality > 0:
+        distributed._cardinality //= here  # Keras counts batches, TensorFlow the parts of them
+    return distributed
+
+
+def synchronize_batch_norm(model, on=True):
+    """Lets batch normalisation see the whole batch instead of each replica's part; `on=False` undoes it.
+
+    It is to be undone before the model is saved: Keras loads such layers on TensorFlow only.
+    """
+    for layer in model.layers:
+        if type(layer) is keras.layers.BatchNormalization:
+            layer.synchronized = on
+
+
+class AverageStatistics(keras.callbacks.Callback):
+    """Lets all replicas have the same moving averages of batch normalisation whenever these are used or saved.
+
+    In training each replica moves its own. They depend linearly on what the batches contributed, so that the mean over
+    the replicas now is what they would be, had each contribution been averaged in its step. `sync_variables` takes it,
+    too.
+    """
+
+    def set_model(self, model):
+        super().set_model(model)
+        variables = [variable.value for variable in model.non_trainable_weights]
+        strategy = model.distribute_strategy
+
+        def average():
+            context = tf.distribute.get_replica_context()
+            mean = context.all_reduce("MEAN", tf.concat([variable.read_value() for variable in variables], 0))
+            for variable, part in zip(variables, tf.split(mean, [len(v) for v in variables]), strict=True):
+                variable.assign(part)
+
+        run = tf.function(lambda: strategy.run(average))
+        model.sync_replicas = lambda: run() and None
+
+    def on_test_begin(self, logs=None):
+        sync_variables(self.model)
+
+    def on_train_end(self, logs=None):
+        sync_variables(self.model)
+
+
+def of_all_workers(number):
+    """An integer of each worker of the current strategy, in their order. All have to ask at the same time."""
+    if _workers() == 1:
+        return [number]
+    strategy = tf.distribute.get_strategy()
+    own = np.zeros(_workers(), "int64")
+    own[strategy.extended._id_in_cluster] = number
+    return strategy.reduce("SUM", tf.identity(own), None).numpy().tolist()
+
+
+def check_same(value, message):
+    """Raises RunError with `message` where not all workers have the same value, whose `str` is compared."""
+    if len(set(of_all_workers(zlib.crc32(str(value).encode())))) > 1:
+        raise RunError(message)
+
+
+class AgreedStop:
+    """Signals that came to any of the workers: `received` is the same for all, who have to ask at the same time.
+
+    Args:
+        stop: the `checkpoint.StopSignals` of this one.
+    """
+
+    def __init__(self, stop):
+        self.stop = stop
+
+    @property
+    def received(self):
+        return max(of_all_workers(self.stop.received or 0)) or None
+
+
+@contextlib.contextmanager
+def losses_explained():
+    """Within it, the error that ends the others when a worker is lost becomes a RunError that says which it was."""
+    try:
+        yield
+    except (
+        tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.CancelledError, tf.errors.DeadlineExceededError,
+        tf.errors.FailedPreconditionError, tf.errors.InternalError,
+    ) as error:  # fmt: skip
+        if _workers() == 1:
+            raise
+        strategy = tf.distribute.get_strategy()
+        own = (strategy.extended._task_type, str(strategy.extended._task_id))
+        found = [task for task in re.findall(r"/job:(\w+)/replica:0/task:(\d+)", error.message) if task != own]
+        lost = "another worker"
+        if found:
+            kind, number = found[0]
+            address = strategy.cluster_resolver.cluster_spec().task_address(kind, int(number))
+            lost = f"{kind} {number} at {address}"
+        raise RunError(
+            f"{lost} cannot be reached any more: it has died, or the network. Start all workers again with the same "
+            "command, and the run goes on from its last checkpoint."
+        ) from error

@@ -1,0 +1,175 @@
+"""Trained weights from anywhere, and on to elsewhere: one loader for all sources that `readers` reads.
+
+A source is matched with the network as a whole, and only when everything fits is anything changed.
+"""
+
+import json
+
+import h5py
+import numpy as np
+
+from keras_resnet import families, normalization
+from keras_resnet.readers import (
+    METADATA,
+    WeightsError,
+    axes,
+    is_dilated,
+    is_residual,
+    package,
+    read,
+    stride_in,
+    strides,
+)
+
+
+def load_weights(model, source):
+    """Gives a network of this package the weights of any source: all of them, or none and an error.
+
+    Args:
+        model: the network. One without a top also takes a classifier's weights, without its last layer.
+        source: as in `read`. What a `.weights.h5` has is checked by number and shape alone: it names no layers.
+
+    Raises:
+        WeightsError: the source cannot be read; or tensors are missing, left over or misshapen; or the network's first
+            layer, its strides or its shortcuts would give other outputs than the source. All are listed, and nothing
+            has been changed.
+    """
+    source = read(source, model.name)
+    if source.family is None:
+        return _load_unnamed(model, source.name)
+    problems = [*_differences(model, source), *_misfits(model, source)]
+    if problems:
+        raise WeightsError("\n  ".join([f"{source} does not fit {model.name}; nothing was changed:", *problems]))
+    arrays = {key: source.array(*key) for key in _variables(model, source.family.biases)}
+    if source.family.zeros_around:
+        arrays = _zeros_at_the_end(arrays)
+    for layer, kind in list(arrays):
+        if kind == "bias" and (f"{layer}_bn", "moving_mean") in arrays:  # the convolution's, which ours has not
+            mean = arrays[f"{layer}_bn", "moving_mean"]
+            arrays[f"{layer}_bn", "moving_mean"] = mean - arrays.pop((layer, kind))
+    for layer, kind in arrays:
+        getattr(model.get_layer(layer), kind).assign(arrays[layer, kind])
+
+
+def _variables(model, biases):
+    """The shapes of the network's variables by (layer, kind); with `biases`, also of those that are folded away."""
+    shapes = {(layer.name, v.name): tuple(v.shape) for layer in model.layers for v in layer.weights}
+    if biases:
+        shapes |= {(n, "bias"): s[-1:] for (n, kind), s in shapes.items() if kind == "kernel" and n != "fc"}
+    return shapes
+
+
+def _misfits(model, source):
+    """What is wrong with the tensors, one line for each kind."""
+    shapes = _variables(model, source.family.biases)
+    names = {key: source.tensor(*key) for key in shapes}
+    optional = {source.family.tensor("fc", kind) for kind in ("kernel", "bias") if ("fc", kind) not in shapes}
+    lists = {
+        "missing": [name for name in names.values() if name not in source.tensors],
+        "left over": [name for name in source.tensors if name not in {*names.values(), *optional}],
+        "misshapen": [
+            f"{name} {source.tensors[name].shape}, not {_theirs(shapes[key], source.family)}"
+            for key, name in names.items()
+            if name in source.tensors and source.array(*key).shape != shapes[key]
+        ],
+    }
+    return [f"{len(found)} {what}: {', '.join(found)}" for what, found in lists.items() if found]
+
+
+def _theirs(shape, family):
+    return shape if family.parts is families.KERAS else tuple(shape[i] for i in axes(len(shape), back=True))
+
+
+def _differences(model, source):
+    """What would change the outputs without showing in the tensors, a sentence each."""
+    first = normalization.of(model)
+    if None not in (first, source.normalization) and not normalization.same(first, source.normalization):
+        yield (
+            f"the network's first layer normalises by {normalization.words(first)}, the weights were trained with "
+            f"{normalization.words(source.normalization)}; build the network with that, or without a first layer"
+        )
+    found = strides(model)
+    ours = stride_in(found, families.OURS)
+    if None not in (ours, source.stride_in) and ours != source.stride_in:
+        yield f"the network has stride_in={ours!r}, the weights were trained with {source.stride_in!r}"
+    elif not is_dilated(model):
+        for name, stride in found.items():
+            theirs = source.strides.get(source.family.tensor(*name.split("/")), stride)
+            if theirs != stride:
+                yield f"{name.split('/')[0]} has the stride {stride}, the weights were trained with {theirs}"
+    if source.residual is not None and source.residual != is_residual(model):
+        has, need = ("no ", "with") if source.residual else ("", "without")
+        yield f"the network has {has}shortcuts, the weights were trained {need} them"
+    if source.family.zeros_around and (len(source.repetitions()) != 3 or source.array("conv2_1_3") is not None):
+        yield f"{source.family.name} have three stages of basic blocks"
+
+
+def _zeros_at_the_end(arrays):
+    """From option A with zero channels on both sides to zeros behind all others: a permutation of each stage.
+
+    Of twice as many channels the shortcut fills the middle half. `order[stage]` are their channels in our order.
+    """
+    order = {2: np.arange(arrays["conv1", "kernel"].shape[-1])}
+    for stage in (3, 4):
+        before = order[stage - 1]
+        quarter = len(before) // 2
+        new = np.r_[:quarter, 3 * quarter : 4 * quarter]
+        order[stage] = np.concatenate([quarter + before, new])
+    permuted = dict(arrays)
+    for (layer, kind), array in arrays.items():
+        if match := families.BLOCK.fullmatch(layer):
+            stage, block = int(match["stage"]), int(match["block"])
+            if match["conv"] == "2":
+                permuted[layer, kind] = array[..., order[stage]]
+            elif kind == "kernel":
+                permuted[layer, kind] = array[:, :, order[stage if block > 1 else max(stage - 1, 2)]]
+    if ("fc", "kernel") in arrays:
+        permuted["fc", "kernel"] = arrays["fc", "kernel"][order[4]]
+    return permuted
+
+
+def _load_unnamed(model, path):
+    found = []
+    with h5py.File(path) as file:
+        file["layers"].visititems(lambda name, item: found.append(name) if isinstance(item, h5py.Dataset) else None)
+    if len(found) != len(model.weights):
+        raise WeightsError(
+            f"{path} has {len(found)} tensors and {model.name} {len(model.weights)}: the weights of another network; "
+            "nothing was changed"
+        )
+    before = model.get_weights()
+    try:
+        model.load_weights(path)
+    except Exception as error:
+        model.set_weights(before)
+        raise WeightsError(f"{path} does not fit {model.name}; nothing was changed: {error}") from error
+
+
+def save_torchvision(model, path):
+    """Writes a network's weights by torchvision's names, for PyTorch and for `load_weights`, which reads them exactly.
+
+    torchvision has the stride of bottlenecks in the 3x3, option B and pixels normalised outside. What this network has
+    instead, torchvision does not see; it is written beside the tensors and found by this package.
+
+    Args:
+        model: a network of this package.
+        path: a `.safetensors` file.
+
+    Raises:
+        WeightsError: `model` is another network, or the file cannot be written.
+    """
+    safetensors = package("safetensors.numpy", path)
+    source = read(model)
+    if source.family is not families.OURS or _misfits(model, source):
+        raise WeightsError(f"{model.name} is no network of this package, whose layers have torchvision's names")
+    family = families.TORCHVISION
+    tensors = {}
+    for layer, kind in _variables(model, biases=False):
+        array = source.array(layer, kind)
+        tensors[family.tensor(layer, kind)] = np.ascontiguousarray(np.transpose(array, axes(array.ndim, back=True)))
+    known = {name: getattr(source, name) for name in ("normalization", "stride_in", "residual")}
+    metadata = {"format": "pt", METADATA: json.dumps(known, default=np.ndarray.tolist)}
+    try:
+        safetensors.save_file(tensors, path, metadata)
+    except Exception as error:  # OSError, or the library's own
+        raise WeightsError(f"{path} could not be written: {error}") from error

@@ -1,0 +1,51 @@
+"""Small runs in a process of their own, with as many logical CPUs as it is told: `test_distribution.py` starts it.
+
+    python tests/distributed.py DEVICES FOLDER SETTINGS...
+
+For each SETTINGS, FOLDER/NAME.json is the result, and FOLDER/NAME.npz has each variable of each of its replicas.
+"""
+
+import json
+import os
+import sys
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from keras_resnet.data import sources
+from keras_resnet.training import run
+from keras_resnet.training.checkpoint import RunError, Stopped
+
+TRAIN, VALIDATION, TEST = 9 * 16 + 5, 37, 41  # none of them even
+
+
+def small_shapes(patch):
+    patch.setattr(sources, "SHAPES_EXAMPLES", {"train": TRAIN + VALIDATION, "test": TEST})
+    patch.setattr(sources, "VALIDATION_EXAMPLES", {"shapes": VALIDATION})
+
+
+def main(devices, folder, *many_settings):
+    cpu = tf.config.list_physical_devices("CPU")[0]
+    tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * int(devices))
+    small_shapes(pytest.MonkeyPatch())
+    finish = run.finish
+
+    def finish_and_save(settings, trained, *rest):
+        local = tf.distribute.get_strategy().experimental_local_results
+        replicas = [[value.numpy() for value in local(variable.value)] for variable in trained.weights]
+        np.savez(os.path.join(folder, settings.name), *map(np.stack, replicas))
+        return finish(settings, trained, *rest)
+
+    run.finish = finish_and_save
+    for settings in map(json.loads, many_settings):
+        result = run.train(run.Settings(**settings), verbose=0)
+        with open(os.path.join(folder, f"{settings['name']}.json"), "w") as file:
+            json.dump(result, file)
+
+
+if __name__ == "__main__":
+    try:
+        main(*sys.argv[1:])
+    except (RunError, Stopped) as error:
+        sys.exit(f"{type(error).__name__}: {error}")

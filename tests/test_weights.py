@@ -1,0 +1,586 @@
+import functools
+import hashlib
+import importlib
+import itertools
+import json
+import math
+import pickle
+import subprocess
+import sys
+
+import h5py
+import keras
+import numpy as np
+import pytest
+from conftest import ROOT, by_hand, images, randomize, shared
+
+import keras_resnet
+from keras_resnet import models, normalization, readers
+from keras_resnet.readers import WeightsError
+from keras_resnet.weights import load_weights
+
+safetensors = pytest.importorskip("safetensors.numpy", reason="safetensors is not installed")
+RELATIVE = 1e-4  # of the largest logit
+
+
+def close(found, expected):
+    found, expected = (np.asarray(keras.ops.convert_to_numpy(x)) for x in (found, expected))
+    return found.shape == expected.shape and np.abs(found - expected).max() < RELATIVE * np.abs(expected).max()
+
+
+def pixels(n, size, seed=0):
+    return np.random.default_rng(seed).uniform(0, 255, (n, size, size, 3)).astype("float32")
+
+
+def state_dict(blocks, widths=(64, 128, 256, 512), stem=7, last="fc", classes=10, projections=True, seed=0):
+    """Random tensors of a network of basic blocks by the names of PyTorch's networks."""
+    rng = np.random.default_rng(seed)
+    tensors = {}
+
+    def conv_bn(conv, bn, inputs, outputs, size):
+        scale = math.sqrt(1 / (inputs * size * size))
+        tensors[f"{conv}.weight"] = rng.normal(0, scale, (outputs, inputs, size, size)).astype("float32")
+        for name, low, high in (
+            ("weight", 0.5, 1.5),
+            ("running_var", 0.5, 1.5),
+            ("bias", -1, 1),
+            ("running_mean", -1, 1),
+        ):
+            tensors[f"{bn}.{name}"] = rng.uniform(low, high, outputs).astype("float32")
+
+    conv_bn("conv1", "bn1", 3, widths[0], stem)
+    inputs = widths[0]
+    for stage, width in enumerate(widths, 1):
+        for block in range(blocks):
+            name = f"layer{stage}.{block}"
+            conv_bn(f"{name}.conv1", f"{name}.bn1", inputs, width, 3)
+            conv_bn(f"{name}.conv2", f"{name}.bn2", width, width, 3)
+            if projections and inputs != width:
+                conv_bn(f"{name}.downsample.0", f"{name}.downsample.1", inputs, width, 1)
+            inputs = width
+    tensors[f"{last}.weight"] = rng.normal(0, 0.1, (classes, inputs)).astype("float32")
+    tensors[f"{last}.bias"] = rng.normal(0, 0.1, classes).astype("float32")
+    return tensors
+
+
+def forward(tensors, x, zeros):
+    """The logits of a `state_dict`, written out from PyTorch's networks; `zeros(x, width)` is option A's padding."""
+    relu = lambda x: np.maximum(x, 0)
+
+    def conv_bn(x, conv, bn, strides=1):
+        x = by_hand(x, tensors[f"{conv}.weight"].transpose(2, 3, 1, 0), strides)
+        scale = tensors[f"{bn}.weight"] / np.sqrt(tensors[f"{bn}.running_var"] + 1e-5)
+        return (x - tensors[f"{bn}.running_mean"]) * scale + tensors[f"{bn}.bias"]
+
+    large = tensors["conv1.weight"].shape[-1] == 7
+    x = relu(conv_bn(x, "conv1", "bn1", 2 if large else 1))
+    if large:
+        size = (x.shape[1] - 1) // 2 + 1
+        x = np.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)), constant_values=-np.inf)
+        x = np.max([x[:, i:, j:][:, ::2, ::2][:, :size, :size] for i in range(3) for j in range(3)], axis=0)
+    for stage, block in itertools.product(range(1, 5), range(9)):
+        name = f"layer{stage}.{block}"
+        if f"{name}.conv1.weight" not in tensors:
+            continue
+        strides = 2 if stage > 1 and block == 0 else 1
+        y = relu(conv_bn(x, f"{name}.conv1", f"{name}.bn1", strides))
+        y = conv_bn(y, f"{name}.conv2", f"{name}.bn2")
+        if f"{name}.downsample.0.weight" in tensors:
+            x = conv_bn(x, f"{name}.downsample.0", f"{name}.downsample.1", strides)
+        elif strides > 1:
+            x = zeros(x[:, ::2, ::2], y.shape[-1])
+        x = relu(x + y)
+    last = "fc" if "fc.weight" in tensors else "linear"
+    return x.mean((1, 2)) @ tensors[f"{last}.weight"].T + tensors[f"{last}.bias"]
+
+
+def both_sides(x, width):
+    before = (width - x.shape[-1]) // 2
+    return np.pad(x, ((0, 0), (0, 0), (0, 0), (before, width - x.shape[-1] - before)))
+
+
+def torch_normalized(x):
+    return (x / 255 - np.array([0.485, 0.456, 0.406])) / np.array([0.229, 0.224, 0.225])
+
+
+def test_torchvision_against_numpy(tmp_path):
+    tensors = state_dict(2)
+    counters = {"bn1.num_batches_tracked": np.array(7)}
+    safetensors.save_file({**tensors, **counters}, tmp_path / "resnet18.safetensors")
+    model = keras_resnet.ResNet18(weights=tmp_path / "resnet18.safetensors", classes=10, classifier_activation=None)
+    x = pixels(2, 33)
+    assert close(model(x), forward(tensors, torch_normalized(x), None))
+
+
+def test_akamaster_against_numpy(tmp_path):
+    """Their option A has zero channels on both sides, and DataParallel its prefix."""
+    tensors = state_dict(3, (16, 32, 64), 3, "linear", projections=False)
+    safetensors.save_file({f"module.{name}": t for name, t in tensors.items()}, tmp_path / "x.safetensors")
+    x = pixels(2, 32)
+    expected = forward(tensors, torch_normalized(x), both_sides)
+    model = keras_resnet.CifarResNet(20, weights=tmp_path / "x.safetensors", classifier_activation=None)
+    assert close(model(x), expected)
+    inferred = keras_resnet.from_weights(tmp_path / "x.safetensors")
+    assert inferred.name == "cifar_resnet20" and close(models.logits(inferred)(x), expected)
+
+
+def test_state_dicts_of_pytorch(tmp_path):
+    torch = pytest.importorskip("torch", reason='torch is not installed: pip install ".[torch]"')
+    tensors = state_dict(3, (16, 32, 64), 3, "linear", projections=False)
+    wrapped = {f"module.{name}": torch.tensor(array) for name, array in tensors.items()}
+    torch.save({"state_dict": wrapped, "best_prec1": 91.8}, tmp_path / "x.th")
+    torch.save({"state_dict": wrapped}, tmp_path / "old.th", _use_new_zipfile_serialization=False)
+    x = pixels(2, 32)
+    expected = forward(tensors, torch_normalized(x), both_sides)
+    for name in ("x.th", "old.th"):
+        model = keras_resnet.CifarResNet(20, weights=tmp_path / name, classifier_activation=None)
+        assert close(model(x), expected)
+
+
+@pytest.mark.parametrize(
+    "weights_file, error",
+    [
+        ("resnet20-12fca82f.th", "8.27%"),
+        pytest.param("resnet32-d509ac18.th", "7.37%", marks=pytest.mark.slow),
+    ],
+)
+def test_published_cifar_networks_to_the_image(tmp_path, cifar10_dir, weights_file, error):
+    pytest.importorskip("torch", reason='torch is not installed: pip install ".[torch]"')
+    source, out = shared("weights") / weights_file, tmp_path / "m.keras"
+    run = lambda program, *options: (
+        subprocess.run(
+            [sys.executable, ROOT / "train" / program, *options], check=True, capture_output=True, text=True
+        ).stdout
+    )
+    assert "first layer: 'torch'" in run("convert.py", source, out)
+    said = run("evaluate.py", out, "--data", "cifar10", "--data-dir", cifar10_dir)
+    assert f"top-1 error       {error}" in said
+
+
+@pytest.mark.parametrize(
+    "name", ["ResNet50", *(pytest.param(n, marks=pytest.mark.slow) for n in ("ResNet101", "ResNet152"))]
+)
+def test_keras_applications(name):
+    theirs = getattr(keras.applications, name)(weights=None, classifier_activation=None, classes=10)
+    randomize(theirs)
+    x = pixels(2, 224)
+    model = getattr(keras_resnet, name)(weights=theirs, classes=10, classifier_activation=None)
+    assert close(model(x), theirs(keras.applications.resnet.preprocess_input(x.copy())))
+
+
+def publish(model, path):
+    """Writes the weights alone, in the layout in which keras.applications publishes them."""
+    with h5py.File(path, "w") as file:
+        file.attrs["layer_names"] = [layer.name.encode() for layer in model.layers]
+        for layer in model.layers:
+            group = file.create_group(layer.name)
+            name = "probs" if layer.name == "predictions" else layer.name
+            names = {f"{name}/{variable.name}:0": variable for variable in layer.weights}
+            group.attrs["weight_names"] = [name.encode() for name in names]
+            for name, variable in names.items():
+                group[name] = variable.numpy()
+
+
+def test_epsilon_of_keras_applications(tmp_path):
+    """Where the variance is small, a wrong epsilon would show: 1.001e-5 becomes part of the variance."""
+    theirs = keras.applications.ResNet50(weights=None, include_top=False, input_shape=(64, 64, 3))
+    for layer in theirs.layers:
+        if isinstance(layer, keras.layers.BatchNormalization):
+            layer.moving_variance.assign(np.full(layer.moving_variance.shape, 1e-6, "float32"))
+    publish(theirs, tmp_path / "weights.h5")
+    for source in (theirs, tmp_path / "weights.h5"):
+        ours = keras_resnet.ResNet50(weights=source, include_top=False)
+        assert np.allclose(ours.get_layer("conv2_1_1_bn").moving_variance, 1.01e-6, rtol=1e-4, atol=0)
+
+
+def test_h5_files_of_keras_applications(tmp_path):
+    theirs = keras.applications.ResNet50(weights=None, classifier_activation=None, classes=10)
+    randomize(theirs)
+    theirs.save(tmp_path / "whole.h5")
+    publish(theirs, tmp_path / "weights.h5")
+    x = pixels(1, 224)
+    expected = theirs(keras.applications.resnet.preprocess_input(x.copy()))
+    for name in ("whole.h5", "weights.h5"):
+        model = keras_resnet.from_weights(tmp_path / name)
+        assert model.name == "resnet50" and close(models.logits(model)(x), expected)
+
+
+def hub(block_type, **options):
+    keras_hub = pytest.importorskip("keras_hub", reason="keras_hub is not installed")
+    bottleneck = block_type.startswith("bottleneck")
+    backbone = keras_hub.models.ResNetBackbone(
+        **{
+            "input_conv_filters": [64],
+            "input_conv_kernel_sizes": [7],
+            "stackwise_num_filters": [64, 128, 256, 512],
+            "stackwise_num_blocks": [3, 4, 6, 3] if bottleneck else [2, 2, 2, 2],
+            "stackwise_num_strides": [1, 2, 2, 2],
+            "block_type": block_type,
+            **options,
+        }
+    )
+    randomize(backbone)
+    return backbone
+
+
+@pytest.mark.parametrize("name, block_type", [("ResNet18", "basic_block"), ("ResNet50", "bottleneck_block")])
+def test_keras_hub(name, block_type):
+    theirs = hub(block_type)
+    x = pixels(2, 64)
+    model = getattr(keras_resnet, name)(weights=theirs, include_top=False)
+    assert close(model(x), theirs(torch_normalized(x).astype("float32")))
+    with pytest.raises(WeightsError, match="2 missing: fc/kernel, fc/bias$"):
+        load_weights(getattr(keras_resnet, name)(stride_in="3x3"), theirs)
+
+
+@pytest.mark.parametrize(
+    "block_type, options, message",
+    [
+        ("bottleneck_block", {"use_pre_activation": True}, "stack0_block0_pre_activation_bn/gamma"),
+        ("bottleneck_block_vd", {"input_conv_filters": [32, 32, 64], "input_conv_kernel_sizes": [3] * 3}, "conv2_conv"),
+        ("basic_block_vd", {}, r"conv3_1_shortcut has the stride \(2, 2\), the weights were trained with \(1, 1\)"),
+        ("basic_block", {"stackwise_num_strides": [1, 2, 2, 1]}, r"conv5_1_1 has the stride \(2, 2\)"),
+    ],
+)
+def test_other_networks_of_keras_hub_are_refused(block_type, options, message):
+    name = "ResNet50" if block_type.startswith("bottleneck") else "ResNet18"
+    with pytest.raises(WeightsError, match=message):
+        getattr(keras_resnet, name)(weights=hub(block_type, **options), include_top=False)
+
+
+def test_padding_of_keras_is_refused():
+    theirs = keras.Sequential(
+        [
+            keras.Input((32, 32, 3)),
+            keras.layers.Conv2D(8, 7, 2, padding="same", name="conv1"),
+            keras.layers.Conv2D(8, 3, name="conv2_1_1"),
+        ]
+    )
+    with pytest.raises(WeightsError, match='conv1 pads as "same" with a stride'):
+        keras_resnet.from_weights(theirs)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "name, config",
+    [
+        ("ResNet18", {"layer_type": "basic", "hidden_sizes": [64, 128, 256, 512], "depths": [2, 2, 2, 2]}),
+        ("ResNet50", {}),
+        ("ResNet50", {"downsample_in_bottleneck": True}),
+    ],
+)
+def test_transformers(tmp_path, name, config):
+    torch = pytest.importorskip("torch", reason='torch is not installed: pip install ".[torch]"')
+    transformers = pytest.importorskip("transformers", reason='transformers is not installed: pip install ".[torch]"')
+    theirs = transformers.ResNetForImageClassification(transformers.ResNetConfig(num_labels=10, **config)).eval()
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for key, tensor in theirs.state_dict().items():
+            if key.endswith(("running_mean", "normalization.bias")):
+                tensor.normal_(0, 0.2, generator=generator)
+            elif key.endswith(("running_var", "normalization.weight")):
+                tensor.uniform_(0.5, 1.5, generator=generator)
+    theirs.save_pretrained(tmp_path)
+    x = pixels(2, 224)
+    with torch.no_grad():
+        expected = theirs(torch.tensor(torch_normalized(x).transpose(0, 3, 1, 2).astype("float32"))).logits.numpy()
+    model = getattr(keras_resnet, name)(weights=tmp_path / "model.safetensors", classes=10, classifier_activation=None)
+    assert close(model(x), expected)
+    other = "3x3" if config.get("downsample_in_bottleneck") else "1x1"
+    if name == "ResNet50":
+        with pytest.raises(WeightsError, match="stride_in"):
+            keras_resnet.ResNet50(weights=tmp_path / "model.safetensors", classes=10, stride_in=other)
+
+
+@pytest.fixture
+def file(tmp_path):
+    """Random weights of a ResNet-18 for 10 classes, by torchvision's names."""
+    safetensors.save_file(state_dict(2), tmp_path / "resnet18.safetensors")
+    return tmp_path / "resnet18.safetensors"
+
+
+@pytest.mark.parametrize(
+    "config, expected",
+    [
+        ({"architecture": "resnet18", "pretrained_cfg": {"mean": [0.5] * 3, "std": [0.25] * 3}}, (127.5, 63.75)),
+        ({"architecture": "resnet18"}, "torch"),
+        ({"architectures": ["ResNet"], "downsample_in_bottleneck": True}, "torch"),
+    ],
+)
+def test_the_config_of_timm_gives_the_normalisation(file, config, expected):
+    (file.parent / "config.json").write_text(json.dumps(config))
+    assert normalization.same(readers.read(file).normalization, expected)
+
+
+@pytest.mark.parametrize(
+    "config, message",
+    [
+        ({"architecture": "resnetblur18"}, "resnetblur18 is not a network of the paper"),
+        ({"downsample_in_first_stage": True}, "a stride in the first stage"),
+        ({"hidden_act": "gelu"}, "another nonlinearity"),
+    ],
+)
+def test_a_config_of_another_network_is_refused(file, config, message):
+    (file.parent / "config.json").write_text(json.dumps(config))
+    with pytest.raises(WeightsError, match=message):
+        keras_resnet.ResNet18(weights=file, classes=10)
+
+
+def unchanged(model, source, message):
+    """Loading fails, says why, and leaves every variable as it was."""
+    before = model.get_weights()
+    with pytest.raises(WeightsError, match=message):
+        load_weights(model, source)
+    assert all(np.array_equal(a, b) for a, b in zip(before, model.get_weights(), strict=True))
+
+
+def test_every_misfit_is_listed(tmp_path):
+    tensors = state_dict(2)
+    del tensors["bn1.bias"], tensors["layer4.1.conv2.weight"]
+    tensors["layer1.0.se.weight"] = np.zeros(3, "float32")
+    tensors["conv1.weight"] = np.zeros((64, 1, 7, 7), "float32")
+    safetensors.save_file(tensors, tmp_path / "x.safetensors")
+    lines = (
+        r"2 missing: bn1.bias, layer4.1.conv2.weight\n"
+        r"  1 left over: layer1.0.se.weight\n"
+        r"  3 misshapen: conv1.weight \(64, 1, 7, 7\), not \(64, 3, 7, 7\), fc.weight \(10, 512\), not \(5, 512\), "
+        r"fc.bias \(10,\), not \(5,\)$"
+    )
+    unchanged(keras_resnet.ResNet18(classes=5), tmp_path / "x.safetensors", lines)
+
+
+@pytest.mark.parametrize(
+    "build, message",
+    [
+        (lambda: keras_resnet.ResNet34(classes=10), "missing: layer1.2.conv1.weight"),
+        (lambda: keras_resnet.ResNet18(classes=10, shortcut="C"), "missing: layer1.0.downsample.0.weight"),
+        (lambda: keras_resnet.ResNet18(classes=10, shortcut="A"), "15 left over: layer2.0.downsample.0.weight"),
+        (lambda: keras_resnet.ResNet18(classes=10, normalization="caffe"), "first layer normalises by 'caffe'"),
+        (lambda: keras_resnet.ResNet18(classes=10, normalization=(120, 60)), r"by \(mean 120.0, std 60.0\), the w"),
+        (
+            lambda: keras_resnet.PlainNet18(classes=10),
+            "the network has no shortcuts, the weights were trained with them",
+        ),
+    ],
+)
+def test_another_network_is_refused(file, build, message):
+    unchanged(build(), file, message)
+
+
+def test_what_the_tensors_do_not_tell_is_checked(file):
+    model = keras_resnet.ResNet18(classes=10)
+    load_weights(model, file)  # pixels normalised outside
+    assert np.array_equal(model.get_layer("conv1").kernel, state_dict(2)["conv1.weight"].transpose(2, 3, 1, 0))
+    load_weights(keras_resnet.ResNet18(classes=10, normalization="torch"), file)
+    top = keras_resnet.ResNet18(include_top=False, weights=file)  # a classifier without its last layer
+    assert normalization.of(top) == "torch"
+    one, three = keras_resnet.ResNet50(classes=10), keras_resnet.ResNet50(classes=10, stride_in="3x3")
+    unchanged(one, three, "the network has stride_in='1x1', the weights were trained with '3x3'")
+
+
+@pytest.mark.parametrize("other", [lambda: keras_resnet.CifarPlainNet(20), lambda: keras_resnet.CifarResNet(20)])
+def test_plain_and_residual_are_not_confused(tmp_path, other):
+    """With option A both have the same variables."""
+    akamaster = state_dict(3, (16, 32, 64), 3, "linear", projections=False)
+    safetensors.save_file(akamaster, tmp_path / "x.safetensors")
+    plain, residual = keras_resnet.CifarPlainNet(20), keras_resnet.CifarResNet(20)
+    unchanged(plain, residual, "the network has no shortcuts, the weights were trained with them")
+    unchanged(plain, tmp_path / "x.safetensors", "the network has no shortcuts")
+    unchanged(residual, plain, "the network has shortcuts, the weights were trained without them")
+
+
+class Malice:
+    def __reduce__(self):
+        return print, ("executed",)
+
+
+def test_pickles_are_not_executed(tmp_path, capsys):
+    pytest.importorskip("torch", reason='torch is not installed: pip install ".[torch]"')
+    (tmp_path / "x.pth").write_bytes(pickle.dumps({"conv1.weight": Malice()}))
+    with pytest.raises(WeightsError, match="x.pth is damaged or holds other objects"):
+        keras_resnet.ResNet18(weights=tmp_path / "x.pth")
+    assert "executed" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("extension, package", [(".pth", "torch"), (".safetensors", "safetensors")])
+def test_a_missing_package_is_named(tmp_path, monkeypatch, extension, package):
+    monkeypatch.setitem(sys.modules, package, None)
+    path = tmp_path / f"x{extension}"
+    path.touch()
+    with pytest.raises(WeightsError, match=rf"needs the package {package}: pip install"):
+        readers.read(path)
+
+
+def test_strangers_and_damage_are_refused(tmp_path):
+    safetensors.save_file({"features.0.weight": np.zeros(3, "float32")}, tmp_path / "vgg.safetensors")
+    with pytest.raises(WeightsError, match="no residual network .* first tensors are: features.0.weight"):
+        keras_resnet.from_weights(tmp_path / "vgg.safetensors")
+    for extension in (".keras", ".h5", ".safetensors"):
+        (tmp_path / f"x{extension}").write_bytes(b"damaged")
+        with pytest.raises(WeightsError, match=f"x{extension} cannot be read: "):
+            readers.read(tmp_path / f"x{extension}")
+
+
+@pytest.mark.parametrize(
+    "build, size",
+    [
+        (lambda: keras_resnet.ResNet50(classes=10, shortcut="A", normalization="caffe"), 64),
+        (lambda: keras_resnet.ResNet18(include_top=False, shortcut="C"), 64),
+        (lambda: keras_resnet.CifarResNet(20, normalization=(pixels(1, 32)[0], 1.0)), 32),
+        (lambda: keras_resnet.CifarResNet(29, block="bottleneck", shortcut="B", normalization="torch"), 32),
+        (lambda: keras_resnet.CifarPlainNet(20, normalization=(120.0, 60.0)), 32),
+    ],
+)
+def test_there_and_back_is_exact(tmp_path, build, size):
+    model = build()
+    randomize(model)
+    keras_resnet.save_torchvision(model, tmp_path / "m.safetensors")
+    names = set(safetensors.load_file(tmp_path / "m.safetensors"))
+    assert {"conv1.weight", "bn1.running_var", "layer1.0.conv1.weight"} <= names
+    back = keras_resnet.from_weights(tmp_path / "m.safetensors")
+    for a, b in zip(model.weights, back.weights, strict=True):
+        assert np.array_equal(a, b)
+    x = pixels(2, size)
+    assert close(back(x), model(x)) and back.name == model.name
+    assert np.array_equal(
+        *(np.array(models.logits(m)(x) if m.layers[-1].name == "predictions" else m(x)) for m in (model, back))
+    )
+    model.save(tmp_path / "m.keras")
+    assert np.array_equal(keras_resnet.from_weights(tmp_path / "m.keras")(x), model(x))
+
+
+def test_torchvision_reads_what_was_saved(tmp_path):
+    """Its names and layout are those of the independent forward pass."""
+    model = keras_resnet.ResNet18(classes=10, classifier_activation=None)
+    randomize(model)
+    keras_resnet.save_torchvision(model, tmp_path / "m.safetensors")
+    x = images(1, 40)
+    tensors = safetensors.load_file(tmp_path / "m.safetensors")
+    assert set(tensors) == set(state_dict(2)) and close(model(x), forward(tensors, x, None))
+    with pytest.raises(WeightsError, match="no network of this package"):
+        keras_resnet.save_torchvision(keras.applications.ResNet50(weights=None), tmp_path / "m.safetensors")
+
+
+def test_weights_h5_is_counted(tmp_path):
+    model = keras_resnet.CifarResNet(20)
+    randomize(model)
+    model.save_weights(tmp_path / "m.weights.h5")
+    copy = keras_resnet.CifarResNet(20, normalization="torch")
+    load_weights(copy, tmp_path / "m.weights.h5")
+    assert all(np.array_equal(a, b) for a, b in zip(model.get_weights(), copy.get_weights(), strict=True))
+    unchanged(keras_resnet.CifarResNet(32), tmp_path / "m.weights.h5", "has 97 tensors and cifar_resnet32 157")
+    unchanged(
+        keras_resnet.CifarResNet(20, classes=5), tmp_path / "m.weights.h5", "does not fit cifar_resnet20; nothing"
+    )
+    with pytest.raises(WeightsError, match="names no layers"):
+        keras_resnet.from_weights(tmp_path / "m.weights.h5")
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    """An empty folder as Keras' cache."""
+    monkeypatch.setattr(keras.utils, "get_file", functools.partial(keras.utils.get_file, cache_dir=tmp_path))
+
+
+def test_imagenet_is_fetched_once_and_checked(tmp_path, monkeypatch, cache):
+    theirs = keras.applications.ResNet50(weights=None)
+    randomize(theirs)
+    theirs.save(tmp_path / "published.h5")
+    digest = hashlib.sha256((tmp_path / "published.h5").read_bytes()).hexdigest()
+    address = (tmp_path / "published.h5").as_uri()
+    monkeypatch.setitem(readers.IMAGENET, "resnet50", (address, digest))
+    x = pixels(1, 224)
+    model = keras_resnet.ResNet50(weights="imagenet")
+    assert normalization.of(model) == "caffe"
+    assert close(model(x), theirs(keras.applications.resnet.preprocess_input(x.copy())))
+    (tmp_path / "published.h5").unlink()
+    features = keras_resnet.ResNet50(weights="imagenet", include_top=False)  # from the cache
+    assert np.array_equal(features.get_layer("conv1").kernel, model.get_layer("conv1").kernel)
+
+
+@pytest.mark.parametrize("digest", ["0" * 64, "0" * 32])
+def test_imagenet_of_another_hash_is_refused(tmp_path, monkeypatch, cache, digest):
+    (tmp_path / "published.h5").write_bytes(b"something else")
+    monkeypatch.setitem(readers.IMAGENET, "resnet50", ((tmp_path / "published.h5").as_uri(), digest))
+    with pytest.raises(WeightsError, match="hash does not match"):
+        keras_resnet.ResNet50(weights="imagenet")
+
+
+def test_without_a_network_it_says_what_to_do(tmp_path, monkeypatch, cache):
+    address = (tmp_path / "resnet50_weights.h5").as_uri()
+    monkeypatch.setitem(readers.IMAGENET, "resnet50", (address, "0" * 32))
+    with pytest.raises(WeightsError, match=rf"could not be fetched: .*\n.*download {address} elsewhere and put it"):
+        keras_resnet.ResNet50(weights="imagenet")
+    with pytest.raises(WeightsError, match="for the builders of resnet18, .*; found cifar_resnet20"):
+        keras_resnet.CifarResNet(20, weights="imagenet")
+
+
+@pytest.mark.parametrize("name, address", [(n, a) for n, (a, _) in readers.IMAGENET.items() if a.endswith(".pth")])
+def test_the_address_has_the_hash(name, address):
+    """PyTorch's names end in the first eight digits of the hash."""
+    assert readers.IMAGENET[name][1].startswith(address.removesuffix(".pth").rsplit("-", 1)[1])
+
+
+@pytest.mark.parametrize("name", ["resnet50", "resnet101", "resnet152"])
+def test_hashes_are_those_of_keras(name):
+    address, digest = readers.IMAGENET[name]
+    their = sys.modules["keras.src.applications.resnet"]
+    assert their.WEIGHTS_HASHES[name][0] == digest and address.startswith(their.BASE_WEIGHTS_PATH)
+
+
+@pytest.mark.parametrize("mode", ["caffe", "torch"])
+def test_preprocess_input_is_the_first_layer(mode):
+    x = pixels(2, 32)
+    before = x.copy()
+    model = keras_resnet.CifarResNet(20, normalization=mode)
+    outside = keras_resnet.CifarResNet(20)
+    load_weights(outside, model)
+    assert np.allclose(outside(keras_resnet.preprocess_input(x, mode)), model(x), atol=1e-6)
+    assert np.array_equal(x, before)
+    with pytest.raises(ValueError, match="found 'tf'"):
+        keras_resnet.preprocess_input(x, "tf")
+
+
+def test_decode_predictions(monkeypatch):
+    index = {str(i): (f"n{i}", f"name {i}") for i in range(1000)}
+    monkeypatch.setattr(sys.modules["keras.src.applications.imagenet_utils"], "CLASS_INDEX", index)
+    scores = keras.ops.one_hot([3, 7], 1000) * 0.9
+    found = keras_resnet.decode_predictions(scores, top=1)
+    assert [[name for _, name, _ in row] for row in found] == [["name 3"], ["name 7"]]
+
+
+def test_convert_says_what_is_wrong(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "train")
+    convert = importlib.import_module("convert")
+    for arguments, message in (
+        (["x.th", "out.onnx"], "OUT ends in .keras or .safetensors; found 'out.onnx'"),
+        (["x.th", "nowhere/out.keras"], "nowhere/out.keras cannot be written: there is no folder nowhere"),
+        (["x.th", "out.keras"], None),
+    ):
+        assert convert.check(convert.parse(arguments)) == message
+    monkeypatch.setattr(sys, "argv", ["convert.py", str(tmp_path / "x.th"), str(tmp_path / "out.keras")])
+    with pytest.raises(SystemExit, match="^convert.py: the weights .*x.th' do not exist$"):
+        convert.main()
+    assert not (tmp_path / "out.keras").exists()
+
+
+def test_convert_there_and_back(tmp_path, monkeypatch, capsys, file):
+    monkeypatch.syspath_prepend(ROOT / "train")
+    convert = importlib.import_module("convert")
+    for source, out in ((file, "a.keras"), (tmp_path / "a.keras", "b.safetensors")):
+        monkeypatch.setattr(sys, "argv", ["convert.py", str(source), str(tmp_path / out)])
+        convert.main()
+    assert "2, 2, 2, 2 basic blocks" in capsys.readouterr().out
+    before, after = safetensors.load_file(file), safetensors.load_file(tmp_path / "b.safetensors")
+    assert before.keys() == after.keys() and all(np.array_equal(before[name], after[name]) for name in before)
+
+
+def test_identity_mappings_keep_their_own_names(tmp_path):
+    options = {"preactivation": True, "normalization": (120.0, 60.0)}
+    model = keras_resnet.CifarResNet(8, shortcut_variant="shortcut_gate", **options)
+    randomize(model)
+    model.save(tmp_path / "v2.keras")
+    again = keras_resnet.CifarResNet(8, shortcut_variant="shortcut_gate", **options, weights=tmp_path / "v2.keras")
+    assert all(np.array_equal(a, b) for a, b in zip(model.get_weights(), again.get_weights(), strict=True))
+    with pytest.raises(ValueError, match="left over: .*post_bn/gamma"):
+        keras_resnet.CifarResNet(8, weights=tmp_path / "v2.keras")

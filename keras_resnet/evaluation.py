@@ -160,7 +160,7 @@ def evaluate(classifiers, examples, classes, protocol="center", *, crop=224, bat
     preprocess = preprocess if isinstance(preprocess, (list, tuple)) else [preprocess] * len(classifiers)
     members = [_Member(_compiled(model, plan), p) for model, p in zip(classifiers, preprocess, strict=True)]
     outputs = [_check(member, examples, plan, len(classes)) for member in members]
-    softmax = [not _are_probabilities(output) for output in outputs]
+    softmax = [not are_probabilities(output) for output in outputs]
 
     n = int(examples.cardinality())  # negative where it is not known
     progress = keras.utils.Progbar(n * len(plan.passes) if n > 0 else None, unit_name="image", verbose=verbose)
@@ -214,7 +214,8 @@ def _mean_probabilities(members, softmax, batch, n):
     return total / len(members)
 
 
-def _are_probabilities(outputs):
+def are_probabilities(outputs):
+    """Whether a classifier's outputs, an array (batch, classes), are probabilities and not logits."""
     return outputs.min() >= 0 and np.allclose(outputs.sum(axis=1), 1, atol=0.01)  # bfloat16 is not more exact
 
 

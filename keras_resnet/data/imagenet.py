@@ -63,9 +63,12 @@ def resize_shorter_side(image, size):
     return _resize(image, shape, (0, 0), shape)
 
 
-def center_crop(image, size):
-    """The `size` x `size` center of the image once its shorter side is 256/224 of `size`: float32 (size, size, 3)."""
-    shape = resized_shape(tf.shape(image)[:2], shorter_sides(size)[0])
+def center_crop(image, size, shorter_side=None):
+    """The `size` x `size` center of the image once its shorter side is `shorter_side` (default 256/224 of `size`).
+
+    Returns float32 (size, size, 3).
+    """
+    shape = resized_shape(tf.shape(image)[:2], shorter_side or shorter_sides(size)[0])
     return _resize(image, shape, (shape - size) // 2, (size, size))
 
 
@@ -135,6 +138,27 @@ def augment(data, size, shorter_side, place, flip, shift):
     return tf.reshape(tf.reshape(crop, (size, 3 * size)) + tf.tile(shift, [size]), (size, size, 3))
 
 
+def attempt(make, rows, parallel):
+    """Applies a function to each row of a batch, several at a time, and leaves out the rows for which it fails.
+
+    Args:
+        make: a function from a row to a tuple of tensors of known shape.
+        rows: a tuple of tensors (batch, ...), or of tuples of them.
+        parallel: how many at a time.
+
+    Returns:
+        Places in the batch, int32 (m,); those that were left out, int32 (batch - m,); the tuple of tensors (m, ...).
+    """
+    numbers = tf.range(tf.shape(tf.nest.flatten(rows)[0])[0])
+    made = tf.data.Dataset.from_tensor_slices((numbers, rows))
+    made = made.map(lambda number, row: (number, make(*row)), num_parallel_calls=parallel).ignore_errors()
+    nothing = tf.nest.map_structure(lambda spec: tf.zeros(spec.shape, spec.dtype), made.element_spec)
+    made = made.concatenate(tf.data.Dataset.from_tensors(nothing))  # so that there is one at least
+    made = made.batch(tf.size(numbers, tf.int64) + 1).get_single_element()
+    places, made = tf.nest.map_structure(lambda tensor: tensor[:-1], made)
+    return places, tf.boolean_mask(numbers, tf.reduce_all(numbers[:, None] != places, 1)), made
+
+
 def _read(files, numbers, image, arguments, skipped):
     """Reads the images of a batch, several at a time.
 
@@ -149,23 +173,13 @@ def _read(files, numbers, image, arguments, skipped):
         Places in the batch, int32 (m,), images, (m, ...), and labels, int64 (m,), of those that can be read; all of
         them without `skipped`.
     """
-    batch_size = tf.size(numbers)
 
-    def example(place, row, arguments):
+    def example(row, arguments):
         data, label = files.read(*row)
-        return place, image(data, *arguments), label
+        return image(data, *arguments), label
 
-    rows = tf.data.Dataset.from_tensor_slices((tf.range(batch_size), files.rows(numbers), arguments))
-    read = rows.map(example, num_parallel_calls=os.cpu_count())
-    nothing = (-1, tf.zeros(read.element_spec[1].shape), tf.constant(0, "int64"))  # so that there is one at least
-    places, images, labels = (
-        read.ignore_errors()
-        .concatenate(tf.data.Dataset.from_tensors(nothing))
-        .batch(tf.cast(batch_size + 1, "int64"))
-        .get_single_element()
-    )
-    places, images, labels = places[:-1], images[:-1], labels[:-1]
-    lost = files.names(tf.boolean_mask(numbers, tf.reduce_all(tf.range(batch_size)[:, None] != places, 1)))
+    places, lost, (images, labels) = attempt(example, (files.rows(numbers), arguments), os.cpu_count())
+    lost = files.names(tf.gather(numbers, lost))
 
     def report():
         if skipped is None:

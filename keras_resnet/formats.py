@@ -1,0 +1,114 @@
+"""The forms of other runtimes, OpenVINO, ONNX and LiteRT, through Keras' own exporters; two of them also in int8."""
+
+import os
+
+import numpy as np
+import tensorflow as tf
+
+TOLERANCE = 1e-4  # of probabilities in float32
+
+
+class ExportError(Exception):
+    """This cannot be exported. The message says what was wrong, what was found and what to do."""
+
+
+def write(model, folder, format, crop, calibration=None):
+    """Writes the model and compares the answers of the runtime, where it is installed, with the network's.
+
+    Args:
+        model: a `keras.Model` from float32 (batch, height, width, 3) to probabilities (batch, classes).
+        folder: where model.xml and model.bin, model.onnx or model.tflite go.
+        format: "openvino", "onnx" or "litert".
+        crop: size of images, in pixels, where the network takes any.
+        calibration: None, or float32 (n, height, width, 3): the images that int8 is fitted to.
+
+    Returns:
+        The largest difference of a probability, of noise or of the first images of `calibration`; None without the
+        runtime.
+
+    Raises:
+        ExportError: what writes this format is not installed, or the runtime gives other answers.
+    """
+    size = [length or crop for length in model.input_shape[1:3]]
+    path = os.path.join(folder, NAMES[format])
+    images = np.random.default_rng(0).uniform(0, 255, (2, *size, 3)) if calibration is None else calibration[:2]
+    images = images.astype("float32")
+    expected = model.predict_on_batch(images)  # before, because Keras exports to ONNX only what has been called
+    try:
+        WRITERS[format](model, path, size, calibration)
+    except ImportError as error:
+        raise ExportError(
+            f'{format} needs packages that are not installed, pip install ".[export]": {error}'
+        ) from error
+    try:
+        answers = RUNNERS[format](path, images)
+    except ImportError:
+        return None
+    difference = float(np.abs(answers - expected).max())
+    if calibration is None and difference > TOLERANCE:
+        raise ExportError(
+            f"{model.name} in {format} differs from the network by {difference:.1e}, more than {TOLERANCE}"
+        )
+    return difference
+
+
+def _write_openvino(model, path, size, calibration):
+    import openvino
+
+    if calibration is None:
+        model.export(path, format="openvino", verbose=False)
+        return
+    import nncf
+
+    unquantized = os.path.join(os.path.dirname(path), "unquantized.xml")
+    model.export(unquantized, format="openvino", verbose=False)
+    images = nncf.Dataset([image[None] for image in calibration])
+    quantized = nncf.quantize(openvino.Core().read_model(unquantized), images, subset_size=len(calibration))
+    openvino.save_model(quantized, path, compress_to_fp16=False)
+    for ending in (".xml", ".bin"):
+        os.remove(unquantized.replace(".xml", ending))
+
+
+def _run_openvino(path, images):
+    import openvino
+
+    precise = {"INFERENCE_PRECISION_HINT": "f32"}
+    return openvino.compile_model(path, "CPU", precise)(images)[0]
+
+
+def _write_onnx(model, path, size, calibration):
+    model.export(path, format="onnx", verbose=False)
+
+
+def _run_onnx(path, images):
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    return session.run(None, {session.get_inputs()[0].name: images})[0]
+
+
+def _write_litert(model, path, size, calibration):
+    signature = [tf.TensorSpec((None, *size, 3), "float32", "images")]  # LiteRT's convolutions want to know the size
+    options = {}
+    if calibration is not None:
+        options["optimizations"] = [tf.lite.Optimize.DEFAULT]
+        options["representative_dataset"] = lambda: ([image[None]] for image in calibration)
+    model.export(path, format="litert", input_signature=signature, verbose=False, **options)
+
+
+def _run_litert(path, images):
+    from ai_edge_litert.interpreter import Interpreter
+
+    interpreter = Interpreter(path)
+    (inputs,), (outputs,) = interpreter.get_input_details(), interpreter.get_output_details()
+    interpreter.resize_tensor_input(inputs["index"], images.shape)
+    interpreter.allocate_tensors()
+    interpreter.set_tensor(inputs["index"], images)
+    interpreter.invoke()
+    return interpreter.get_tensor(outputs["index"])
+
+
+NAMES = {"openvino": "model.xml", "onnx": "model.onnx", "litert": "model.tflite"}
+WRITERS = {"openvino": _write_openvino, "onnx": _write_onnx, "litert": _write_litert}
+RUNNERS = {"openvino": _run_openvino, "onnx": _run_onnx, "litert": _run_litert}
+QUANTIZED = ("openvino", "litert")

@@ -1,0 +1,124 @@
+"""What a served classifier answers, as a graph: pixels or files in, the classes and their probabilities out.
+
+The graph of a SavedModel holds everything: decoding, resizing, cropping, the network and the classes' names.
+"""
+
+import typing
+
+import keras
+import tensorflow as tf
+from tensorflow_serving.apis import classification_pb2, model_pb2, predict_pb2, prediction_log_pb2
+
+from keras_resnet.data import imagenet, views
+
+SMALL = 64  # up to this size of its input a network sees whole images, as in CIFAR's test (P1 4.2)
+DECODED_AT_ONCE = 16
+FILE = "image/encoded"  # the feature of a tf.Example, as ImageNet's records have it
+CLASSIFY = "classify"
+
+
+class Preprocessing(typing.NamedTuple):
+    """How a file becomes an image, in pixels: the shorter side is resized, and the center of size `crop` is cut out."""
+
+    shorter_side: int
+    crop: int
+    interpolation: str = views.INTERPOLATION
+
+
+def preprocessing(crop):
+    """The evaluation's protocol "center" for a network that takes `crop` x `crop` pixels; up to 64, "single"."""
+    return Preprocessing(crop if crop <= SMALL else imagenet.shorter_sides(crop)[0], crop)
+
+
+def save(model, path, classes, top_k, preprocess):
+    """Writes a SavedModel with the signatures.
+
+    Args:
+        model: a `keras.Model` from float32 (batch, height, width, 3), RGB in [0, 255], to probabilities
+            (batch, classes).
+        path: the folder to make.
+        classes: the names of the classes.
+        top_k: how many classes `classes`, `scores` and `labels` hold.
+        preprocess: a `Preprocessing`.
+    """
+    names, pixels = tf.constant(classes), model.input_shape
+
+    @tf.function(input_signature=[tf.TensorSpec(pixels, "float32")], autograph=False)
+    def answer(images):
+        probabilities = model(images, training=False)
+        scores, numbers = tf.math.top_k(probabilities, top_k)
+        labels = tf.gather(names, numbers)
+        return {"probabilities": probabilities, "classes": numbers, "scores": scores, "labels": labels}
+
+    def serving_default(images):
+        return answer(images)
+
+    def predict_uint8(images):
+        return answer(tf.cast(images, "float32"))
+
+    def predict_bytes(image_bytes):
+        return answer(decode(image_bytes, preprocess))
+
+    def classify(inputs):
+        examples = tf.io.parse_example(inputs, {FILE: tf.io.FixedLenFeature((), "string")})
+        answers = predict_bytes(examples[FILE])
+        return {"classes": answers["labels"], "scores": answers["scores"]}
+
+    archive = keras.export.ExportArchive()
+    for function, spec in (
+        (serving_default, tf.TensorSpec(pixels, "float32", "images")),
+        (predict_uint8, tf.TensorSpec(pixels, "uint8", "images")),
+        (predict_bytes, tf.TensorSpec((None,), "string", "image_bytes")),
+        (classify, tf.TensorSpec((None,), "string", "inputs")),
+    ):
+        archive.add_endpoint(function.__name__, function, [spec])
+    archive.write_out(path, verbose=False)
+    methods = tf.compat.v1.saved_model.signature_def_utils.MethodNameUpdater(path)
+    methods.replace_method_name(CLASSIFY, tf.compat.v1.saved_model.CLASSIFY_METHOD_NAME)
+    methods.save()
+
+
+def decode(files, preprocess):
+    """Images of a batch of files.
+
+    Args:
+        files: string (batch,), the contents of JPEG or PNG files.
+        preprocess: a `Preprocessing`.
+
+    Returns:
+        float32 (batch, crop, crop, 3), RGB in [0, 255]. If one of the files cannot be decoded, running the graph
+        fails with an InvalidArgumentError that says which ones, counted from 0.
+    """
+    side, crop, _ = preprocess
+    image = lambda file: (imagenet.center_crop(imagenet.decode(file), crop, side),)
+    _, lost, (images,) = imagenet.attempt(image, (files,), DECODED_AT_ONCE)
+    what = ["no JPEG or PNG image, or damaged: of this batch, counted from 0, number", lost]
+    with tf.control_dependencies([tf.debugging.Assert(tf.size(lost) == 0, what, summarize=20)]):
+        return tf.ensure_shape(images, (None, crop, crop, 3))
+
+
+def warmup_requests(name, input_shape, crop):
+    """One request for each signature, with one grey image, for TF Serving to send itself before it says it is ready.
+
+    Args:
+        name: the model's name.
+        input_shape: (batch, height, width, 3) of the network; None is any.
+        crop: size of the image where the network takes any, in pixels.
+
+    Yields:
+        Of each request a `PredictionLog`.
+    """
+    pixels = tf.fill([1, *(length or crop for length in input_shape[1:3]), 3], 128.0)
+    file = tf.io.encode_jpeg(tf.cast(pixels[0], "uint8")).numpy()
+    for signature, argument, value in (
+        ("serving_default", "images", pixels),
+        ("predict_uint8", "images", tf.cast(pixels, "uint8")),
+        ("predict_bytes", "image_bytes", tf.constant([file])),
+    ):
+        spec = model_pb2.ModelSpec(name=name, signature_name=signature)
+        request = predict_pb2.PredictRequest(model_spec=spec, inputs={argument: tf.make_tensor_proto(value)})
+        yield prediction_log_pb2.PredictionLog(predict_log=prediction_log_pb2.PredictLog(request=request))
+    request = classification_pb2.ClassificationRequest(model_spec={"name": name, "signature_name": CLASSIFY})
+    example = request.input.example_list.examples.add()
+    example.features.feature[FILE].bytes_list.value.append(file)
+    yield prediction_log_pb2.PredictionLog(classify_log=prediction_log_pb2.ClassifyLog(request=request))

@@ -1,0 +1,419 @@
+import base64
+import io
+import json
+import os
+import pathlib
+import pickle
+import shutil
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from conftest import ROOT
+from tensorflow.core.example import example_pb2
+from tensorflow.core.protobuf import meta_graph_pb2, saved_model_pb2
+from tensorflow_serving.apis import get_model_metadata_pb2, predict_pb2, prediction_log_pb2
+from test_folding import trained
+
+import keras_resnet
+from keras_resnet import serving, signatures
+from keras_resnet.data import imagenet, views
+from keras_resnet.graphs import recursion_limit
+
+CLASSES = tuple("abcdefghij")
+SIGNATURES = {
+    "serving_default": ("images", tf.float32),
+    "predict_uint8": ("images", tf.uint8),
+    "predict_bytes": ("image_bytes", tf.string),
+    "classify": ("inputs", tf.string),
+}
+
+
+def pixels(n=3, height=32, width=32, seed=0):
+    """Blurred noise: the network's answers to sharp noise are all alike."""
+    coarse = np.random.default_rng(seed).uniform(0, 255, (n, 4, 4, 3))
+    return np.round(tf.image.resize(coarse, (height, width)).numpy()).astype("uint8")
+
+
+def png(image):
+    return tf.io.encode_png(image).numpy()
+
+
+def strings(*values):
+    return np.array([*values, None], "O")[:-1]
+
+
+def signature_defs(path):
+    saved = saved_model_pb2.SavedModel.FromString(pathlib.Path(path, "saved_model.pb").read_bytes())
+    return {
+        name: found for name, found in saved.meta_graphs[0].signature_def.items() if name != "__saved_model_init_op"
+    }
+
+
+def serve(path, *requests):
+    """Answers to (signature, array), by TensorFlow's C API in a process without its Python."""
+    signature = signature_defs(path)
+    asked = []
+    for name, array in requests:
+        (inputs,) = signature[name].inputs.values()
+        asked.append((inputs.name, array, {key: info.name for key, info in signature[name].outputs.items()}))
+    files = [os.path.join(os.path.dirname(path), f".{name}.pickle") for name in ("request", "answer")]
+    with open(files[0], "wb") as file:
+        pickle.dump(asked, file)
+    program = pathlib.Path(__file__).with_name("c_api.py")
+    command = [sys.executable, program, os.path.dirname(tf.__file__), path, *files]
+    subprocess.run(command, check=True, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": ""})
+    with open(files[1], "rb") as file:
+        return pickle.load(file)
+
+
+@pytest.fixture(scope="module")
+def small():
+    return trained(keras_resnet.CifarResNet(8, normalization=(120.0, 60.0)))
+
+
+@pytest.fixture(scope="module")
+def exported(small, tmp_path_factory):
+    return serving.export(small, tmp_path_factory.mktemp("models") / "small", classes=CLASSES, top_k=3)
+
+
+@pytest.fixture
+def listing(tmp_path):
+    """What a server sees in the folder of the versions."""
+    return lambda: sorted(name for name in os.listdir(tmp_path / "m") if not name.startswith("."))
+
+
+def test_a_server_gets_the_networks_numbers(small, exported):
+    images = pixels()
+    files = strings(*map(png, images))
+    feature = lambda file: {"image/encoded": {"bytes_list": {"value": [file]}}}
+    examples = [example_pb2.Example(features={"feature": feature(file)}).SerializeToString() for file in files]
+    *predictions, classified = serve(
+        exported,
+        ("serving_default", images.astype("float32")),
+        ("predict_uint8", images),
+        ("predict_bytes", files),
+        ("classify", strings(*examples)),
+    )
+    expected = small.predict(images, verbose=0)
+    assert expected.std(0).max() > 1e-2  # the images differ
+    best = np.argsort(-expected, axis=1)[:, :3]
+    labels = [[CLASSES[i].encode() for i in row] for row in best]
+    for answer in predictions:
+        np.testing.assert_allclose(answer["probabilities"], expected, atol=1e-5)
+        np.testing.assert_array_equal(answer["classes"], best)
+        np.testing.assert_allclose(answer["scores"], np.take_along_axis(expected, best, 1), atol=1e-5)
+        assert answer["labels"].tolist() == labels
+    assert classified["classes"].tolist() == labels
+    np.testing.assert_allclose(classified["scores"], predictions[0]["scores"], atol=1e-6)
+
+
+def test_files_are_cropped_as_the_evaluation_does(tmp_path):
+    """JPEG and PNG, upright and lying, colour and grey, to a network that takes any size."""
+    model = trained(keras_resnet.ResNet18(classes=10, normalization="torch"))
+    path = serving.export(model, tmp_path / "m", crop=96)
+    lying, upright = pixels(1, 120, 150)[0], pixels(1, 200, 100, seed=1)[0]
+    grey = tf.io.encode_jpeg(lying[..., :1]).numpy()
+    files = strings(tf.io.encode_jpeg(upright).numpy(), png(lying), grey)
+    crops = np.concatenate([views.center(imagenet.decode(file), 110, 96) for file in files])
+    answer, whole = serve(path, ("predict_bytes", files), ("predict_uint8", lying[None]))
+    np.testing.assert_allclose(answer["probabilities"], model(crops), atol=1e-4)
+    np.testing.assert_allclose(whole["probabilities"], model(lying[None].astype("float32")), atol=1e-4)
+    with open(os.path.join(path, serving.ABOUT)) as file:
+        assert json.load(file)["preprocessing"] == {
+            "shorter_side": 110, "crop": 96, "interpolation": views.INTERPOLATION
+        }  # fmt: skip
+
+
+def test_a_malformed_image_is_named(exported):
+    good = png(pixels(1)[0])
+    jpeg = tf.io.encode_jpeg(pixels(1, 300, 300)[0]).numpy()
+    answers = serve(
+        exported,
+        ("predict_bytes", strings(good, b"no image", good)),
+        ("predict_bytes", strings(good, good, jpeg[: len(jpeg) // 2], b"")),
+        ("predict_bytes", strings(good)),
+    )
+    assert "counted from 0, number] [1]" in answers[0]
+    assert "counted from 0, number] [2 3]" in answers[1]
+    assert answers[2]["scores"].shape == (1, 3)  # the server goes on
+
+
+def test_signatures_are_what_clients_ask_for(exported):
+    """The messages of tensorflow-serving-api, and the REST form."""
+    found = signature_defs(exported)
+    metadata = get_model_metadata_pb2.GetModelMetadataResponse()
+    definitions = get_model_metadata_pb2.SignatureDefMap(signature_def=found)
+    metadata.metadata["signature_def"].Pack(definitions)
+    received = get_model_metadata_pb2.SignatureDefMap()
+    metadata.metadata["signature_def"].Unpack(received)
+    assert set(received.signature_def) == set(SIGNATURES)
+    for name, (argument, dtype) in SIGNATURES.items():
+        signature = received.signature_def[name]
+        assert isinstance(signature, meta_graph_pb2.SignatureDef)
+        assert {key: info.dtype for key, info in signature.inputs.items()} == {argument: dtype.as_datatype_enum}
+        assert [dim.size for dim in signature.inputs[argument].tensor_shape.dim][0] == -1
+        outputs = {"classes", "scores"} if name == "classify" else {"probabilities", "classes", "scores", "labels"}
+        assert set(signature.outputs) == outputs
+        method = "classify" if name == "classify" else "predict"
+        assert signature.method_name == f"tensorflow/serving/{method}"
+    request = predict_pb2.PredictRequest(inputs={"images": tf.make_tensor_proto(pixels())})
+    shape = received.signature_def["predict_uint8"].inputs["images"].tensor_shape
+    assert request.inputs["images"].dtype == received.signature_def["predict_uint8"].inputs["images"].dtype
+    assert tf.TensorShape(shape).is_compatible_with(tf.TensorShape(request.inputs["images"].tensor_shape))
+    body = {"instances": [{"b64": base64.b64encode(png(image)).decode()} for image in pixels()]}
+    files = strings(*(base64.b64decode(instance["b64"]) for instance in json.loads(json.dumps(body))["instances"]))
+    (answer,) = serve(exported, ("predict_bytes", files))
+    assert {len(array) for array in answer.values()} == {3}  # REST's rows: each output one for each instance
+
+
+def test_the_warmup_requests_are_answered(exported):
+    file = os.path.join(exported, "assets.extra", "tf_serving_warmup_requests")
+    logs = [prediction_log_pb2.PredictionLog.FromString(record.numpy()) for record in tf.data.TFRecordDataset(file)]
+    requests, asked = [], []
+    for log in logs:
+        request = getattr(log, log.WhichOneof("log_type")).request
+        assert request.model_spec.name == "small"
+        asked.append(request.model_spec.signature_name)
+        if asked[-1] == "classify":
+            array = strings(*(example.SerializeToString() for example in request.input.example_list.examples))
+        else:
+            array = tf.make_ndarray(next(iter(request.inputs.values())))
+        requests.append((asked[-1], array))
+    assert asked == list(SIGNATURES)
+    assert [answer["scores"].shape for answer in serve(exported, *requests)] == [(1, 3)] * 4
+
+
+def test_versions_follow_each_other_and_stay(small, tmp_path, listing):
+    (tmp_path / "m" / "7").mkdir(parents=True)
+    path = serving.export(small, tmp_path / "m")
+    assert path == str(tmp_path / "m" / "8")
+    before = {file: file.stat().st_mtime_ns for file in pathlib.Path(path).rglob("*")}
+    with pytest.raises(serving.ExportError, match="8 exists"):
+        serving.export(small, tmp_path / "m", version=8)
+    assert {file: file.stat().st_mtime_ns for file in pathlib.Path(path).rglob("*")} == before
+    serving.export(small, tmp_path / "m", version=10, keep=2)
+    assert listing() == ["10", "8"] and len(os.listdir(tmp_path / "m")) == 2
+
+
+def test_a_version_appears_whole_or_not_at_all(small, tmp_path, listing, monkeypatch):
+    seen, write = [], signatures.save
+
+    def save(*arguments):
+        write(*arguments)
+        seen.append(listing())
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(signatures, "save", save)
+    with pytest.raises(serving.ExportError, match="could not be written: No space left"):
+        serving.export(small, tmp_path / "m")
+    assert seen == [[]] and os.listdir(tmp_path / "m") == []
+
+
+def test_logits_become_probabilities(tmp_path):
+    model = trained(keras_resnet.CifarResNet(8, classifier_activation=None, normalization=(120.0, 60.0)))
+    path = serving.export(model, tmp_path / "m")
+    (answer,) = serve(path, ("predict_uint8", pixels()))
+    np.testing.assert_allclose(answer["probabilities"], tf.nn.softmax(model(pixels())), atol=1e-5)
+    assert answer["labels"][0, 0] == str(answer["classes"][0, 0]).encode()
+
+
+@pytest.mark.parametrize("format", ["openvino", "onnx", "litert"])
+def test_other_runtimes_give_the_same_numbers(format, small, tmp_path):
+    for package in {"openvino": ["openvino"], "onnx": ["tf2onnx", "onnxruntime"], "litert": ["ai_edge_litert"]}[format]:
+        pytest.importorskip(package)
+    path = serving.export(small, tmp_path / "m", format=format)
+    with open(os.path.join(path, serving.ABOUT)) as file:
+        assert json.load(file)["largest_difference"] < 1e-5
+
+
+def test_int8_is_close(small, tmp_path):
+    pytest.importorskip("nncf")
+    images = tf.data.Dataset.from_tensor_slices(pixels(40))
+    path = serving.export(small, tmp_path / "m", format="openvino", dtype="int8", calibration=images)
+    with open(os.path.join(path, serving.ABOUT)) as file:
+        assert 0 < json.load(file)["largest_difference"] < 0.05
+    assert "FakeQuantize" in pathlib.Path(path, "model.xml").read_text()
+
+
+def test_a_folder_that_cannot_be_written_is_said(small, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(serving.ExportError, match="file/m cannot be written: .*Not a directory"):
+        serving.export(small, tmp_path / "file" / "m")
+
+
+def broken(small):
+    model = keras.models.clone_model(small)
+    model.get_layer("fc").bias.assign(np.full(10, np.nan))
+    return model
+
+
+@pytest.mark.parametrize(
+    "model, options, message",
+    [
+        (lambda small: small, {"classes": ["cat", "dog"]}, "10 classes; found 2 names"),
+        (lambda small: small, {"dtype": "float16"}, "dtype is one of float32, bfloat16, int8; found 'float16'"),
+        (lambda small: small, {"dtype": "int8"}, "for the formats openvino and litert; found saved_model"),
+        (lambda small: small, {"dtype": "int8", "format": "litert"}, "images that are given for calibration"),
+        (lambda small: small, {"dtype": "bfloat16", "format": "onnx"}, "bfloat16 is for saved_model"),
+        (lambda small: small, {"version": 0}, "a version is a positive number; found 0"),
+        (lambda small: small, {"keep": 0}, "keep is positive; found 0"),
+        (lambda small: small, {"crop": 224}, "crop is 32, the size that cifar_resnet8 takes; found 224"),
+        (lambda small: keras_resnet.CifarResNet(8, include_top=False), {}, "is no classifier"),
+        (broken, {}, "not finite"),
+    ],
+)
+def test_what_cannot_be_exported_is_said(model, options, message, small, tmp_path):
+    with pytest.raises(serving.ExportError, match=message):
+        serving.export(model(small), tmp_path / "m", **options)
+    assert not (tmp_path / "m").exists()
+
+
+def program(*arguments):
+    command = [sys.executable, str(ROOT / "train" / "export.py"), *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+
+
+def test_the_program_exports_a_run(small, tmp_path):
+    run = tmp_path / "runs" / "eight"
+    run.mkdir(parents=True)
+    small.save(run / "model.keras")
+    for name, content in (
+        ("args", {"depth": 8, "dataset": "cifar10", "image_size": 224}),
+        ("classes", CLASSES),
+        ("result", {"test_error": 0.125, "val_error": None}),
+    ):
+        (run / f"{name}.json").write_text(json.dumps(content))
+    done = program(run, "--output", tmp_path / "models", "--top-k", "2")
+    assert done.returncode == 0, done.stderr
+    path = tmp_path / "models" / "eight" / "1"
+    assert str(path) in done.stdout and f"--model_base_path={path.parent}" in done.stdout
+    about = json.loads((path / serving.ABOUT).read_text())
+    assert (about["depth"], about["test_error"], about["source"]) == (8, 0.125, str(run))
+    assert about["classes"] == list(CLASSES) and about["versions"]["keras"] == keras.__version__
+    (answer,) = serve(str(path), ("predict_uint8", pixels()))
+    np.testing.assert_allclose(answer["probabilities"], small.predict(pixels(), verbose=0), atol=1e-5)
+    assert answer["scores"].shape == (3, 2)
+
+    failed = program(run.parent)
+    assert failed.returncode == 1
+    message = f"{run.parent} holds no model.keras; a run has one when it is finished"
+    assert failed.stderr == f"export.py: {message}\n"
+
+
+def free_port():
+    with socket.socket() as found:
+        found.bind(("localhost", 0))
+        return found.getsockname()[1]
+
+
+def post(url, body):
+    request = urllib.request.Request(url, json.dumps(body).encode())
+    with urllib.request.urlopen(request, timeout=30) as reply:
+        return json.load(io.TextIOWrapper(reply))
+
+
+@pytest.mark.skipif(not shutil.which("tensorflow_model_server"), reason="tensorflow_model_server is not on PATH")
+def test_a_version_is_swapped_under_load(small, tmp_path):
+    """gRPC and REST; not one request may fail while version 2 takes the place of version 1."""
+    import grpc
+    from tensorflow_serving.apis import prediction_service_pb2_grpc
+
+    folder = tmp_path / "small"
+    serving.export(small, folder, classes=CLASSES)
+    grpc_port, rest_port = free_port(), free_port()
+    command = [
+        "tensorflow_model_server", "--model_name=small", f"--model_base_path={folder}", f"--port={grpc_port}",
+        f"--rest_api_port={rest_port}", "--file_system_poll_wait_seconds=1",
+    ]  # fmt: skip
+    url = f"http://localhost:{rest_port}/v1/models/small"
+    images, expected = pixels(), small.predict(pixels(), verbose=0)
+    body = {
+        "signature_name": "predict_bytes",
+        "instances": [{"b64": base64.b64encode(png(image)).decode()} for image in images],
+    }
+    request = predict_pb2.PredictRequest(inputs={"images": tf.make_tensor_proto(images)})
+    request.model_spec.name, request.model_spec.signature_name = "small", "predict_uint8"
+    versions, failures, stop = [], [], threading.Event()
+
+    def available():
+        with urllib.request.urlopen(url, timeout=5) as reply:
+            states = json.load(reply)["model_version_status"]
+        return {state["version"] for state in states if state["state"] == "AVAILABLE"}
+
+    def wait(version):
+        end = time.monotonic() + 120
+        while time.monotonic() < end:
+            try:
+                if version in available():
+                    return
+            except OSError:
+                assert server.poll() is None, "the server has ended"
+            time.sleep(0.2)
+        pytest.fail(f"version {version} was not served within two minutes")
+
+    def load(ask):
+        while not stop.is_set():
+            try:
+                ask()
+            except Exception as error:  # whatever fails is what the test is about
+                failures.append(error)
+
+    def by_rest():
+        rows = post(f"{url}:predict", body)["predictions"]
+        np.testing.assert_allclose([row["probabilities"] for row in rows], expected, atol=1e-4)
+
+    def by_grpc():
+        answer = stub.Predict(request, timeout=30)
+        versions.append(answer.model_spec.version.value)
+        np.testing.assert_allclose(tf.make_ndarray(answer.outputs["probabilities"]), expected, atol=1e-4)
+
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as server:
+        try:
+            wait("1")
+            with grpc.insecure_channel(f"localhost:{grpc_port}") as channel:
+                stub = prediction_service_pb2_grpc.PredictionServiceStub(channel)
+                clients = [threading.Thread(target=load, args=[ask]) for ask in (by_rest, by_grpc)]
+                for client in clients:
+                    client.start()
+                time.sleep(1)
+                serving.export(small, folder, classes=CLASSES, keep=1)
+                wait("2")
+                time.sleep(2)
+                stop.set()
+                for client in clients:
+                    client.join()
+        finally:
+            stop.set()
+            server.terminate()
+    assert not failures, failures[0]
+    assert set(versions) == {1, 2} and versions == sorted(versions)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "network, size",
+    [
+        (lambda: keras_resnet.CifarResNet(20, normalization=(120.0, 60.0)), 32),
+        (lambda: keras_resnet.CifarPlainNet(20, normalization=(120.0, 60.0)), 32),
+        (lambda: keras_resnet.PlainNet18(classes=10, normalization="torch"), 64),
+        (lambda: keras_resnet.ResNet50(classes=10, normalization="caffe"), 64),
+        (lambda: keras_resnet.CifarResNet(1202, normalization=(120.0, 60.0)), 32),
+    ],
+    ids=["20", "plain 20", "plain 18", "50", "1202"],
+)
+def test_every_network_serves_its_own_numbers(network, size, tmp_path):
+    with recursion_limit(30_000):
+        model = trained(network(), gain=0.1 if size == 32 else 0.5)
+        path = serving.export(model, tmp_path / "m")
+        images = pixels(2, size, size)
+        expected = model.predict(images, verbose=0)
+    (answer,) = serve(path, ("predict_uint8", images))
+    np.testing.assert_allclose(answer["probabilities"], expected, atol=1e-5)

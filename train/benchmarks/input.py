@@ -1,0 +1,131 @@
+"""Batches of augmented images against training steps; batches of photographs against other ways to make them."""
+
+import multiprocessing.pool
+import os
+import statistics
+import time
+
+import numpy as np
+import tensorflow as tf
+from benchmarks.common import bare_step, batch, trainer
+
+from keras_resnet.data import cifar, color, folders, imagenet, shapes, sources
+from keras_resnet.training.fused import skip_graph_optimizer
+
+try:
+    from PIL import Image
+except ImportError:
+    Image = None
+
+
+def inputs(options):
+    if options.data:
+        photographs(options)
+        return
+    data = batch(options.batch_size)
+    skip_graph_optimizer()
+    train = bare_step(trainer(options.depth), data)
+    train()
+    images, labels = shapes.draw(50_000, seed=0)
+    mean = cifar.per_pixel_mean(images)
+    batches = iter(cifar.training_batches(sources.Split(images, labels), mean, batch_size=options.batch_size, seed=0))
+    next(batches)
+    rates = {"augmented batches": [], f"ResNet-{options.depth} training steps": []}
+    for _ in range(options.rounds):
+        for (_, list_of_rates), work, times in zip(
+            rates.items(), (lambda: next(batches), train), (50 * options.steps, options.steps), strict=True
+        ):
+            begin = time.perf_counter()
+            for _ in range(times):
+                work()
+            list_of_rates.append(options.batch_size * times / (time.perf_counter() - begin))
+    fast, slow = rates.values()
+    for name, values in rates.items():
+        print(f"{name:<32}{statistics.median(values):>10.0f} images/s")
+    ratio = statistics.median(a / b for a, b in zip(fast, slow, strict=True))
+    print(f"ratio {ratio:.0f}, median of {options.rounds} rounds")
+
+
+def literal(path, normal):
+    """P1 3.4 word for word: the whole image is decoded and resized, then cropped. A function for tf.data."""
+    image = tf.io.decode_jpeg(tf.io.read_file(path), channels=3)
+    side = tf.random.uniform((), *imagenet.SHORTER_SIDES, "int32")
+    image = tf.image.resize(image, imagenet.resized_shape(tf.shape(image)[:2], side))
+    crop = tf.image.random_flip_left_right(tf.image.random_crop(image, (imagenet.IMAGE_SIZE, imagenet.IMAGE_SIZE, 3)))
+    return crop + color.shifts(color.IMAGENET, normal[None])[0]
+
+
+def pillow(path, rng):
+    """The same in Pillow, as quickly as it can: the JPEG decoder scales, only the crop is resized."""
+    size = imagenet.IMAGE_SIZE
+    with Image.open(path) as image:
+        side = rng.integers(*imagenet.SHORTER_SIDES)
+        resized = [round(length * side / min(image.size)) for length in image.size]
+        corner = [rng.integers(length - size + 1) for length in resized]
+        image.draft("RGB", resized)  # the least size that the decoder has and that is no smaller
+        box = [(c + s) * now / new for s in (0, size) for c, now, new in zip(corner, image.size, resized, strict=True)]
+        image = image if image.mode == "RGB" else image.convert("RGB")
+        crop = image.resize((size, size), Image.Resampling.BILINEAR, box)
+    if rng.random() < 0.5:
+        crop = crop.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    shift = np.tile(color.shifts(color.IMAGENET, rng.standard_normal(3, "float32")), size)
+    return (np.asarray(crop, "float32").reshape(size, 3 * size) + shift).reshape(size, size, 3)
+
+
+def settle():
+    """Waits until the streams that are not asked for batches have filled their queues."""
+    used = -1
+    while time.process_time() - used > 0.005:
+        used = time.process_time()
+        time.sleep(0.05)
+
+
+def photographs(options):
+    files, size = folders.load(options.data).train, options.batch_size
+    paths = tf.constant(files.paths)
+    normal = tf.random.stateless_normal((len(files.paths), 3), (0, 0))
+    examples = tf.data.Dataset.from_tensor_slices((paths, normal)).repeat()
+
+    def stream(work):
+        return iter(examples.map(work, num_parallel_calls=os.cpu_count()).batch(size).prefetch(2))
+
+    def decode(path, _):
+        return tf.shape(tf.io.decode_jpeg(tf.io.read_file(path), channels=3))
+
+    ours = iter(imagenet.training_batches(files, batch_size=size, seed=0))
+    rivals = {
+        "decode the whole JPEG, nothing else": stream(decode),
+        "decode, resize, crop, flip, noise": stream(literal),
+    }
+    works = {"ours": lambda: next(ours)}
+    works |= {name: lambda batches=batches: next(batches) for name, batches in rivals.items()}
+    if Image:
+        pool, rng = multiprocessing.pool.ThreadPool(), np.random.default_rng(0)  # Pillow's work leaves the lock
+
+        def pillow_batch():
+            chosen = [(files.paths[i], np.random.default_rng(i)) for i in rng.integers(len(files.paths), size=size)]
+            return np.stack(pool.starmap(pillow, chosen))
+
+        works["Pillow, draft mode and boxed resize"] = pillow_batch
+    seconds, cpu_seconds = {name: [] for name in works}, {name: [] for name in works}
+    for _ in range(options.rounds):
+        for name, work in works.items():
+            settle()
+            for _ in range(4):  # what lies in the queues was made before
+                work()
+            begin, used = time.perf_counter(), time.process_time()
+            for _ in range(options.steps):
+                work()
+            seconds[name].append(time.perf_counter() - begin)
+            cpu_seconds[name].append(time.process_time() - used)
+    print(f"{len(files.paths)} photographs, batches of {size}, {os.cpu_count()} cores")
+    print(f"medians of {options.rounds} turns of {options.steps} batches\n")
+    print(f"{'':<38}{'images/s':>10}{'ours / this':>14}{'CPU ms/image':>15}{'this / ours':>14}")
+    for name, values in seconds.items():
+        n = size * options.steps
+        rate, work = n / statistics.median(values), 1000 * statistics.median(cpu_seconds[name]) / n
+        faster, less = (
+            statistics.median(other / own for own, other in zip(times["ours"], times[name], strict=True))
+            for times in (seconds, cpu_seconds)
+        )
+        print(f"{name:<38}{rate:>10.0f}{faster:>14.2f}{work:>15.2f}{less:>14.2f}")

@@ -1,0 +1,162 @@
+"""ResNet-50 as it is served: our exports against keras.applications' own, with the same options and random weights.
+
+SavedModels run in a session of TensorFlow's C++ runtime, as in TF Serving, without the network between.
+"""
+
+import os
+import statistics
+import tempfile
+import time
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+import keras_resnet
+from keras_resnet import serving
+from keras_resnet.data import imagenet
+
+try:
+    import torch
+except ImportError:
+    torch = None
+
+SIZE = imagenet.IMAGE_SIZE
+HEIGHT, WIDTH = 375, 500  # of the images whose files are sent: those of many of ImageNet's
+PAUSE = 0.1  # seconds, in which the threads of the one before come to rest
+
+
+def session(path, signature="serving_default"):
+    """A function from the signature's input to its outputs."""
+    graph = tf.Graph()
+    running = tf.compat.v1.Session(graph=graph)
+    with graph.as_default():
+        meta = tf.compat.v1.saved_model.load(running, ["serve"], path)
+    found = meta.signature_def[signature]
+    (inputs,) = found.inputs.values()
+    return running.make_callable([info.name for info in found.outputs.values()], [inputs.name])
+
+
+def openvino_request(path, precision=None):
+    import openvino
+
+    options = {"PERFORMANCE_HINT": "LATENCY"}
+    if precision:
+        options["INFERENCE_PRECISION_HINT"] = precision
+    request = openvino.Core().compile_model(path, "CPU", options).create_infer_request()
+    return lambda images: request.infer([images])
+
+
+def onnxruntime_session(path):
+    import onnxruntime
+
+    running = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    name = running.get_inputs()[0].name
+    return lambda images: running.run(None, {name: images})
+
+
+def torch_network():
+    """The same network in PyTorch: channels last, frozen, with folded batch normalisation."""
+    nn, functional = torch.nn, torch.nn.functional
+
+    class Block(nn.Module):
+        def __init__(self, channels, width, stride):
+            super().__init__()
+            shapes = ((channels, width, 1, stride), (width, width, 3, 1), (width, 4 * width, 1, 1))
+            self.convolutions = nn.ModuleList(
+                nn.Conv2d(a, b, k, s, k // 2)
+                for a, b, k, s in shapes  # the stride is in the first 1x1
+            )
+            changes = stride > 1 or channels != 4 * width
+            self.shortcut = nn.Conv2d(channels, 4 * width, 1, stride) if changes else nn.Identity()
+
+        def forward(self, x):
+            first, second, third = self.convolutions
+            y = third(functional.relu(second(functional.relu(first(x)))))
+            return functional.relu(y + self.shortcut(x))
+
+    stem = [nn.Conv2d(3, 64, 7, 2, 3), nn.ReLU(), nn.MaxPool2d(3, 2, 1)]
+    blocks, channels = [], 64
+    for stage, repetitions in enumerate((3, 4, 6, 3)):
+        for i in range(repetitions):
+            blocks.append(Block(channels, 64 * 2**stage, 2 if stage and not i else 1))
+            channels = 256 * 2**stage
+    head = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(2048, 1000), nn.Softmax(1)]
+    network = nn.Sequential(*stem, *blocks, *head).eval().to(memory_format=torch.channels_last)
+    example = torch.zeros(1, 3, SIZE, SIZE).contiguous(memory_format=torch.channels_last)
+    with torch.inference_mode():
+        network = torch.jit.freeze(torch.jit.trace(network, example))
+
+    def run(images):
+        with torch.inference_mode():
+            return network(torch.from_numpy(images).permute(0, 3, 1, 2))
+
+    return run
+
+
+def rivals(folder):
+    """Functions from images, float32 (batch, 224, 224, 3), by name; the first is what the others are compared with."""
+    keras.applications.ResNet50(weights=None).export(f"{folder}/applications", verbose=False)
+    model = keras_resnet.ResNet50(input_shape=(SIZE, SIZE, 3))
+    works = {"keras.applications, SavedModel": session(f"{folder}/applications")}
+    noise = np.random.default_rng(0).uniform(0, 255, (16, SIZE, SIZE, 3)).astype("float32")
+    exports = (
+        ("SavedModel, not folded", {"batch_norm": "keep"}, session),
+        ("SavedModel, float32", {}, session),
+        ("SavedModel, bfloat16", {"dtype": "bfloat16"}, session),
+        ("OpenVINO, float32", {"format": "openvino"}, lambda path: openvino_request(f"{path}/model.xml", "f32")),
+        ("OpenVINO, bfloat16", {"format": "openvino"}, lambda path: openvino_request(f"{path}/model.xml", "bf16")),
+        (
+            "OpenVINO, int8",
+            {"format": "openvino", "dtype": "int8", "calibration": tf.data.Dataset.from_tensor_slices(noise)},
+            lambda path: openvino_request(f"{path}/model.xml"),
+        ),
+        ("ONNX Runtime, float32", {"format": "onnx"}, lambda path: onnxruntime_session(f"{path}/model.onnx")),
+    )
+    for name, options, load in exports:
+        try:
+            works[name] = load(serving.export(model, f"{folder}/{name}", **options))
+        except (ImportError, serving.ExportError) as error:
+            print(f"without {name}: {error}")
+    if torch:
+        torch.set_num_threads(os.cpu_count())
+        works[f"PyTorch {torch.__version__}, folded, channels last"] = torch_network()
+    return works
+
+
+def turns(works, rounds):
+    """Seconds of each (function, argument), one call of each after the other in each round."""
+    seconds = {name: [] for name in works}
+    for round in range(rounds + 1):
+        for name, (work, argument) in works.items():
+            time.sleep(PAUSE)
+            begin = time.perf_counter()
+            work(argument)
+            if round:  # the first is to warm up
+                seconds[name].append(time.perf_counter() - begin)
+    return seconds
+
+
+def serve(options):
+    rng = np.random.default_rng(0)
+    with tempfile.TemporaryDirectory() as folder:
+        works = rivals(folder)
+        files = [
+            tf.io.encode_jpeg(tf.cast(tf.image.resize(noise, (HEIGHT, WIDTH)), "uint8")).numpy()
+            for noise in rng.uniform(0, 255, (8, 30, 40, 3))
+        ]
+        floats, path = works["SavedModel, float32"], f"{folder}/SavedModel, float32/1"
+        by_bytes = session(path, "predict_bytes")
+        for size in (1, 8):
+            images = rng.uniform(0, 255, (size, SIZE, SIZE, 3)).astype("float32")
+            seconds = turns({name: (work, images) for name, work in works.items()}, options.rounds)
+            print(f"\nResNet-50, batch {size}, medians of {options.rounds} turns, {os.cpu_count()} cores")
+            print(f"{'':<46}{'ms':>8}{'images/s':>11}{'the first / this':>19}")
+            first = seconds[next(iter(seconds))]
+            for name, values in seconds.items():
+                ratio = statistics.median(a / b for a, b in zip(first, values, strict=True))
+                median = statistics.median(values)
+                print(f"{name:<46}{1000 * median:>8.1f}{size / median:>11.1f}{ratio:>19.2f}")
+        pair = turns({"bytes": (by_bytes, files), "pixels": (floats, images)}, options.rounds)
+        share = statistics.median(1 - b / a for a, b in zip(pair["bytes"], pair["pixels"], strict=True))
+        print(f"\npredict_bytes, batch 8, {HEIGHT}x{WIDTH}: decoding and resizing {share:.1%} of the call")

@@ -1,0 +1,51 @@
+"""Time until the first step is done, and peak memory."""
+
+import multiprocessing
+import resource
+import statistics
+import time
+
+import numpy as np
+from benchmarks.common import bare_step, batch, trainer
+
+from keras_resnet import models
+from keras_resnet.training.fused import skip_graph_optimizer
+
+
+def start_once(as_fit, depth, batch_size, results):
+    """In a process of its own: seconds to build, until the first step is done and for a later one; peak GiB."""
+    data = batch(batch_size)
+    begin = time.perf_counter()
+    if as_fit:
+        skip_graph_optimizer()
+    model = trainer(depth, as_fit)
+    built = time.perf_counter()
+    with models.recursion_limit(20 * depth):
+        one = bare_step(model, data)
+        one()
+    first = time.perf_counter()
+    later = []
+    for _ in range(5):
+        before = time.perf_counter()
+        one()
+        later.append(time.perf_counter() - before)
+    gibibytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    results.put((built - begin, first - built, statistics.median(later), gibibytes))
+
+
+def start(options):
+    print(f"ResNet-{options.depth}, batch {options.batch_size}, medians of {options.rounds} processes each\n")
+    print(f"{'':<18}{'build':>8}{'first step':>12}{'later step':>12}{'peak memory':>14}")
+    context = multiprocessing.get_context("spawn")
+    measured = {True: [], False: []}
+    for _ in range(options.rounds):
+        for as_fit, values in measured.items():
+            results = context.Queue()
+            process = context.Process(target=start_once, args=(as_fit, options.depth, options.batch_size, results))
+            process.start()
+            values.append(results.get())
+            process.join()
+    for as_fit, values in measured.items():
+        build, first, later, peak = np.median(values, axis=0)
+        name = "fit.py" if as_fit else "Keras as it is"
+        print(f"{name:<18}{build:>6.1f} s{first:>10.1f} s{later:>10.2f} s{peak:>10.1f} GiB")

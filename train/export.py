@@ -1,0 +1,103 @@
+"""Exports a classifier for TF Serving, OpenVINO, ONNX Runtime or LiteRT.
+
+    python train/export.py runs/cifar10-resnet-20                  saved_models/cifar10-resnet-20/1/, the next time 2/
+    python train/export.py model.keras --classes classes.json      a JSON list of names, in the order of the outputs
+    python train/export.py runs/r50 --format openvino              saved_models/r50-openvino/1/model.xml
+    python train/export.py runs/r50 --format openvino --dtype int8 --calibrate PHOTOGRAPHS
+                                                                   PHOTOGRAPHS/{train,val}/CLASS/ or PHOTOGRAPHS/CLASS/
+
+MODEL is a .keras file whose input are RGB pixels in [0, 255], or the folder of a finished run. A version appears whole
+or not at all, and is never overwritten. docs/serving.md shows how to serve it.
+"""
+
+import argparse
+import json
+import os
+import sys
+
+import quiet  # noqa: F401, first, before anything that imports TensorFlow
+
+# isort: split
+import numpy as np
+import tensorflow as tf
+
+from keras_resnet import evaluation, serving
+from keras_resnet.data import folders, imagenet, sources
+
+
+def parse(arguments=None):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("model", metavar="MODEL", help=".keras file, or folder of a run")
+    add("--output", default="saved_models", metavar="DIR", help="folder of models (default saved_models)")
+    add("--name", help="of the model (default that of the run or file, and -FORMAT unless it is a SavedModel)")
+    add("--version", type=int, help="default the next one")
+    add("--format", default="saved_model", choices=serving.FORMATS, help="default saved_model")
+    add("--no-fold", action="store_true", help="keep batch normalisation as layers")
+    add("--dtype", default="float32", choices=serving.DTYPES, help="of weights and arithmetic (default float32)")
+    add("--calibrate", metavar="DATA", help="int8: a folder of photographs, or cifar10, cifar100, shapes: 300 images")
+    add("--data-dir", metavar="DIR", help="data sets prepared by tensorflow-datasets, for --calibrate cifar10")
+    add("--classes", metavar="FILE", help="a JSON list of names (default classes.json beside the model)")
+    add("--top-k", type=int, default=serving.TOP_K, help=f"classes in an answer (default {serving.TOP_K})")
+    add("--crop", type=int, help="size of the crops made of files (default the network's, or the run's)")
+    add("--keep", type=int, metavar="N", help="remove all but the newest N versions")
+    return parser.parse_args(arguments)
+
+
+def read_classes(path):
+    """The list of names in a JSON file."""
+    try:
+        with open(path) as file:
+            classes = json.load(file)
+    except (OSError, ValueError) as error:
+        raise serving.ExportError(f"--classes {path} cannot be read: {error}") from error
+    if not isinstance(classes, list):
+        raise serving.ExportError(f'--classes {path} should hold a list like ["cat", "dog"]; found {classes!r:.40}')
+    return classes
+
+
+def calibration(options):
+    """Images of the training data, drawn from all classes."""
+    if options.calibrate in sources.DATASETS:
+        images = sources.load(options.calibrate, options.data_dir).train.images
+        return tf.data.Dataset.from_tensor_slices(images[: serving.CALIBRATION_IMAGES])
+    files = folders.load(options.calibrate).train
+    chosen = np.random.default_rng(0).permutation(len(files))[: serving.CALIBRATION_IMAGES]
+    return imagenet.examples(files.part(chosen)).map(lambda image, label: image)
+
+
+def main():
+    options = parse()
+    try:
+        name = options.name or os.path.splitext(os.path.basename(os.path.abspath(options.model)))[0]
+        if options.format != "saved_model" and not options.name:
+            name = f"{name}-{options.format}"
+        path = serving.export_run(
+            options.model,
+            os.path.join(options.output, name),
+            classes=options.classes and read_classes(options.classes),
+            version=options.version,
+            format=options.format,
+            batch_norm="keep" if options.no_fold else "fold",
+            dtype=options.dtype,
+            calibration=options.calibrate and calibration(options),
+            top_k=options.top_k,
+            crop=options.crop,
+            keep=options.keep,
+        )
+        with open(os.path.join(path, serving.ABOUT)) as file:
+            about = json.load(file)
+        print(f"in {path}: {', '.join(sorted(os.listdir(path)))}")
+        print(
+            f"{about['model']}, {about['parameters']:,} parameters, {len(about['classes'])} classes, {about['dtype']}"
+        )
+        if about["classes"] == [str(i) for i in range(len(about["classes"]))]:
+            print("the classes have no names; --classes FILE gives them some")
+        if options.format == "saved_model":
+            print(f"tensorflow_model_server --model_name={name} --model_base_path={os.path.dirname(path)}")
+    except (serving.ExportError, evaluation.EvaluationError, sources.DataError, OSError) as error:
+        sys.exit(f"export.py: {error}")
+
+
+if __name__ == "__main__":
+    main()

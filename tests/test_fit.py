@@ -16,7 +16,9 @@ SHAPES = ["--dataset", "shapes", "--depth", "8", "--steps", "40", "--batch-size"
 
 
 def fit(folder, *arguments):
-    return subprocess.run([*FIT, *arguments, "--output", folder], capture_output=True, text=True, timeout=300)
+    return subprocess.run(
+        [*FIT, *arguments, "--output", folder], capture_output=True, text=True, timeout=300, cwd=folder
+    )
 
 
 def fit_until_checkpoint(folder, *arguments):
@@ -51,11 +53,14 @@ def test_killed_resumed_and_finished(tmp_path):
     assert other.returncode == 1
     assert "--lr" in other.stderr and "0.05 now" in other.stderr and "Traceback" not in other.stderr
 
-    done = fit(tmp_path, *SHAPES, *steps, "--verbose", "2")
+    done = fit(tmp_path, *SHAPES, *steps, "--verbose", "2", "--export")
     assert done.returncode == 0, done.stderr
     assert "resuming from step" in done.stdout and "test error" in done.stdout
     result = json.loads((tmp_path / "shapes-resnet-8" / "result.json").read_text())
     assert result["test_error"] < 0.8  # chance is 0.9
+    exported = os.path.join("saved_models", "shapes-resnet-8", "1")
+    assert f"exported to {tmp_path / exported}" in done.stdout
+    assert (tmp_path / exported / "saved_model.pb").exists()
     again = fit(tmp_path, *SHAPES, *steps)
     assert "is finished" in again.stdout and "test error" in again.stdout
 

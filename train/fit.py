@@ -24,8 +24,10 @@ import sys
 import quiet  # noqa: F401, first, before anything that imports TensorFlow
 
 # isort: split
+from keras_resnet import serving
+from keras_resnet.blocks import ORDERS, SHORTCUT_VARIANTS
 from keras_resnet.data.sources import DataError
-from keras_resnet.training import recipes
+from keras_resnet.training import checkpoint, recipes
 from keras_resnet.training.checkpoint import RunError, Stopped
 from keras_resnet.training.distribution import STRATEGIES
 from keras_resnet.training.precision import PRECISIONS
@@ -52,27 +54,21 @@ def parse(arguments=None):
         group.add_argument(flag, default=default, help=help + shown, **options)
 
     flag = {"action": "store_true"}
-    add(network, "--depth", "6n+2, with bottlenecks 9n+2; for photographs 18, 34, 50, 101 or 152", type=int)
+    add(network, "--depth", "6n+2, with bottlenecks 9n+2; for photographs 18, 34, 50, 101, 152", type=int)
     add(network, "--plain", "without shortcuts", **flag)
     add(network, "--shortcut", "where the shape changes: A zeros, B projection; C projection everywhere", choices="ABC")
     add(network, "--block", "CIFAR: two 3x3 convolutions, or 1x1, 3x3, 1x1", choices=("basic", "bottleneck"))
     add(network, "--stride-in", "photographs: which convolution of a bottleneck strides", choices=("1x1", "3x3"))
-    add(
-        data,
-        "--dataset",
-        "cifar10, cifar100, shapes (no data needed); photographs: a folder, or imagenet2012 etc.",
-    )
+    add(network, "--preactivation", "batch normalisation and nonlinearity before each convolution (P2)", **flag)
+    add(network, "--activation-order", "CIFAR: an order of P2 Fig. 4", choices=ORDERS)
+    add(network, "--shortcut-variant", "CIFAR: a shortcut of P2 Table 1", choices=SHORTCUT_VARIANTS)
+    add(network, "--init-from", "trained weights, all but the last layer's: a file, or imagenet", metavar="SOURCE")
+    add(network, "--freeze-until", "with --init-from: leaves the stages conv1 to this as they are", metavar="STAGE")
+    add(data, "--dataset", "cifar10, cifar100, shapes (no data needed); photographs: a folder, or imagenet2012 etc.")
     add(data, "--data-dir", "data sets prepared by tensorflow-datasets; without it they are downloaded", metavar="DIR")
     add(data, "--train-on-all", "no validation: train on all 50k images, as the paper's results", **flag)
     add(data, "--image-size", "photographs: size of the crops; the sizes they are cut from follow", type=int)
-    add(
-        data,
-        "--without",
-        "photographs: what to leave out of augmentation and preparation",
-        nargs="+",
-        choices=PREPARATIONS,
-        metavar="WHICH",
-    )
+    add(data, "--without", "photographs: preparations to leave out", nargs="+", choices=PREPARATIONS, metavar="WHICH")
     add(data, "--colors", "photographs: a file of train/colors.py, or imagenet (default: measured)", metavar="FILE")
     add(data, "--skip-damaged", "photographs: leave out files that cannot be read, and count them", **flag)
     add(recipe, "--steps", "iterations", type=int)
@@ -107,6 +103,7 @@ def parse(arguments=None):
     add(run, "--name", "of the run (default DATASET-NETWORK)")
     add(run, "--output", "folder of runs", metavar="DIR")
     add(run, "--checkpoint-every", "steps from one checkpoint to the next", type=int, metavar="STEPS")
+    run.add_argument("--export", action="store_true", help="at the end, to saved_models/NAME/, as export.py does")
     run.add_argument("--verbose", type=int, default=1, choices=(0, 1, 2), help="0 silent, 1 a bar, 2 a line an epoch")
     return parser.parse_args(arguments)
 
@@ -134,11 +131,14 @@ def table(settings, result):
 
 def main():
     arguments = vars(parse())
-    verbose = arguments.pop("verbose")
+    verbose, to_export = arguments.pop("verbose"), arguments.pop("export")
     try:
         settings = Settings(**arguments)
         print(table(settings, train(settings, verbose)))
-    except (RunError, DataError) as error:
+        if to_export and checkpoint.writes:
+            folder = os.path.join("saved_models", os.path.basename(settings.folder))
+            print(f"exported to {serving.export_run(settings.folder, folder)}")
+    except (RunError, DataError, serving.ExportError) as error:
         sys.exit(f"fit.py: {error}")
     except Stopped as stopped:
         print(f"\n{stopped}; the same command goes on from there", file=sys.stderr)

@@ -213,9 +213,18 @@ def identity(settings):
     return f"{settings.data}-{settings.network.lower()}-{words}"
 
 
-def conditions(settings):
-    """What distinguishes a run from the paper's run of the same network, but for the seed: a dictionary."""
-    return {name: value for name, value in settings.changes.items() if name not in (*NETWORK, "dataset", "seed")}
+def describe(settings):
+    """What a record says of a run before it is made.
+
+    `conditions` is what distinguishes it from the paper's run of the same network, but for the seed.
+    """
+    changes, not_conditions = settings.changes, (*NETWORK, "dataset", "seed")
+    kept = {name: value for name, value in settings.as_json().items() if name not in WITHOUT_EFFECT}
+    return {
+        "command": f"python train/fit.py {flags({**changes, 'dataset': settings.data})}",
+        "settings": {**kept, "dataset": settings.data},
+        "conditions": {name: value for name, value in changes.items() if name not in not_conditions},
+    }
 
 
 def run(settings, folder=RESULTS, verbose=1):
@@ -238,11 +247,8 @@ def run(settings, folder=RESULTS, verbose=1):
         return _read(path)
     result = train(settings, verbose)
     measured = (_ten_crops if settings.photographs else _responses)(settings, result, verbose)
-    kept = {name: value for name, value in settings.as_json().items() if name not in WITHOUT_EFFECT}
     record = {
-        "command": f"python train/fit.py {flags(settings.changes)}".strip(),
-        "settings": {**kept, "dataset": settings.data},
-        "conditions": conditions(settings),
+        **describe(settings),
         **measured,
         "result": {name: value for name, value in result.items() if name not in ("settings", "paper_test_error")},
         "history": _history(settings),

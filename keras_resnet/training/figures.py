@@ -9,9 +9,10 @@ import typing
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 GAP = 0.055  # between two labels, as a part of the axis
-HEADROOM = 1.5  # of the vertical axis, times the largest median of a curve: early errors are cut off, as in P1 Fig. 6
+HEADROOM = 2  # the vertical axis ends at so many times the largest error at the end, as in P1 Fig. 6
 
 
 class Theme(typing.NamedTuple):
@@ -66,6 +67,7 @@ def _drawn(theme):
         "axes.grid": True,
         "grid.linewidth": 0.6,
         "axes.axisbelow": True,
+        "axes.titlelocation": "left",
         "axes.titlesize": 11,
         "axes.titleweight": "bold",
         "font.size": 10,
@@ -81,7 +83,7 @@ def draw_curves(panels, note, theme=LIGHT):
 
     Args:
         panels: a list of pairs, a title and a list of `Curve`, drawn side by side with the same axes.
-        note: a line about all of them.
+        note: text about all of them.
         theme: a `Theme`.
 
     Returns:
@@ -90,17 +92,17 @@ def draw_curves(panels, note, theme=LIGHT):
     with _drawn(theme):
         figure = Figure(figsize=(1.5 + 4 * len(panels), 4), layout="constrained")
         grid = figure.subplots(1, len(panels), sharey=True, sharex=True, squeeze=False)[0]
-        shown = [_bold(curve) for _, curves in panels for curve in curves]
-        top = min(100, HEADROOM * max(100 * np.median(errors) for errors in shown))
+        every = [curve for _, curves in panels for curve in curves]
+        top = min(100, HEADROOM * max(100 * _bold(curve)[-1] for curve in every))
+        last = max(curve.steps[-1] for curve in every) / 1000
         for axes, (title, curves) in zip(grid, panels, strict=True):
             for curve in curves:
                 color, thousands = theme.lines[curve.color % len(theme.lines)], curve.steps / 1000
                 axes.plot(thousands, 100 * curve.training, "--", color=color, linewidth=1)
                 if curve.validation is not None:
                     axes.plot(thousands, 100 * curve.validation, color=color, linewidth=2.2)
-            axes.set(title=title, xlabel="iterations (thousands)", xlim=(0, None), ylim=(0, top))
-            axes.title.set_horizontalalignment("left")
-            axes.title.set_x(0)
+            axes.set(title=title, xlabel="iterations (thousands)", xlim=(0, last), ylim=(0, top))
+            axes.xaxis.set_major_locator(MaxNLocator(5, steps=(1, 2, 4, 5, 10)))
             _label(axes, curves, top, theme)
         grid[0].set_ylabel("error (%)")
         figure.suptitle(note, fontsize=9, color=theme.muted, x=0.01, ha="left")
@@ -129,7 +131,7 @@ def _label(axes, curves, top, theme):
             textcoords="axes fraction",
             va="center",
             fontsize=9,
-            arrowprops={"arrowstyle": "-", "color": color, "linewidth": 1.2, "shrinkA": 0, "shrinkB": 0},
+            arrowprops={"arrowstyle": "-", "color": color, "relpos": (0, 0.5), "shrinkA": 2, "shrinkB": 0},
             annotation_clip=False,
         )
 
@@ -153,9 +155,6 @@ def draw_responses(networks, note, theme=LIGHT):
                 axes.plot(range(1, len(std) + 1), std, style, color=color, linewidth=1.6, label=network.name)
         upper.set(title="Layers in their order", ylabel="standard deviation", xlim=(0, None), ylim=(0, None))
         lower.set(title="Layers sorted by magnitude", ylabel="standard deviation", xlabel="3x3 layer")
-        for axes in (upper, lower):
-            axes.title.set_horizontalalignment("left")
-            axes.title.set_x(0)
         upper.legend(loc="upper left", bbox_to_anchor=(1, 1))
         figure.suptitle(note, fontsize=9, color=theme.muted, x=0.01, ha="left")
         return figure

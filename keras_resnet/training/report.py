@@ -71,7 +71,7 @@ def ours(errors):
 
 def command(name, entry, conditions):
     """What makes an entry; where nothing was made, under the conditions of the others."""
-    options = {"only": entry.row.name, **(entry.conditions or conditions)}
+    options = {"only": entry.row.name, **(entry.conditions if entry.records else conditions)}
     if experiments.EXPERIMENTS[name].dataset is None:
         options.setdefault("data", "IMAGENET")
     seeds = max((record["settings"]["seed"] for record in entry.records), default=0) + 1
@@ -100,13 +100,13 @@ def draw(experiment, found, theme):
             )
             for name, entry in shared.items()
         ]
-        return figures.draw_responses(networks, f"{note}; dashed: plain", theme)
+        return figures.draw_responses(networks, f"{note}\ndashed: plain", theme)
     panels = []
     for title, names in experiment.panels:
         by_depth = len({experiment.row(name).network["depth"] for name in names}) == len(names)
         curves = [
             figures.Curve(
-                name,
+                name.removeprefix(f"{title}-"),
                 depths.index(shared[name].row.network["depth"]) if by_depth else position,
                 _mean(shared[name], lambda record: record["history"]["step"]),
                 _mean(shared[name], lambda record: record["history"]["error"]),
@@ -119,7 +119,7 @@ def draw(experiment, found, theme):
         ]
         if curves:
             panels.append((title, curves))
-    return figures.draw_curves(panels, f"{note}; dashed: training, bold: validation", theme) if panels else None
+    return figures.draw_curves(panels, f"{note}\ndashed: training, bold: validation", theme) if panels else None
 
 
 def _mean(entry, values):
@@ -244,7 +244,7 @@ STYLE = """
   :root { --text: #e6e8eb; --muted: #9aa4af; --line: #3b424a; --back: #15181c; --code: #22272e; --link: #6cb8f0; }
 }
 body { margin: 0; background: var(--back); color: var(--text); font: 16px/1.5 system-ui, sans-serif; }
-main { max-width: 1200px; margin: 0 auto; padding: 2rem 1.25rem 4rem; }
+main { max-width: 1340px; margin: 0 auto; padding: 2rem 1.25rem 4rem; }
 main > p { max-width: 46rem; }
 a { color: var(--link); }
 h1 { font-size: 1.9rem; margin: 0 0 1rem; }
@@ -260,4 +260,5 @@ th, td { padding: .35rem 1rem .35rem 0; border-bottom: 1px solid var(--line); ve
 td:first-child, td:nth-child(4) { font-weight: 600; }
 .missing td { color: var(--muted); font-weight: normal; }
 code { background: var(--code); padding: .1rem .35rem; border-radius: 4px; font: .85em ui-monospace, monospace; }
+td code { display: inline-block; white-space: normal; min-width: 16rem; }
 """

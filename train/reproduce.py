@@ -67,7 +67,9 @@ def table(experiment, errors):
         ours = ", ".join(f"{100 * error:.2f}" for row, error in errors if row == name)
         rows.append((name, ours, experiment.row(name).paper or "-"))
     width = max(len(ours) for _, ours, _ in rows)
-    return "\n".join([title, "-" * len(title), *(f"{name:<34}{ours:<{width + 4}}{paper}" for name, ours, paper in rows)])
+    return "\n".join(
+        [title, "-" * len(title), *(f"{name:<34}{ours:<{width + 4}}{paper}" for name, ours, paper in rows)]
+    )
 
 
 def main():

@@ -206,8 +206,8 @@ EXPERIMENTS = {
 
 def identity(settings):
     """A name that says all that decides on a run's result: "cifar10-resnet-20-steps-16000-seed-0"."""
-    said = ("dataset", "depth", "plain", "preactivation", "activation_order", "shortcut_variant")
-    rest = {name: value for name, value in settings.changes.items() if name not in said}
+    elsewhere = ("dataset", "depth", "plain", "preactivation", "activation_order", "shortcut_variant", "steps", "seed")
+    rest = {name: value for name, value in settings.changes.items() if name not in elsewhere}
     rest |= {"steps": settings.steps, "seed": settings.seed}
     words = flags(rest).replace("--", "").replace(" ", "-").replace("_", "-")
     return f"{settings.data}-{settings.network.lower()}-{words}"

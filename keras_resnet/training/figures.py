@@ -68,9 +68,9 @@ def _drawn(theme):
         "grid.linewidth": 0.6,
         "axes.axisbelow": True,
         "axes.titlelocation": "left",
-        "axes.titlesize": 11,
+        "axes.titlesize": 12,
         "axes.titleweight": "bold",
-        "font.size": 10,
+        "font.size": 11,
         "legend.frameon": False,
         "svg.hashsalt": "figure",  # the same figure is the same file
     }
@@ -105,7 +105,7 @@ def draw_curves(panels, note, theme=LIGHT):
             axes.xaxis.set_major_locator(MaxNLocator(5, steps=(1, 2, 4, 5, 10)))
             _label(axes, curves, top, theme)
         grid[0].set_ylabel("error (%)")
-        figure.suptitle(note, fontsize=9, color=theme.muted, x=0.01, ha="left")
+        figure.suptitle(note, fontsize=10, color=theme.muted, x=0.01, ha="left")
         return figure
 
 
@@ -130,7 +130,7 @@ def _label(axes, curves, top, theme):
             (1.04, height / top),
             textcoords="axes fraction",
             va="center",
-            fontsize=9,
+            fontsize=10,
             arrowprops={"arrowstyle": "-", "color": color, "relpos": (0, 0.5), "shrinkA": 2, "shrinkB": 0},
             annotation_clip=False,
         )
@@ -156,5 +156,5 @@ def draw_responses(networks, note, theme=LIGHT):
         upper.set(title="Layers in their order", ylabel="standard deviation", xlim=(0, None), ylim=(0, None))
         lower.set(title="Layers sorted by magnitude", ylabel="standard deviation", xlabel="3x3 layer")
         upper.legend(loc="upper left", bbox_to_anchor=(1, 1))
-        figure.suptitle(note, fontsize=9, color=theme.muted, x=0.01, ha="left")
+        figure.suptitle(note, fontsize=10, color=theme.muted, x=0.01, ha="left")
         return figure

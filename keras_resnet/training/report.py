@@ -5,6 +5,7 @@ import html
 import io
 import json
 import os
+import re
 import statistics
 import typing
 
@@ -85,10 +86,10 @@ def draw(experiment, found, theme):
     shared = {entry.row.name: entry for entry in comparable(found)}
     if not shared:
         return None
-    note = f"{experiment.title}, {_schedule(experiment, next(iter(shared.values())))}"
+    schedule = _schedule(experiment, next(iter(shared.values())))
     most = max(len(entry.records) for entry in shared.values())
     if most > 1:
-        note += f", mean of up to {most} runs"
+        schedule += f", mean of up to {most} runs"
     depths = sorted({row.network["depth"] for row in experiment.rows})
     if experiment.responses:
         networks = [
@@ -100,7 +101,7 @@ def draw(experiment, found, theme):
             )
             for name, entry in shared.items()
         ]
-        return figures.draw_responses(networks, f"{note}\ndashed: plain", theme)
+        return figures.draw_responses(networks, f"{experiment.title}; dashed: plain\n{schedule}", theme)
     panels = []
     for title, names in experiment.panels:
         by_depth = len({experiment.row(name).network["depth"] for name in names}) == len(names)
@@ -119,7 +120,8 @@ def draw(experiment, found, theme):
         ]
         if curves:
             panels.append((title, curves))
-    return figures.draw_curves(panels, f"{note}\ndashed: training, bold: validation", theme) if panels else None
+    note = f"{experiment.title}; dashed: training, bold: validation\n{schedule}"
+    return figures.draw_curves(panels, note, theme) if panels else None
 
 
 def _mean(entry, values):
@@ -199,9 +201,9 @@ def _section(name, experiment, found, picture):
             str(len(results)) if results else "–",
             _schedule(experiment, entry) if results else "–",
         ]
-        code = html.escape(command(name, entry, shared[0].conditions))
+        code = _code(command(name, entry, shared[0].conditions))
         numbers = [f'<td class="{"" if i in (0, 6) else "number"}">{html.escape(c)}</td>' for i, c in enumerate(cells)]
-        rows.append(f"<tr{'' if results else ' class=missing'}>{''.join(numbers)}<td><code>{code}</code></td></tr>")
+        rows.append(f"<tr{'' if results else ' class=missing'}>{''.join(numbers)}<td>{code}</td></tr>")
     measured = next(entry.records[0]["measured_on"] for entry in found if entry.records)
     heads = "".join(f"<th>{column}</th>" for column in COLUMNS)
     return f"""<section id="{name}">
@@ -213,10 +215,15 @@ seeds.</caption><thead><tr>{heads}</tr></thead><tbody>
 </tbody></table></div></section>"""
 
 
+def _code(text):
+    """A command that is broken before its flags only."""
+    return f"<code>{' '.join(f'<span>{html.escape(part)}</span>' for part in re.split(' (?=--)', text))}</code>"
+
+
 def _page(records, sections, missing):
     todo = "".join(
         f"<li>{html.escape(experiment.title)}, {html.escape(experiment.source)}: "
-        f"<code>python train/reproduce.py {name}{'' if experiment.dataset else ' --data IMAGENET'}</code></li>"
+        f"{_code(f'python train/reproduce.py {name}' + ('' if experiment.dataset else ' --data IMAGENET'))}</li>"
         for name, experiment in missing
     )
     todo = f"<section><h2>Not run yet</h2><ul>{todo}</ul></section>" if todo else ""
@@ -255,10 +262,12 @@ img { max-width: 100%; height: auto; }
 table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; }
 caption { text-align: left; color: var(--muted); padding-bottom: .5rem; }
 th { text-align: left; color: var(--muted); font-weight: 600; }
-th, td { padding: .35rem 1rem .35rem 0; border-bottom: 1px solid var(--line); vertical-align: top; white-space: nowrap; }
+th, td { padding: .35rem 1rem .35rem 0; border-bottom: 1px solid var(--line); }
+th, td { vertical-align: top; white-space: nowrap; }
 .number, th:nth-child(n+2):nth-child(-n+6) { text-align: right; }
 td:first-child, td:nth-child(4) { font-weight: 600; }
 .missing td { color: var(--muted); font-weight: normal; }
 code { background: var(--code); padding: .1rem .35rem; border-radius: 4px; font: .85em ui-monospace, monospace; }
 td code { display: inline-block; white-space: normal; min-width: 16rem; }
+td code span { white-space: nowrap; }
 """

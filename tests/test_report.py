@@ -167,4 +167,4 @@ def test_the_program(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["report.py", "--results", str(tmp_path), "--output", str(tmp_path / "pages")])
     importlib.import_module("report").main()
     assert capsys.readouterr().out.split()[0] == str(tmp_path / "pages" / "report.html")
-    assert len(os.listdir(tmp_path / "pages")) == 5
+    assert len(os.listdir(tmp_path / "pages")) == 4

@@ -68,10 +68,10 @@ def test_too_few_images(data):
         model.fit(hp, model.build(hp), *few, validation_data=data[1])
 
 
-def test_the_library_needs_keras_alone():
+def test_the_library_does_without_keras_tuner():
     code = (
-        "import sys, keras_resnet; assert not {'keras_tuner', 'keras_resnet.training'} & set(sys.modules);"
-        "keras_resnet.ResNetHyperModel; assert 'keras_tuner' in sys.modules; keras_resnet.NoSuchName"
+        "import sys; sys.modules['keras_tuner'] = None; import keras_resnet;"
+        "assert 'keras_resnet.training' not in sys.modules; keras_resnet.NoSuchName"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=100)
     assert "AttributeError: module 'keras_resnet' has no attribute 'NoSuchName'" in done.stderr
@@ -115,7 +115,8 @@ def test_the_program_is_interrupted_goes_on_and_prints_a_command(tmp_path, tune,
     assert [float(row[0]) for row in rows] == pytest.approx(scores, abs=0.01) and len(rows) == 2
     values = min(found, key=lambda trial: trial["score"])["hyperparameters"]["values"]
     words = printed.splitlines()[-1].split()
-    assert words[:6] == ["python", "train/fit.py", "--depth", "8", "--dataset", "shapes"]
+    assert words[:4] == ["python", "train/fit.py", "--depth", "8"]
+    assert words[words.index("--dataset") + 1] == "shapes"
     assert float(words[words.index("--lr") + 1]) == pytest.approx(values["lr"], rel=0.01)
     assert float(words[words.index("--weight-decay") + 1]) == pytest.approx(values["weight_decay"], rel=0.01)
     assert ("--warmup" in words) == values["warmup"]

@@ -1,8 +1,8 @@
-"""Searches the recipe's numbers with keras_tuner's Hyperband: shortcut, learning rate, weight decay, batch size, warm-up.
+"""Searches shortcut, learning rate, weight decay, batch size and warm-up with keras_tuner's Hyperband.
 
-    python train/tune.py --dataset shapes --depth 8 --max-epochs 3       some minutes on a laptop, no data needed
-    python train/tune.py                                                 ResNet-20 on CIFAR-10, trials of up to 27 epochs
-    tensorboard --logdir runs/tune-cifar10-resnet-20-epochs-27-seed-0    curves of all trials, and their hyperparameters
+    python train/tune.py --dataset shapes --depth 8 --max-epochs 3      minutes on a laptop, no data needed
+    python train/tune.py                                                ResNet-20 on CIFAR-10, trials of up to 27 epochs
+    tensorboard --logdir runs/tune-cifar10-resnet-20-epochs-27-seed-0   curves of all trials and what they tried
 
 Trials train on 45k images and are judged by the error on the other 5k; the test images are not looked at. Many trials
 are given a few epochs, the best third of them three times as many, and so on. A search that was stopped goes on when

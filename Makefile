@@ -8,7 +8,7 @@ demo: $(ENVIRONMENT)
 test: $(ENVIRONMENT)
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
-	.venv/bin/python -m pytest
+	.venv/bin/python -m pytest -n 2 --dist worksteal
 
 $(ENVIRONMENT): setup.cfg
 	$(PYTHON) -m venv .venv

@@ -4,7 +4,6 @@ import importlib
 import json
 import os
 import re
-import signal
 import sys
 
 import pytest
@@ -13,8 +12,8 @@ from PIL import Image
 
 from keras_resnet import analysis, evaluation, models
 from keras_resnet.data import folders, imagenet, shapes, sources
-from keras_resnet.training import experiments, recipes, run
-from keras_resnet.training.checkpoint import Checkpoint, RunError, Stopped
+from keras_resnet.training import experiments, recipes
+from keras_resnet.training.checkpoint import RunError, Stopped
 from keras_resnet.training.experiments import EXPERIMENTS, Experiment, Row
 from keras_resnet.training.settings import Settings, flags
 
@@ -57,18 +56,11 @@ def test_a_run_is_recorded_and_never_repeated(tmp_path, tiny, monkeypatch):
         experiments.run(plain, results)
 
 
-def test_a_run_that_was_cut_goes_on(tmp_path, tiny, monkeypatch, capsys):
-    class Stopper(Checkpoint):
-        def on_train_batch_end(self, batch, logs=None):
-            if self.step + 1 == 5:
-                os.kill(os.getpid(), signal.SIGTERM)
-            super().on_train_batch_end(batch, logs)
-
+def test_a_run_that_was_cut_goes_on(tmp_path, tiny, terminated_at, capsys):
     settings = tiny_settings(tiny, tmp_path)[0]
-    with monkeypatch.context() as patch, pytest.raises(Stopped):
-        patch.setattr(run, "Checkpoint", Stopper)
+    with terminated_at(5), pytest.raises(Stopped):
         experiments.run(settings, str(tmp_path / "results"), verbose=0)
-    assert not (tmp_path / "results").exists()
+    assert not os.listdir(tmp_path / "results")
     experiments.run(settings, str(tmp_path / "results"), verbose=0)
     assert "resuming from step 5" in capsys.readouterr().out
     assert len(os.listdir(tmp_path / "results")) == 1

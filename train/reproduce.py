@@ -28,7 +28,7 @@ import quiet  # noqa: F401, first, before anything that imports TensorFlow
 # isort: split
 from keras_resnet.data.sources import DataError
 from keras_resnet.evaluation import EvaluationError
-from keras_resnet.training import experiments
+from keras_resnet.training import experiments, report
 from keras_resnet.training.checkpoint import RunError, Stopped
 from keras_resnet.training.precision import PRECISIONS
 from keras_resnet.training.settings import Settings
@@ -64,12 +64,9 @@ def table(experiment, errors):
     title = f"{experiment.title}: error in %"
     rows = [("network", "here", "the paper's")]
     for name in dict.fromkeys(name for name, _ in errors):
-        ours = ", ".join(f"{100 * error:.2f}" for row, error in errors if row == name)
+        ours = report.ours([100 * error for row, error in errors if row == name])
         rows.append((name, ours, experiment.row(name).paper or "-"))
-    width = max(len(ours) for _, ours, _ in rows)
-    return "\n".join(
-        [title, "-" * len(title), *(f"{name:<34}{ours:<{width + 4}}{paper}" for name, ours, paper in rows)]
-    )
+    return "\n".join([title, "-" * len(title), *(f"{name:<34}{ours:<16}{paper}" for name, ours, paper in rows)])
 
 
 def main():

@@ -245,26 +245,25 @@ def run(settings, folder=RESULTS, verbose=1):
     path = os.path.join(folder, f"{settings.name}.json")
     if os.path.exists(path):
         return _read(path)
-    result = train(settings, verbose)
-    measured = (_ten_crops if settings.photographs else _responses)(settings, result, verbose)
-    record = {
-        **describe(settings),
-        **measured,
-        "result": {name: value for name, value in result.items() if name not in ("settings", "paper_test_error")},
-        "history": _history(settings),
-        "made": _circumstances(),
-    }
     try:
         if checkpoint.writes:
             os.makedirs(folder, exist_ok=True)
     except OSError as error:
         raise RunError(f"the folder of the results, {folder}, cannot be made: {error}") from error
+    result = train(settings, verbose)
+    record = {
+        **describe(settings),
+        **(_ten_crops(settings, verbose) if settings.photographs else _test(settings, result)),
+        "result": {name: value for name, value in result.items() if name not in ("settings", "paper_test_error")},
+        "history": _history(settings),
+        "made": _circumstances(),
+    }
     lines = ",\n".join(f"{json.dumps(name)}: {json.dumps(value)}" for name, value in record.items())
     write_whole(path, lambda file: file.write(f"{{\n{lines}\n}}\n".encode()))
     return record
 
 
-def _responses(settings, result, verbose):
+def _test(settings, result):
     images = sources.load(settings.dataset, settings.data_dir).train.images[:RESPONSE_IMAGES]
     found = analysis.response_std(evaluation.load_model(settings.folder), images.astype("float32"))
     return {
@@ -274,7 +273,7 @@ def _responses(settings, result, verbose):
     }
 
 
-def _ten_crops(settings, result, verbose):
+def _ten_crops(settings, verbose):
     data = tasks.list_photographs(settings)
     model, examples = evaluation.load_model(settings.folder), imagenet.examples(data.validation)
     with imagenet.errors_named(data.validation):
@@ -326,7 +325,7 @@ def _read(path):
     try:
         with open(path) as file:
             record = json.load(file)
-        missing = {"command", "settings", "conditions", "error", "result", "history"} - record.keys()
+        missing = {"settings", "conditions", "error", "measured_on", "result", "history"} - record.keys()
     except (OSError, ValueError, AttributeError) as error:
         raise RunError(f"the result {path} cannot be read: {error}. Delete it to make it anew.") from error
     if missing:

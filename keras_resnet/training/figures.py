@@ -97,10 +97,11 @@ def draw_curves(panels, note, theme=LIGHT):
         last = max(curve.steps[-1] for curve in every) / 1000
         for axes, (title, curves) in zip(grid, panels, strict=True):
             for curve in curves:
-                color, thousands = theme.lines[curve.color % len(theme.lines)], curve.steps / 1000
-                axes.plot(thousands, 100 * curve.training, "--", color=color, linewidth=1)
+                thousands, marker = curve.steps / 1000, "." if len(curve.steps) < 10 else ""
+                style = {"color": theme.lines[curve.color % len(theme.lines)], "marker": marker}
+                axes.plot(thousands, 100 * curve.training, "--", linewidth=1, **style)
                 if curve.validation is not None:
-                    axes.plot(thousands, 100 * curve.validation, color=color, linewidth=2.2)
+                    axes.plot(thousands, 100 * curve.validation, linewidth=2.2, **style)
             axes.set(title=title, xlabel="iterations (thousands)", xlim=(0, last), ylim=(0, top))
             axes.xaxis.set_major_locator(MaxNLocator(5, steps=(1, 2, 4, 5, 10)))
             _label(axes, curves, top, theme)
@@ -115,7 +116,7 @@ def _bold(curve):
 
 def _label(axes, curves, top, theme):
     """The curves' names at their ends, moved apart where they would lie on each other."""
-    ends = sorted((min(100 * _bold(curve)[-1], top), curve) for curve in curves)
+    ends = sorted(((min(100 * _bold(curve)[-1], top), curve) for curve in curves), key=lambda end: end[0])
     heights, gap = [end for end, _ in ends], GAP * top
     for i in range(1, len(heights)):
         heights[i] = max(heights[i], heights[i - 1] + gap)

@@ -21,3 +21,11 @@ from keras_resnet.models import (
 )
 from keras_resnet.normalization import decode_predictions, preprocess_input
 from keras_resnet.weights import load_weights, save_torchvision
+
+
+def __getattr__(name):
+    if name == "ResNetHyperModel":  # needs keras_tuner and TensorFlow, which the networks do not
+        from keras_resnet.training.tuning import ResNetHyperModel
+
+        return ResNetHyperModel
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,6 +1,8 @@
+import contextlib
 import math
 import os
 import pathlib
+import signal
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
@@ -35,6 +37,27 @@ def photographs_dir():
 def imagenette_dir():
     """Photographs of ten classes in train/ and val/."""
     return str(shared("imagenette"))
+
+
+@pytest.fixture
+def terminated_at(monkeypatch):
+    """A function that makes a context within which a run gets SIGTERM in its `step`-th step."""
+
+    @contextlib.contextmanager
+    def terminated(step):
+        from keras_resnet.training import run
+
+        class Stopper(run.Checkpoint):
+            def on_train_batch_end(self, batch, logs=None):
+                if self.step + 1 == step:
+                    os.kill(os.getpid(), signal.SIGTERM)
+                super().on_train_batch_end(batch, logs)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(run, "Checkpoint", Stopper)
+            yield
+
+    return terminated
 
 
 def images(n, size, seed=0):

@@ -72,19 +72,11 @@ def test_a_run_from_start_to_end(tmp_path, small_shapes):
 
 
 @pytest.mark.parametrize("stop_at", [3, 9, 13, 18, 24])
-def test_a_stopped_run_goes_on_as_if_it_had_not_been(tmp_path, small_shapes, monkeypatch, capsys, stop_at):
+def test_a_stopped_run_goes_on_as_if_it_had_not_been(tmp_path, small_shapes, terminated_at, capsys, stop_at):
     train(settings(tmp_path / "whole"), verbose=0)
 
-    class Stopper(Checkpoint):
-        def on_train_batch_end(self, batch, logs=None):
-            if self.step + 1 == stop_at:
-                os.kill(os.getpid(), signal.SIGTERM)
-            super().on_train_batch_end(batch, logs)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(run, "Checkpoint", Stopper)
-        with pytest.raises(Stopped, match=f"SIGTERM at step {stop_at}"):
-            train(settings(tmp_path / "parts"), verbose=0)
+    with terminated_at(stop_at), pytest.raises(Stopped, match=f"SIGTERM at step {stop_at}"):
+        train(settings(tmp_path / "parts"), verbose=0)
     assert f"resuming from step {stop_at}" not in capsys.readouterr().out
     train(settings(tmp_path / "parts"), verbose=0)
     assert f"resuming from step {stop_at}" in capsys.readouterr().out
@@ -157,18 +149,10 @@ def test_accumulated_gradients_are_those_of_the_whole_batch():
         assert np.allclose(whole, parts, atol=1e-5)
 
 
-def test_an_accumulating_run_counts_the_optimizers_steps_and_resumes(tmp_path, photographs, monkeypatch, capsys):
-    class Stopper(Checkpoint):
-        def on_train_batch_end(self, batch, logs=None):
-            if self.step + 1 == 7:  # half-way in the fourth step
-                os.kill(os.getpid(), signal.SIGTERM)
-            super().on_train_batch_end(batch, logs)
-
+def test_an_accumulating_run_counts_the_optimizers_steps_and_resumes(tmp_path, photographs, terminated_at, capsys):
     arguments = photograph_settings(tmp_path, photographs, accumulate=2, steps=9)
-    with monkeypatch.context() as patch:
-        patch.setattr(run, "Checkpoint", Stopper)
-        with pytest.raises(Stopped):
-            train(arguments, verbose=0)
+    with terminated_at(7), pytest.raises(Stopped):  # half-way in the fourth step
+        train(arguments, verbose=0)
     train(arguments, verbose=0)
     assert "resuming from step 3" in capsys.readouterr().out
     assert [r["step"] for r in rows(tmp_path)] == ["6", "9"]

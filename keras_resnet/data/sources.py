@@ -85,7 +85,7 @@ def find(name, data_dir=None):
         raise DataError(_not_in(data_dir, name))
     try:
         return tfds.builder(name, data_dir=data_dir)
-    except tfds.core.DatasetNotFoundError as error:
+    except (tfds.core.DatasetNotFoundError, ValueError) as error:  # ValueError: not even a name, as a path is not
         names = DATASETS, tfds.list_builders(with_community_datasets=False)
         near = [match for group in names for match in difflib.get_close_matches(name, group, 1)]
         raise DataError(

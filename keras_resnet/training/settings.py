@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import shlex
 
 from keras_resnet import models
 from keras_resnet.data import imagenet, sources
@@ -11,6 +12,18 @@ from keras_resnet.training.checkpoint import RunError
 # Settings that say where things lie or how often, and leave the result as it is.
 WITHOUT_EFFECT = ("data_dir", "output", "name", "checkpoint_every", "strategy", "jit")
 PREPARATIONS = ("scale", "crop", "flip", "color", "mean")
+
+
+def flags(values):
+    """Settings as words of a command line: {"depth": 56, "plain": True} is "--depth 56 --plain"."""
+    words = []
+    for name, value in values.items():
+        flag = name.replace("_", "-")
+        if isinstance(value, bool):
+            words.append(f"--{flag}" if value else f"--no-{flag}")
+        else:
+            words += [f"--{flag}", *map(str, value if isinstance(value, (list, tuple)) else [value])]
+    return shlex.join(words)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,14 +68,10 @@ class Settings:
         """Fills in what depends on the data; RunError where a setting is outside its range, DataError for no data."""
         if self.photographs and not os.path.isdir(self.dataset):
             sources.find(self.dataset, self.data_dir)
-        for name, value in (recipes.PHOTOGRAPHS if self.photographs else recipes.SMALL_IMAGES).items():
+        for name, value in self._defaults().items():
             if getattr(self, name) is None:
                 object.__setattr__(self, name, value)
         object.__setattr__(self, "without", tuple(self.without))
-        if self.lr is None:
-            object.__setattr__(self, "lr", recipes.FINE_TUNING_RATE if self.init_from else recipes.LEARNING_RATE)
-        if self.warmup is None:
-            object.__setattr__(self, "warmup", self.depth >= recipes.WARMUP_DEPTH and not self.photographs)
         for name in ("steps", "batch_size", "accumulate", "image_size", "lr", "checkpoint_every"):
             if not getattr(self, name) > 0:
                 raise RunError(f"--{name.replace('_', '-')} is positive; found {getattr(self, name)}")
@@ -91,6 +100,20 @@ class Settings:
             models.cifar_row(self.depth, self.block)
         except ValueError as error:
             raise RunError(f"--{error}") from error
+
+    def _defaults(self):
+        """What is None in the class."""
+        recipe = recipes.PHOTOGRAPHS if self.photographs else recipes.SMALL_IMAGES
+        deep = (self.depth or recipe["depth"]) >= recipes.WARMUP_DEPTH
+        rate = recipes.FINE_TUNING_RATE if self.init_from else recipes.LEARNING_RATE
+        return {**recipe, "lr": rate, "warmup": deep and not self.photographs}
+
+    @property
+    def changes(self):
+        """The settings that are not the defaults for these data and that decide on the result, a dictionary."""
+        defaults = {field.name: field.default for field in dataclasses.fields(self)} | self._defaults()
+        found = {name: getattr(self, name) for name in defaults if name not in WITHOUT_EFFECT}
+        return {name: value for name, value in found.items() if value != defaults[name]}
 
     def as_json(self):
         """A dictionary that is the same after it was written and read."""

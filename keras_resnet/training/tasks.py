@@ -68,10 +68,7 @@ def small_images(settings):
 
 def photographs(settings):
     """Photographs (P1 3.4), read as they are needed; the mean that is subtracted is in the network's first layer."""
-    if os.path.isdir(settings.dataset):
-        data = folders.load(settings.dataset, settings.seed)
-    else:
-        data = records.load(settings.dataset, settings.data_dir, settings.seed)
+    data = list_photographs(settings)
     _check_batch(settings, len(data.train))
     damaged = set()
     skipped = damaged if settings.skip_damaged else None
@@ -113,6 +110,13 @@ def photographs(settings):
         )
     )
     return Task(data.classes, len(data.train), network, batches, validation, None, damaged)
+
+
+def list_photographs(settings):
+    """The `folders.Photographs` of a run."""
+    if os.path.isdir(settings.dataset):
+        return folders.load(settings.dataset, settings.seed)
+    return records.load(settings.dataset, settings.data_dir, settings.seed)
 
 
 def _trained(settings):

@@ -1,0 +1,344 @@
+"""The experiments of the papers: what they trained, what came out, and one result file for each run.
+
+P1 is "Deep Residual Learning for Image Recognition" (arXiv 1512.03385), P2 "Identity Mappings in Deep Residual
+Networks" (arXiv 1603.05027).
+
+A run belongs to no experiment: its name and its file follow from its settings, so that plain-20 is trained once for all
+tables and figures that show it.
+"""
+
+import csv
+import dataclasses
+import json
+import os
+import platform
+import shutil
+import subprocess
+import typing
+
+import keras
+import tensorflow as tf
+
+from keras_resnet import analysis, evaluation
+from keras_resnet.data import imagenet, sources
+from keras_resnet.training import checkpoint, recipes, tasks
+from keras_resnet.training.checkpoint import RunError, write_whole
+from keras_resnet.training.run import train
+from keras_resnet.training.settings import WITHOUT_EFFECT, Settings, flags
+
+RESULTS = "docs/results"
+RESPONSE_IMAGES = 2_000  # of the training images; P1 Fig. 7 does not say which
+# What an experiment decides; all other settings are conditions under which it is run.
+NETWORK = ("depth", "plain", "block", "shortcut", "stride_in", "preactivation", "activation_order", "shortcut_variant")
+
+
+class Row(typing.NamedTuple):
+    """One network of an experiment: its name there, its settings, and the paper's error in %, as it is printed."""
+
+    name: str
+    network: dict
+    paper: str | None = None
+
+
+class Experiment(typing.NamedTuple):
+    """A table or a figure of a paper.
+
+    `dataset` is None for photographs, which the reader has to have. `panels` are the parts of a figure, each a title
+    and the names of rows; `responses` says that it shows responses (P1 Fig. 7) instead of training curves.
+    """
+
+    title: str
+    source: str
+    dataset: str | None
+    rows: tuple
+    panels: tuple = ()
+    responses: bool = False
+
+    def row(self, name):
+        """RunError unless there is a row of this name."""
+        for row in self.rows:
+            if row.name == name:
+                return row
+        raise RunError(f"--only takes {', '.join(row.name for row in self.rows)}; found {name}")
+
+    def settings(self, only=None, seeds=1, dataset=None, **conditions):
+        """The settings of all runs.
+
+        Args:
+            only: names of rows; None for all.
+            seeds: runs of each network, with seeds from 0 on.
+            dataset: of photographs, where the experiment is on those.
+            conditions: other settings.
+
+        Returns:
+            A list of pairs, a row's name and a `Settings`.
+
+        Raises:
+            RunError, DataError: there is no such row, or a setting is out of range.
+        """
+        if seeds < 1:
+            raise RunError(f"--seeds is positive; found {seeds}")
+        if (dataset is None) == (self.dataset is None):
+            needs = "is on CIFAR-10; leave --data out" if self.dataset else "is on photographs; it needs --data"
+            raise RunError(f"{self.source} {needs}")
+        conditions["dataset"] = self.dataset or dataset
+        rows = [self.row(name) for name in only] if only else self.rows
+        runs = [(row.name, Settings(**row.network, **conditions, seed=seed)) for row in rows for seed in range(seeds)]
+        return [(name, dataclasses.replace(settings, name=identity(settings))) for name, settings in runs]
+
+
+def _row(depth, paper=None, suffix="", **network):
+    name = f"{'plain' if network.get('plain') else 'ResNet'}-{depth}{suffix}"
+    return Row(name, {"depth": depth, **network}, paper)
+
+
+def _names(rows):
+    return tuple(row.name for row in rows)
+
+
+# Top-1 error on ImageNet's validation images, ten crops.
+_IMAGENET_PLAIN = _row(18, "27.94", plain=True), _row(34, "28.54", plain=True)
+_IMAGENET_RESIDUAL = _row(18, "27.88", "-A", shortcut="A"), _row(34, "25.03", "-A", shortcut="A")
+_IMAGENET_SHORTCUTS = (
+    _IMAGENET_RESIDUAL[1],
+    _row(34, "24.52", "-B", shortcut="B"),
+    _row(34, "24.19", "-C", shortcut="C"),
+)
+_IMAGENET_DEEPER = _row(50, "22.85"), _row(101, "21.75"), _row(152, "21.43")
+
+# Test error on CIFAR-10.
+_CIFAR = {depth: _row(depth, f"{error:.2f}") for depth, error in recipes.CIFAR10_TEST_ERROR.items()}
+_CIFAR[110] = _CIFAR[110]._replace(paper=f"{_CIFAR[110].paper} (6.61 ± 0.16)")
+_CIFAR_PLAIN = {depth: _row(depth, plain=True) for depth in (20, 32, 44, 56)}
+_CIFAR_PLAIN[110] = _row(110, "> 60 (training)", plain=True)
+_CIFAR_SHORTCUTS = (
+    _row(20, _CIFAR[20].paper, "-A"),
+    _row(20, None, "-B", shortcut="B"),
+    _row(20, None, "-C", shortcut="C"),
+)
+_IDENTITY_SHORTCUTS = (
+    _row(110, "6.61", "-original"),
+    _row(110, "12.35", "-constant-scaling", shortcut_variant="constant_scaling"),
+    _row(110, "8.70", "-exclusive-gate", shortcut_variant="exclusive_gate"),
+    _row(110, "6.91", "-shortcut-gate", shortcut_variant="shortcut_gate"),
+    _row(110, "12.22", "-1x1-convolution", shortcut="C"),
+    _row(110, "fails", "-dropout", shortcut_variant="dropout"),
+)
+_IDENTITY_ERRORS = {
+    "original": ("6.61", "5.93"),
+    "bn_after_addition": ("8.17", "6.50"),
+    "relu_before_addition": ("7.84", "6.14"),
+    "relu_only_preactivation": ("6.71", "5.91"),
+    "full_preactivation": ("6.37", "5.46"),
+}
+
+
+def _orders(column, depth, **network):
+    orders = {order: {} if order == "original" else {"activation_order": order} for order in _IDENTITY_ERRORS}
+    return tuple(
+        _row(depth, _IDENTITY_ERRORS[order][column], f"-{order.replace('_', '-')}", **network, **setting)
+        for order, setting in orders.items()
+    )
+
+
+_IDENTITY_110, _IDENTITY_164 = _orders(0, 110), _orders(1, 164, block="bottleneck")
+
+EXPERIMENTS = {
+    "table2": Experiment(
+        "Plain and residual networks on ImageNet", "P1 Table 2", None, (*_IMAGENET_PLAIN, *_IMAGENET_RESIDUAL)
+    ),
+    "table3": Experiment(
+        "Shortcuts and depth on ImageNet",
+        "P1 Table 3",
+        None,
+        (_IMAGENET_PLAIN[1], *_IMAGENET_SHORTCUTS, *_IMAGENET_DEEPER),
+        (("Shortcuts A, B, C", _names(_IMAGENET_SHORTCUTS)), ("Bottlenecks", _names(_IMAGENET_DEEPER))),
+    ),
+    "table6": Experiment("Depth on CIFAR-10", "P1 Table 6", "cifar10", tuple(_CIFAR.values())),
+    "fig4": Experiment(
+        "Training on ImageNet",
+        "P1 Fig. 4",
+        None,
+        (*_IMAGENET_PLAIN, *_IMAGENET_RESIDUAL),
+        (("Plain networks", _names(_IMAGENET_PLAIN)), ("Residual networks", _names(_IMAGENET_RESIDUAL))),
+    ),
+    "fig6": Experiment(
+        "Training on CIFAR-10",
+        "P1 Fig. 6",
+        "cifar10",
+        (*_CIFAR_PLAIN.values(), *_CIFAR.values()),
+        (
+            ("Plain networks", tuple(f"plain-{depth}" for depth in (20, 32, 44, 56))),
+            ("Residual networks", tuple(f"ResNet-{depth}" for depth in (20, 32, 44, 56, 110))),
+            ("Very deep residual networks", ("ResNet-110", "ResNet-1202")),
+        ),
+    ),
+    "fig7": Experiment(
+        "Layer responses on CIFAR-10",
+        "P1 Fig. 7",
+        "cifar10",
+        (_CIFAR_PLAIN[20], _CIFAR_PLAIN[56], _CIFAR[20], _CIFAR[56], _CIFAR[110]),
+        responses=True,
+    ),
+    "shortcuts": Experiment(
+        "Shortcuts A, B and C on CIFAR-10",
+        "P1 4.1, there on ImageNet",
+        "cifar10",
+        _CIFAR_SHORTCUTS,
+        (("ResNet-20", _names(_CIFAR_SHORTCUTS)),),
+    ),
+    "identity-shortcuts": Experiment(
+        "What stands on the shortcut",
+        "P2 Table 1",
+        "cifar10",
+        _IDENTITY_SHORTCUTS,
+        (("ResNet-110", _names(_IDENTITY_SHORTCUTS)),),
+    ),
+    "identity-activations": Experiment(
+        "Where the activations stand",
+        "P2 Table 2",
+        "cifar10",
+        (*_IDENTITY_110, *_IDENTITY_164),
+        (("ResNet-110", _names(_IDENTITY_110)), ("ResNet-164", _names(_IDENTITY_164))),
+    ),
+}
+
+
+def identity(settings):
+    """A name that says all that decides on a run's result: "cifar10-resnet-20-steps-16000-seed-0"."""
+    elsewhere = ("dataset", "depth", "plain", "preactivation", "activation_order", "shortcut_variant", "steps", "seed")
+    rest = {name: value for name, value in settings.changes.items() if name not in elsewhere}
+    rest |= {"steps": settings.steps, "seed": settings.seed}
+    words = flags(rest).replace("--", "").replace(" ", "-").replace("_", "-")
+    return f"{settings.data}-{settings.network.lower()}-{words}"
+
+
+def describe(settings):
+    """What a record says of a run before it is made.
+
+    `conditions` is what distinguishes it from the paper's run of the same network, but for the seed.
+    """
+    changes, not_conditions = settings.changes, (*NETWORK, "dataset", "seed")
+    kept = {name: value for name, value in settings.as_json().items() if name not in WITHOUT_EFFECT}
+    return {
+        "command": f"python train/fit.py {flags({**changes, 'dataset': settings.data})}",
+        "settings": {**kept, "dataset": settings.data},
+        "conditions": {name: value for name, value in changes.items() if name not in not_conditions},
+    }
+
+
+def run(settings, folder=RESULTS, verbose=1):
+    """Trains and measures a network, unless its result is there.
+
+    Args:
+        settings: a `Settings` of `Experiment.settings`.
+        folder: of the results.
+        verbose: as for `run.train`.
+
+    Returns:
+        The record that is in FOLDER/NAME.json: what was trained, its `error` in [0, 1] (CIFAR-10: on the test images;
+        photographs: ten crops of the validation images), history and, of small images, responses.
+
+    Raises:
+        RunError, DataError, Stopped: as `run.train`.
+    """
+    path = os.path.join(folder, f"{settings.name}.json")
+    if os.path.exists(path):
+        return _read(path)
+    try:
+        if checkpoint.writes:
+            os.makedirs(folder, exist_ok=True)
+    except OSError as error:
+        raise RunError(f"the folder of the results, {folder}, cannot be made: {error}") from error
+    result = train(settings, verbose)
+    record = {
+        **describe(settings),
+        **(_ten_crops(settings, verbose) if settings.photographs else _test(settings, result)),
+        "result": {name: value for name, value in result.items() if name not in ("settings", "paper_test_error")},
+        "history": _history(settings),
+        "made": _circumstances(),
+    }
+    lines = ",\n".join(f"{json.dumps(name)}: {json.dumps(value)}" for name, value in record.items())
+    write_whole(path, lambda file: file.write(f"{{\n{lines}\n}}\n".encode()))
+    return record
+
+
+def _test(settings, result):
+    images = sources.load(settings.dataset, settings.data_dir).train.images[:RESPONSE_IMAGES]
+    found = analysis.response_std(evaluation.load_model(settings.folder), images.astype("float32"))
+    return {
+        "error": result["test_error"],
+        "measured_on": "test images, single view",
+        "response_std": {name: round(value, 5) for name, value in found.items()},
+    }
+
+
+def _ten_crops(settings, verbose):
+    data = tasks.list_photographs(settings)
+    model, examples = evaluation.load_model(settings.folder), imagenet.examples(data.validation)
+    with imagenet.errors_named(data.validation):
+        found = evaluation.evaluate(
+            model, examples, data.classes, "10-crop", crop=settings.image_size, verbose=int(verbose == 1)
+        )
+    return {
+        "error": round(found.error(1), 5),
+        "top5_error": round(found.error(5), 5),
+        "measured_on": "validation images, ten crops",
+    }
+
+
+def _history(settings):
+    with open(os.path.join(settings.folder, "history.csv")) as file:
+        rows = list(csv.DictReader(file))
+    return {name: [float(row[name]) for row in rows] for name in rows[0] if rows[0][name]}
+
+
+def _circumstances():
+    """The commit, None outside of a repository, the versions, and what computed."""
+    here, commit = os.path.dirname(os.path.abspath(__file__)), None
+    if shutil.which("git"):
+        git = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=here, capture_output=True, text=True)
+        commit = git.stdout.strip() or None
+    gpus = tf.config.list_physical_devices("GPU")
+    names = [tf.config.experimental.get_device_details(gpu).get("device_name", "GPU") for gpu in gpus]
+    return {
+        "commit": commit,
+        "python": platform.python_version(),
+        "keras": keras.__version__,
+        "tensorflow": tf.__version__,
+        "devices": names or [f"{os.cpu_count()} CPU cores"],
+    }
+
+
+def load(folder=RESULTS):
+    """All records in a folder, in the order of their names.
+
+    Raises:
+        RunError: the folder does not exist, or a file in it is no record.
+    """
+    if not os.path.isdir(folder):
+        raise RunError(f"there are no results in {folder}: no such folder. `python train/reproduce.py` makes them.")
+    return [_read(os.path.join(folder, name)) for name in sorted(os.listdir(folder)) if name.endswith(".json")]
+
+
+def _read(path):
+    try:
+        with open(path) as file:
+            record = json.load(file)
+        missing = {"settings", "conditions", "error", "measured_on", "result", "history"} - record.keys()
+    except (OSError, ValueError, AttributeError) as error:
+        raise RunError(f"the result {path} cannot be read: {error}. Delete it to make it anew.") from error
+    if missing:
+        raise RunError(f"{path} is no result of train/reproduce.py: it has no {', '.join(sorted(missing))}")
+    return record
+
+
+def matches(experiment, row, record):
+    """Whether a record is of a run of this row, under whatever conditions."""
+    settings = record["settings"]
+    if experiment.dataset is None:
+        recipe, same_data = recipes.PHOTOGRAPHS, settings["dataset"] not in sources.DATASETS
+    else:
+        recipe, same_data = recipes.SMALL_IMAGES, settings["dataset"] == experiment.dataset
+    expected = {name: row.network.get(name, recipe.get(name, getattr(Settings, name))) for name in NETWORK}
+    return same_data and all(settings[name] == value for name, value in expected.items())

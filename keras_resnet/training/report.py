@@ -1,0 +1,273 @@
+"""One page from the results of experiments: tables with the paper's numbers, and its figures."""
+
+import base64
+import html
+import io
+import json
+import os
+import re
+import statistics
+import typing
+
+import numpy as np
+
+from keras_resnet.training import experiments, figures, recipes
+from keras_resnet.training.checkpoint import write_whole
+from keras_resnet.training.settings import flags
+
+
+class Entry(typing.NamedTuple):
+    """A row of an experiment with the runs that were made of it under the same conditions, by seed; perhaps none."""
+
+    row: experiments.Row
+    conditions: dict
+    records: list
+
+    @property
+    def errors(self):
+        """In %."""
+        return [100 * record["error"] for record in self.records]
+
+
+def entries(experiment, records):
+    """The entries of an experiment, those of a row in the order of their steps, the most first."""
+    found = []
+    for row in experiment.rows:
+        groups = {}
+        for record in records:
+            if experiments.matches(experiment, row, record):
+                conditions = dict(record["conditions"])
+                if experiment.dataset is None:
+                    conditions["data"] = record["settings"]["dataset"]
+                groups.setdefault(json.dumps(conditions, sort_keys=True), (conditions, []))[1].append(record)
+        by_steps = sorted(groups.values(), key=lambda group: -group[1][0]["settings"]["steps"])
+        by_seed = lambda record: record["settings"]["seed"]
+        found += [Entry(row, conditions, sorted(runs, key=by_seed)) for conditions, runs in by_steps]
+        if not groups:
+            found.append(Entry(row, {}, []))
+    return found
+
+
+def comparable(found):
+    """Of entries, those under the conditions that most rows share; of several such, those with the most steps."""
+    groups = {}
+    for entry in found:
+        if entry.records:
+            groups.setdefault(json.dumps(entry.conditions, sort_keys=True), []).append(entry)
+    return max(groups.values(), key=lambda group: (len(group), _steps(group[0])), default=[])
+
+
+def _steps(entry):
+    return entry.records[0]["settings"]["steps"]
+
+
+def ours(errors):
+    """Errors in % as text: one, or the mean and the standard deviation of several."""
+    if not errors:
+        return "–"
+    if len(errors) == 1:
+        return f"{errors[0]:.2f}"
+    return f"{statistics.mean(errors):.2f} ± {statistics.stdev(errors):.2f}"
+
+
+def command(name, entry, conditions):
+    """What makes an entry; where nothing was made, under the conditions of the others."""
+    options = {"only": entry.row.name, **(entry.conditions if entry.records else conditions)}
+    if experiments.EXPERIMENTS[name].dataset is None:
+        options.setdefault("data", "IMAGENET")
+    seeds = max((record["settings"]["seed"] for record in entry.records), default=0) + 1
+    if seeds > 1:
+        options["seeds"] = seeds
+    return f"python train/reproduce.py {name} {flags(options)}"
+
+
+def draw(experiment, found, theme):
+    """The experiment's figure, or None where there is none or nothing to draw."""
+    shared = {entry.row.name: entry for entry in comparable(found)}
+    if not shared:
+        return None
+    schedule = _schedule(experiment, next(iter(shared.values())))
+    most = max(len(entry.records) for entry in shared.values())
+    if most > 1:
+        schedule += f", mean of up to {most} runs"
+    depths = sorted({row.network["depth"] for row in experiment.rows})
+    if experiment.responses:
+        networks = [
+            figures.Responses(
+                name,
+                depths.index(entry.row.network["depth"]),
+                entry.row.network.get("plain", False),
+                _mean(entry, lambda record: list(record["response_std"].values())),
+            )
+            for name, entry in shared.items()
+        ]
+        return figures.draw_responses(networks, f"{experiment.title}; dashed: plain\n{schedule}", theme)
+    panels = []
+    for title, names in experiment.panels:
+        by_depth = len({experiment.row(name).network["depth"] for name in names}) == len(names)
+        curves = [
+            figures.Curve(
+                name.removeprefix(f"{title}-"),
+                depths.index(shared[name].row.network["depth"]) if by_depth else position,
+                _mean(shared[name], lambda record: record["history"]["step"]),
+                _mean(shared[name], lambda record: record["history"]["error"]),
+                None
+                if "train_on_all" in shared[name].conditions
+                else _mean(shared[name], lambda record: record["history"]["val_error"]),
+            )
+            for position, name in enumerate(names)
+            if name in shared
+        ]
+        if curves:
+            panels.append((title, curves))
+    note = f"{experiment.title}; dashed: training, bold: validation\n{schedule}"
+    return figures.draw_curves(panels, note, theme) if panels else None
+
+
+def _mean(entry, values):
+    return np.mean([values(record) for record in entry.records], axis=0)
+
+
+def _schedule(experiment, entry):
+    """The conditions in words."""
+    whole = (recipes.SMALL_IMAGES if experiment.dataset else recipes.PHOTOGRAPHS)["steps"]
+    words = [f"{_steps(entry):,} steps"]
+    if _steps(entry) != whole:
+        words[0] = f"{_steps(entry):,} of {whole:,} steps"
+    others = {name: value for name, value in entry.conditions.items() if name not in ("steps", "data")}
+    if "data" in entry.conditions:
+        words.append(entry.conditions["data"])
+    return ", ".join([*words, *([flags(others)] if others else [])])
+
+
+def write(records, folder):
+    """Writes report.html and the PNG of each figure for which there are results.
+
+    Args:
+        records: of `experiments.load`.
+        folder: an existing one.
+
+    Returns:
+        The files' paths.
+
+    Raises:
+        RunError: a file cannot be written.
+    """
+    written, sections, missing = [], [], []
+    for name, experiment in experiments.EXPERIMENTS.items():
+        found = entries(experiment, records)
+        if not any(entry.records for entry in found):
+            missing.append((name, experiment))
+            continue
+        picture = ""
+        if figure := draw(experiment, found, figures.LIGHT):
+            path = os.path.join(folder, f"{name}.png")
+            write_whole(path, lambda file: figure.savefig(file, format="png", dpi=150, facecolor="white"))  # noqa: B023
+            written.append(path)
+            picture = _picture(experiment, figure, draw(experiment, found, figures.DARK))
+        sections.append(_section(name, experiment, found, picture))
+    path = os.path.join(folder, "report.html")
+    write_whole(path, lambda file: file.write(_page(records, sections, missing).encode()))
+    return [path, *written]
+
+
+def _picture(experiment, light, dark):
+    sources = []
+    for figure in (light, dark):
+        data = io.BytesIO()
+        figure.savefig(data, format="svg", metadata={"Date": None})
+        sources.append(f"data:image/svg+xml;base64,{base64.b64encode(data.getvalue()).decode()}")
+    return (
+        f'<picture><source media="(prefers-color-scheme: dark)" srcset="{sources[1]}">'
+        f'<img src="{sources[0]}" alt="{html.escape(experiment.title)}: figure; the table has its numbers"></picture>'
+    )
+
+
+COLUMNS = ("network", "parameters", "the paper", "here", "validation", "runs", "conditions", "command")
+
+
+def _section(name, experiment, found, picture):
+    shared = comparable(found)
+    rows = []
+    for entry in found:
+        results = [record["result"] for record in entry.records]
+        validation = [100 * result["val_error"] for result in results if result["val_error"] is not None]
+        cells = [
+            entry.row.name,
+            f"{results[0]['parameters']:,}" if results else "–",
+            entry.row.paper or "–",
+            ours(entry.errors),
+            ours(validation),
+            str(len(results)) if results else "–",
+            _schedule(experiment, entry) if results else "–",
+        ]
+        code = _code(command(name, entry, shared[0].conditions))
+        numbers = [f'<td class="{"" if i in (0, 6) else "number"}">{html.escape(c)}</td>' for i, c in enumerate(cells)]
+        rows.append(f"<tr{'' if results else ' class=missing'}>{''.join(numbers)}<td>{code}</td></tr>")
+    measured = next(entry.records[0]["measured_on"] for entry in found if entry.records)
+    heads = "".join(f"<th>{column}</th>" for column in COLUMNS)
+    return f"""<section id="{name}">
+<h2>{html.escape(experiment.title)} <small>{html.escape(experiment.source)}</small></h2>
+{picture}
+<div class="wide"><table><caption>Error in %, on {measured}; ± is the standard deviation over runs with different
+seeds.</caption><thead><tr>{heads}</tr></thead><tbody>
+{os.linesep.join(rows)}
+</tbody></table></div></section>"""
+
+
+def _code(text):
+    """A command that is broken before its flags only."""
+    return f"<code>{' '.join(f'<span>{html.escape(part)}</span>' for part in re.split(' (?=--)', text))}</code>"
+
+
+def _page(records, sections, missing):
+    todo = "".join(
+        f"<li>{html.escape(experiment.title)}, {html.escape(experiment.source)}: "
+        f"{_code(f'python train/reproduce.py {name}' + ('' if experiment.dataset else ' --data IMAGENET'))}</li>"
+        for name, experiment in missing
+    )
+    todo = f"<section><h2>Not run yet</h2><ul>{todo}</ul></section>" if todo else ""
+    return f"""<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="light dark"><title>Deep residual learning: the papers' experiments</title>
+<style>{STYLE}</style></head><body><main>
+<h1>The papers' experiments</h1>
+<p>P1 is <a href="https://arxiv.org/abs/1512.03385">Deep Residual Learning for Image Recognition</a>, P2
+<a href="https://arxiv.org/abs/1603.05027">Identity Mappings in Deep Residual Networks</a>. {len(records)} runs of
+<code>train/reproduce.py</code> are shown; <code>train/report.py</code> made this page.</p>
+<p>Networks are comparable where their conditions are alike. A shortened schedule divides the learning rate by 10 at the
+same parts of it, and its errors are not the paper's. On CIFAR-10 the runs train on 45,000 images, the curves show the
+error on the other 5,000, where the paper's show the test error, and the test images were looked at once, at the end;
+the paper's numbers are of networks trained on all 50,000 (<code>--train-on-all</code>).</p>
+{os.linesep.join(sections)}
+{todo}
+</main></body></html>
+"""
+
+
+STYLE = """
+:root { --text: #1f2328; --muted: #59636e; --line: #d8dce1; --back: #ffffff; --code: #f3f4f6; --link: #0060a0; }
+@media (prefers-color-scheme: dark) {
+  :root { --text: #e6e8eb; --muted: #9aa4af; --line: #3b424a; --back: #15181c; --code: #22272e; --link: #6cb8f0; }
+}
+body { margin: 0; background: var(--back); color: var(--text); font: 16px/1.5 system-ui, sans-serif; }
+main { max-width: 1340px; margin: 0 auto; padding: 2rem 1.25rem 4rem; }
+main > p { max-width: 46rem; }
+a { color: var(--link); }
+h1 { font-size: 1.9rem; margin: 0 0 1rem; }
+h2 { font-size: 1.3rem; margin: 3rem 0 1rem; }
+h2 small { color: var(--muted); font-weight: normal; font-size: 1rem; margin-left: .5rem; }
+img { max-width: 100%; height: auto; }
+.wide { overflow-x: auto; }
+table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; }
+caption { text-align: left; color: var(--muted); padding-bottom: .5rem; }
+th { text-align: left; color: var(--muted); font-weight: 600; }
+th, td { padding: .35rem 1rem .35rem 0; border-bottom: 1px solid var(--line); }
+th, td { vertical-align: top; white-space: nowrap; }
+.number, th:nth-child(n+2):nth-child(-n+6) { text-align: right; }
+td:first-child, td:nth-child(4) { font-weight: 600; }
+.missing td { color: var(--muted); font-weight: normal; }
+code { background: var(--code); padding: .1rem .35rem; border-radius: 4px; font: .85em ui-monospace, monospace; }
+td code { display: inline-block; white-space: normal; min-width: 16rem; }
+td code span { white-space: nowrap; }
+"""

@@ -1,0 +1,94 @@
+"""A search for the recipe's numbers with keras_tuner.
+
+P1 is "Deep Residual Learning for Image Recognition" (arXiv 1512.03385).
+"""
+
+import keras
+import keras_tuner
+
+from keras_resnet import models
+from keras_resnet.data import cifar, sources
+from keras_resnet.optimizers import StepSchedule
+from keras_resnet.training import recipes
+from keras_resnet.training.fused import fuse_batch_norm
+from keras_resnet.training.run import compile_for_training, fit
+
+OBJECTIVE = keras_tuner.Objective("val_error", "min")
+# Around the paper's numbers.
+LEARNING_RATES = (0.01, 1.0)
+WEIGHT_DECAYS = (1e-5, 1e-3)
+BATCH_SIZES = (64, 128, 256)
+
+
+class ResNetHyperModel(keras_tuner.HyperModel):
+    """`CifarResNet` and its training (P1 4.2) for the tuners of keras_tuner.
+
+        tuner = keras_tuner.Hyperband(ResNetHyperModel(20), keras_tuner.Objective("val_error", "min"), max_epochs=27)
+        tuner.search(images, labels, validation_data=(more_images, more_labels))
+
+    What is searched: "shortcut", "lr", "weight_decay", "batch_size" and "warmup". Images are padded, cropped and
+    mirrored as in the paper, and the learning rate is divided by 10 after 1/2 and 3/4 of a trial's epochs. The models
+    end in logits, so that their cross-entropy is exact.
+
+    Args:
+        depth: as in `CifarResNet`; 6n+2, with bottlenecks 9n+2.
+        seed: of weights, order and augmentation.
+        options: others of `CifarResNet`, such as `classes`, but for `shortcut`. By default the middle of the range,
+            127.5, is subtracted from the pixels: `normalization`.
+    """
+
+    def __init__(self, depth=20, seed=0, **options):
+        super().__init__()
+        self.depth = depth
+        self.seed = seed
+        self.options = {"normalization": (127.5, 1.0), **options}
+
+    def build(self, hp):
+        """A compiled network for images (batch, 32, 32, 3), RGB in [0, 255]."""
+        shortcut = hp.Choice("shortcut", ["A", "B", "C"])
+        lr = hp.Float("lr", *LEARNING_RATES, sampling="log", default=recipes.LEARNING_RATE)
+        weight_decay = hp.Float("weight_decay", *WEIGHT_DECAYS, sampling="log", default=recipes.WEIGHT_DECAY)
+        hp.Choice("batch_size", BATCH_SIZES, default=recipes.SMALL_IMAGES["batch_size"])
+        hp.Boolean("warmup", default=self.depth >= recipes.WARMUP_DEPTH)
+        keras.utils.set_random_seed(self.seed)
+        model = models.CifarResNet(self.depth, shortcut=shortcut, classifier_activation=None, **self.options)
+        fuse_batch_norm(model)
+        compile_for_training(model, lr, weight_decay)
+        return model
+
+    def fit(self, hp, model, x, y, *, validation_data, epochs=1, initial_epoch=0, callbacks=(), **options):
+        """Trains a model of `build`, from epoch `initial_epoch` to epoch `epochs`.
+
+        Args:
+            hp: the hyperparameters that it was built with.
+            model: the model.
+            x, y: uint8 (n, height, width, 3), RGB; integers (n,).
+            validation_data: a pair of the same.
+            epochs, initial_epoch, callbacks, options: as in `keras.Model.fit`.
+
+        Returns:
+            The `keras.callbacks.History`.
+
+        Raises:
+            ValueError: there are fewer images than in a batch.
+        """
+        split, batch_size = sources.Split(x, y), hp.get("batch_size")
+        if batch_size > len(y):
+            raise ValueError(f"there are batches of {max(BATCH_SIZES)}, and only {len(y)} images to train on")
+        steps_per_epoch, mean = len(y) // batch_size, cifar.per_pixel_mean(x)
+        first_step, steps = initial_epoch * steps_per_epoch, epochs * steps_per_epoch
+        boundaries = [round(part * steps) for part in recipes.BOUNDARIES]
+        warmup_rate = recipes.WARMUP_RATE if hp.get("warmup") and not initial_epoch else None
+        schedule = StepSchedule(hp.get("lr"), boundaries, warmup_rate, recipes.WARMUP_ERROR, steps)
+        schedule.state["step"] = first_step
+        fit(
+            model,
+            lambda step: cifar.training_batches(split, mean, batch_size=batch_size, seed=self.seed, first_step=step),
+            first_step=first_step,
+            steps=steps,
+            steps_per_epoch=steps_per_epoch,
+            validation_data=cifar.evaluation_batches(sources.Split(*validation_data)),
+            callbacks=[schedule, *callbacks],
+            **options,
+        )
+        return model.history

@@ -1,0 +1,185 @@
+"""The experiments' table, and train/reproduce.py as people run it."""
+
+import importlib
+import json
+import os
+import re
+import sys
+
+import pytest
+from conftest import ROOT
+from PIL import Image
+
+from keras_resnet import analysis, evaluation, models
+from keras_resnet.data import folders, imagenet, shapes, sources
+from keras_resnet.training import experiments, recipes
+from keras_resnet.training.checkpoint import RunError, Stopped
+from keras_resnet.training.experiments import EXPERIMENTS, Experiment, Row
+from keras_resnet.training.settings import Settings, flags
+
+
+@pytest.fixture
+def tiny(monkeypatch):
+    """An experiment on a few drawn images."""
+    monkeypatch.setattr(sources, "SHAPES_EXAMPLES", {"train": 9 * 16 + 32, "test": 48})
+    monkeypatch.setattr(sources, "VALIDATION_EXAMPLES", {"shapes": 32})
+    rows = Row("ResNet-8", {"depth": 8}, "9.87"), Row("plain-8", {"depth": 8, "plain": True})
+    return Experiment("Tiny", "nowhere", "shapes", rows)
+
+
+def tiny_settings(tiny, folder, **options):
+    found = tiny.settings(output=str(folder / "runs"), steps=12, batch_size=16, lr=0.01, **options)
+    return [settings for _, settings in found]
+
+
+def test_a_run_is_recorded_and_never_repeated(tmp_path, tiny, monkeypatch):
+    results = str(tmp_path / "results")
+    residual, plain = tiny_settings(tiny, tmp_path)
+    record = experiments.run(residual, results, verbose=0)
+    path = tmp_path / "results" / "shapes-resnet-8-batch-size-16-lr-0.01-steps-12-seed-0.json"
+    assert json.loads(path.read_text()) == record and path.read_text().count("\n") < 15
+    assert "output" not in record["settings"] and str(tmp_path) not in path.read_text()
+    assert record["conditions"] == {"steps": 12, "batch_size": 16, "lr": 0.01}
+    assert record["command"] == "python train/fit.py --depth 8 --dataset shapes --steps 12 --batch-size 16 --lr 0.01"
+    assert record["history"]["step"] == [9, 12] and len(record["history"]["val_error"]) == 2
+    # The numbers are those of the saved model.
+    model = evaluation.load_model(residual.folder)
+    source = sources.load("shapes")
+    wrong = model.predict(source.test.images, verbose=0).argmax(-1) != source.test.labels
+    assert record["error"] == pytest.approx(wrong.mean(), abs=1e-5)
+    expected = analysis.response_std(model, source.train.images.astype("float32"))
+    assert record["response_std"] == pytest.approx(expected, abs=1e-4) and len(expected) == 7
+
+    monkeypatch.setattr(experiments, "train", None)
+    assert experiments.run(residual, results) == record
+    with pytest.raises(TypeError):
+        experiments.run(plain, results)
+
+
+def test_a_run_that_was_cut_goes_on(tmp_path, tiny, terminated_at, capsys):
+    settings = tiny_settings(tiny, tmp_path)[0]
+    with terminated_at(5), pytest.raises(Stopped):
+        experiments.run(settings, str(tmp_path / "results"), verbose=0)
+    assert not os.listdir(tmp_path / "results")
+    experiments.run(settings, str(tmp_path / "results"), verbose=0)
+    assert "resuming from step 5" in capsys.readouterr().out
+    assert len(os.listdir(tmp_path / "results")) == 1
+
+
+def test_photographs_are_tested_with_ten_crops(tmp_path):
+    images, labels = shapes.draw(60, seed=0, size=48)
+    for label in range(3):
+        for i, image in enumerate(images[labels == label].repeat(3, 0)[:12]):
+            folder = tmp_path / "photographs" / ("val" if i < 4 else "train") / f"class{label}"
+            folder.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(image).save(folder / f"{i}.png")
+    data = str(tmp_path / "photographs")
+    options = {"steps": 3, "batch_size": 8, "image_size": 32, "output": str(tmp_path / "runs")}
+    ((_, settings),) = EXPERIMENTS["fig4"].settings(["ResNet-18-A"], dataset=data, **options)
+    record = experiments.run(settings, str(tmp_path / "results"), verbose=0)
+    found = folders.load(data)
+    examples = imagenet.examples(found.validation)
+    model = evaluation.load_model(settings.folder)
+    expected = evaluation.evaluate(model, examples, found.classes, "10-crop", crop=32, verbose=0)
+    assert record["error"] == pytest.approx(expected.error(1), abs=1e-5) and "response_std" not in record
+    assert record["settings"]["dataset"] == "photographs" and str(tmp_path) not in json.dumps(record)
+    row = EXPERIMENTS["fig4"].row
+    assert experiments.matches(EXPERIMENTS["table2"], row("ResNet-18-A"), record)
+    assert not experiments.matches(EXPERIMENTS["table2"], row("plain-18"), record)
+
+
+def test_runs_have_one_name_each_and_are_shared():
+    """Everything that decides on the result is in the name, nothing else is."""
+    runs = {}
+    for name, experiment in EXPERIMENTS.items():
+        for row, settings in experiment.settings(seeds=2, dataset=None if experiment.dataset else str(ROOT)):
+            runs.setdefault(settings.name, []).append((name, row, settings))
+    for same in runs.values():
+        assert len({json.dumps({**settings.as_json()}) for _, _, settings in same}) == 1
+    # plain-20 and ResNet-110 are trained once for all tables and figures, with each seed.
+    assert {name for name, _, _ in runs["cifar10-plain-20-steps-64000-seed-1"]} == {"fig6", "fig7"}
+    assert {name for name, _, _ in runs["cifar10-resnet-110-steps-64000-seed-0"]} == {
+        *("table6", "fig6", "fig7", "identity-shortcuts", "identity-activations")
+    }
+    name = lambda **settings: experiments.identity(Settings(**settings))
+    assert name(checkpoint_every=3, output="x", jit=True) == name() == "cifar10-resnet-20-steps-64000-seed-0"
+    assert name(shortcut="B", train_on_all=True) == ("cifar10-resnet-20-shortcut-B-train-on-all-steps-64000-seed-0")
+    assert name(depth=164) != name(depth=164, block="bottleneck")
+    assert name(depth=110, warmup=False) == "cifar10-resnet-110-no-warmup-steps-64000-seed-0"
+
+
+def test_the_tables_networks_can_be_built():
+    built = {}
+    for experiment in EXPERIMENTS.values():
+        for row in experiment.rows:
+            network = dict(row.network)
+            depth, plain = network.pop("depth"), network.pop("plain", False)
+            if experiment.dataset is None:
+                assert hasattr(models, f"{'Plain' if plain else 'Res'}Net{depth}")
+            else:  # as shallow as there is one
+                shallow = {"depth": 11 if "block" in network else 8, "shortcut": None if plain else "A", **network}
+                built[json.dumps(shallow)] = shallow
+        assert {name for _, names in experiment.panels for name in names} <= {row.name for row in experiment.rows}
+        assert len({row.name for row in experiment.rows}) == len(experiment.rows)
+    for shallow in built.values():
+        models.CifarResNet(**shallow)
+
+
+@pytest.mark.parametrize(
+    "name, options, message",
+    [
+        ("fig6", {"only": ["plain-21"]}, "--only takes plain-20, .*ResNet-1202; found plain-21"),
+        ("fig6", {"seeds": 0}, "--seeds is positive; found 0"),
+        ("fig6", {"dataset": "x"}, "is on CIFAR-10; leave --data out"),
+        ("fig4", {}, "is on photographs; it needs --data"),
+        ("table6", {"steps": 0}, "--steps is positive; found 0"),
+        ("fig4", {"dataset": str(ROOT), "train_on_all": True}, "--train-on-all is for small images"),
+    ],
+)
+def test_mistakes_are_explained(name, options, message):
+    with pytest.raises(RunError, match=message):
+        EXPERIMENTS[name].settings(**options)
+
+
+def test_flags_are_those_of_the_settings():
+    settings = Settings(depth=110, warmup=False, shortcut="C", lr=0.03, data_dir="x", seed=2)
+    assert flags(settings.changes) == "--depth 110 --shortcut C --lr 0.03 --no-warmup --seed 2"
+    assert Settings(depth=110).changes == {"depth": 110} and Settings(depth=20).changes == {}
+    photographs = Settings(dataset=str(ROOT), without=("color", "flip"))
+    assert flags(photographs.changes) == f"--dataset {ROOT} --without color flip"
+
+
+def test_the_program(tmp_path, tiny, monkeypatch, capsys):
+    """Finishes, goes on with other networks when one fails, and does nothing when it is called again."""
+    monkeypatch.syspath_prepend(str(ROOT / "train"))
+    program = importlib.import_module("reproduce")
+    monkeypatch.setitem(EXPERIMENTS, "tiny", tiny)
+    monkeypatch.setitem(recipes.SMALL_IMAGES, "batch_size", 16)
+    folders = ["--output", str(tmp_path / "runs"), "--results", str(tmp_path / "results")]
+    command = ["reproduce.py", "tiny", "--steps", "3", "--verbose", "0", *folders]
+
+    def reproduce(*arguments):
+        monkeypatch.setattr(sys, "argv", [*command, *arguments])
+        program.main()
+        return capsys.readouterr().out
+
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "shapes-plain-8-steps-3-seed-0").write_text("in the way")
+    with pytest.raises(SystemExit, match="1 of 2 runs failed: shapes-plain-8-steps-3-seed-0"):
+        reproduce()
+    printed = capsys.readouterr()
+    assert "cannot be written" in printed.err and "[2 of 2] plain-8, seed 0" in printed.out
+    (tmp_path / "runs" / "shapes-plain-8-steps-3-seed-0").unlink()
+    first = reproduce()
+    errors = {}
+    for network in ("plain", "resnet"):
+        path = tmp_path / "results" / f"shapes-{network}-8-steps-3-seed-0.json"
+        errors[network] = 100 * json.loads(path.read_text())["error"]
+    assert re.search(rf"ResNet-8 +{errors['resnet']:.2f} +9.87\nplain-8 +{errors['plain']:.2f} +-\n", first)
+    monkeypatch.setattr(experiments, "train", None)
+    assert "ResNet-8" in reproduce() and "plain-8" not in reproduce("--only", "ResNet-8")
+    with pytest.raises(SystemExit, match="reproduce.py: nowhere is on CIFAR-10; leave --data out"):
+        reproduce("--data", "x")
+    monkeypatch.setattr(sys, "argv", ["reproduce.py", "fig4", "--data", str(tmp_path / "none")])
+    with pytest.raises(SystemExit, match="a folder of photographs or a set of TensorFlow Datasets; found '/"):
+        program.main()

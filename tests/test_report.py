@@ -1,0 +1,170 @@
+import importlib
+import json
+import os
+import re
+import sys
+
+import numpy as np
+import pytest
+from conftest import ROOT
+
+from keras_resnet.models import cifar_row
+from keras_resnet.training import experiments, figures, report
+from keras_resnet.training.checkpoint import RunError
+from keras_resnet.training.experiments import EXPERIMENTS
+
+
+def made_up(experiment, settings, error):
+    """A record as `experiments.run` writes it, of a run that nobody made."""
+    epochs, rng = 12, np.random.default_rng(settings.seed + settings.depth)
+    step = np.linspace(settings.steps / epochs, settings.steps, epochs)
+    falling = error + 0.6 * 0.5 ** np.arange(epochs)
+    noisy = falling * rng.uniform(1, 1.2, epochs)
+    history = {"step": step.tolist(), "error": (falling * 0.7).tolist()}
+    if not settings.train_on_all:
+        history["val_error"] = noisy.tolist()
+    layers = 2 * sum(cifar_row(settings.depth, settings.block)[1]) + 1 if experiment.dataset else 0
+    return {
+        **experiments.describe(settings),
+        "error": error,
+        "measured_on": "test images, single view",
+        "response_std": {f"layer{i}": float(rng.uniform(0.2, 1)) for i in range(layers)},
+        "result": {"parameters": 1000 * settings.depth, "val_error": None if settings.train_on_all else error + 0.01},
+        "history": history,
+    }
+
+
+def runs(name, error, only=None, **options):
+    pairs = EXPERIMENTS[name].settings(only, **options)
+    return [made_up(EXPERIMENTS[name], settings, error) for _, settings in pairs]
+
+
+def cells(page, name, network):
+    """The text of the cells of a network's rows in an experiment's table."""
+    section = re.search(f'<section id="{name}">(.*?)</section>', page, re.S)[1]
+    rows = re.findall(r"<tr.*?>(.*?)</tr>", section, re.S)
+    found = [re.findall(r"<td.*?>(.*?)</td>", row) for row in rows]
+    return [[re.sub("<.*?>", "", cell) for cell in row] for row in found if row and row[0] == network]
+
+
+def test_the_tables_show_our_numbers_beside_the_papers(tmp_path):
+    records = [
+        *runs("fig6", 0.1, ["ResNet-20"], steps=8000),
+        *[{**record, "error": 0.1 + 0.02 * i} for i, record in enumerate(runs("fig6", 0.1, ["ResNet-56"], seeds=3))],
+        *runs("fig6", 0.12, ["plain-20"], steps=8000),
+        *runs("fig6", 0.0875, ["ResNet-20"], train_on_all=True),
+        *runs("table3", 0.3, ["ResNet-34-C"], dataset=str(tmp_path), steps=1000, accumulate=2),
+    ]
+    paths = report.write(records, str(tmp_path))
+    page = (tmp_path / "report.html").read_text()
+    assert [path.removeprefix(f"{tmp_path}/") for path in paths] == [
+        *("report.html", "table3.png", "fig6.png", "fig7.png", "shortcuts.png")
+    ]
+    assert all((tmp_path / path).read_bytes().startswith(b"\x89PNG") for path in paths[1:])
+    assert "http" not in re.sub(r'<a href=".*?">|data:image/svg\+xml;base64,\S*', "", page)  # one file, nothing to load
+
+    fig6 = "python train/reproduce.py fig6 --only"
+    validation, all_images, short = "11.00", "–", "8,000 of 64,000 steps"
+    assert cells(page, "fig6", "ResNet-20") == [
+        ["ResNet-20", "20,000", "8.75", "8.75", all_images, "1", "64,000 steps, --train-on-all"]
+        + [f"{fig6} ResNet-20 --train-on-all"],
+        ["ResNet-20", "20,000", "8.75", "10.00", validation, "1", short, f"{fig6} ResNet-20 --steps 8000"],
+    ]
+    assert cells(page, "fig6", "ResNet-56") == [
+        ["ResNet-56", "56,000", "6.97", "12.00 ± 2.00", "11.00 ± 0.00", "3", "64,000 steps"]
+        + [f"{fig6} ResNet-56 --seeds 3"]
+    ]
+    # What is missing would be run as most of the others were.
+    assert cells(page, "fig6", "plain-44") == [
+        ["plain-44", *["–"] * 6, f"{fig6} plain-44 --steps 8000"],
+    ]
+    assert cells(page, "table6", "ResNet-110")[0][2] == "6.43 (6.61 ± 0.16)"
+    assert cells(page, "shortcuts", "ResNet-20-A")[1][3] == "10.00"  # the same run as in fig6
+    (table3,) = cells(page, "table3", "ResNet-34-C")
+    assert table3[2:4] == ["24.19", "30.00"]
+    assert table3[6] == f"1,000 of 600,000 steps, {tmp_path.name}, --accumulate 2"
+    assert "--steps 1000 --accumulate 2 --data" in table3[7]
+    text = re.sub("<.*?>", "", page)
+    assert "P1 Fig. 4: python train/reproduce.py fig4 --data IMAGENET" in text
+    assert "P2 Table 1: python train/reproduce.py identity-shortcuts" in text
+
+
+def test_every_experiment_is_drawn_from_comparable_runs(tmp_path):
+    records = {}
+    for name, experiment in EXPERIMENTS.items():
+        dataset = None if experiment.dataset else str(tmp_path)
+        for record in runs(name, 0.1, seeds=2, dataset=dataset, steps=8000):
+            records[record["command"]] = record
+    records = list(records.values())
+    assert len(records) == 2 * (4 + 5 + 5 + 6 + 2 + 5 + 4 + 5)  # each network once
+    for name, experiment in EXPERIMENTS.items():
+        found = report.entries(experiment, records)
+        assert len(found) == len(experiment.rows) and all(len(entry.records) == 2 for entry in found), name
+        figure = report.draw(experiment, found, figures.LIGHT)
+        if figure is None:
+            assert not experiment.panels and not experiment.responses
+            continue
+        labels = [sorted(text.get_text() for text in axes.texts) for axes in figure.axes]
+        if not experiment.responses:
+            assert labels == [sorted(n.removeprefix(f"{title}-") for n in names) for title, names in experiment.panels]
+        assert "8,000 of" in figure.get_suptitle()
+
+
+def test_curves_are_the_mean_over_seeds():
+    records = runs("fig6", 0.1, ["ResNet-20"], seeds=2)
+    figure = report.draw(EXPERIMENTS["fig6"], report.entries(EXPERIMENTS["fig6"], records), figures.LIGHT)
+    training, validation = figure.axes[0].lines
+    assert np.allclose(training.get_ydata(), 100 * np.array(records[0]["history"]["error"]))
+    expected = np.mean([record["history"]["val_error"] for record in records], axis=0)
+    assert np.allclose(validation.get_ydata(), 100 * expected) and training.get_linestyle() == "--"
+
+
+def test_responses_are_drawn_in_their_order_and_sorted():
+    records = runs("fig7", 0.1, ["plain-20", "ResNet-56"])
+    figure = report.draw(EXPERIMENTS["fig7"], report.entries(EXPERIMENTS["fig7"], records), figures.LIGHT)
+    upper, lower = figure.axes
+    for record, ours, ranked in zip(records, upper.lines, lower.lines, strict=True):
+        std = list(record["response_std"].values())
+        assert np.allclose(ours.get_ydata(), std) and np.allclose(ranked.get_ydata(), sorted(std, reverse=True))
+    assert [line.get_linestyle() for line in upper.lines] == ["--", "-"]
+
+
+@pytest.mark.parametrize("theme, background", [(figures.LIGHT, "#ffffff"), (figures.DARK, "#15181c")])
+def test_lines_and_text_stand_out(theme, background):
+    """WCAG 2.1: 3:1 for graphics, 4.5:1 for text."""
+
+    def luminance(color):
+        channels = [int(color[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+        linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
+        return float(np.dot(linear, (0.2126, 0.7152, 0.0722)))
+
+    def contrast(color):
+        dark, light = sorted((luminance(color), luminance(background)))
+        return (light + 0.05) / (dark + 0.05)
+
+    assert background in report.STYLE
+    assert min(map(contrast, theme.lines)) >= 3
+    assert min(contrast(theme.text), contrast(theme.muted)) >= 4.5
+
+
+def test_what_is_no_result_is_said(tmp_path, monkeypatch):
+    with pytest.raises(RunError, match="no such folder"):
+        experiments.load(str(tmp_path / "none"))
+    (tmp_path / "a.json").write_text('{"command": 1}')
+    with pytest.raises(RunError, match="a.json is no result of train/reproduce.py: it has no conditions, error"):
+        experiments.load(str(tmp_path))
+    (tmp_path / "a.json").write_text("{")
+    monkeypatch.syspath_prepend(str(ROOT / "train"))
+    monkeypatch.setattr(sys, "argv", ["report.py", "--results", str(tmp_path)])
+    with pytest.raises(SystemExit, match="report.py: the result .*a.json cannot be read: .* Delete it to make it anew"):
+        importlib.import_module("report").main()
+
+
+def test_the_program(tmp_path, monkeypatch, capsys):
+    (record,) = runs("fig6", 0.1, ["ResNet-20"])
+    (tmp_path / "run.json").write_text(json.dumps(record))
+    monkeypatch.syspath_prepend(str(ROOT / "train"))
+    monkeypatch.setattr(sys, "argv", ["report.py", "--results", str(tmp_path), "--output", str(tmp_path / "pages")])
+    importlib.import_module("report").main()
+    assert capsys.readouterr().out.split()[0] == str(tmp_path / "pages" / "report.html")
+    assert len(os.listdir(tmp_path / "pages")) == 4

@@ -1,0 +1,139 @@
+import importlib
+import json
+import os
+import re
+import subprocess
+import sys
+
+import keras
+import keras_tuner
+import pytest
+from conftest import ROOT
+
+import keras_resnet
+from keras_resnet.data import shapes, sources
+from keras_resnet.training import tuning
+
+
+@pytest.fixture(scope="module")
+def data():
+    images, labels = shapes.draw(400, seed=0)
+    return sources.Split(images[:320], labels[:320]), sources.Split(images[320:], labels[320:])
+
+
+def test_a_user_of_keras_tuner(tmp_path, data):
+    """Two rungs of Hyperband: the better trials go on from their weights, with a schedule of the longer training."""
+    train, validation = data
+    rates = []
+
+    class Rates(keras.callbacks.Callback):
+        def on_train_begin(self, logs=None):
+            rates.append([])
+
+        def on_train_batch_begin(self, batch, logs=None):
+            rates[-1].append(float(self.model.optimizer.learning_rate))
+
+        def __deepcopy__(self, memo):
+            return self
+
+    tuner = keras_tuner.Hyperband(
+        keras_resnet.ResNetHyperModel(8), keras_tuner.Objective("val_error", "min"), 2, 2, seed=0, directory=tmp_path
+    )
+    tuner.search(*train, validation_data=validation, callbacks=[Rates()], verbose=0)
+    trials = list(tuner.oracle.trials.values())
+    assert {trial.status for trial in trials} == {"COMPLETED"}
+    for trial, seen in zip(trials, rates, strict=True):
+        values = trial.hyperparameters.values
+        assert {"shortcut", "lr", "weight_decay", "batch_size", "warmup"} <= values.keys()
+        first, last = values["tuner/initial_epoch"], values["tuner/epochs"]
+        steps = 320 // values["batch_size"]
+        assert len(seen) == (last - first) * steps
+        if values["warmup"] and not first:
+            assert seen[:steps] == pytest.approx([0.01] * steps)
+        else:
+            drops = [sum(step >= round(part * last * steps) for part in (1 / 2, 3 / 4)) for step in range(last * steps)]
+            assert seen == pytest.approx([values["lr"] / 10**n for n in drops[first * steps :]], rel=1e-5)
+    assert any(trial.hyperparameters.values["tuner/initial_epoch"] for trial in trials)
+    # The best model is what was measured.
+    best, model = tuner.oracle.get_best_trials()[0], tuner.get_best_models()[0]
+    wrong = model.predict(validation.images.astype("float32"), verbose=0).argmax(-1) != validation.labels
+    assert best.score == pytest.approx(wrong.mean(), abs=1e-5)
+    assert model.optimizer.coupled_weight_decay == best.hyperparameters.get("weight_decay")
+
+
+def test_too_few_images(data):
+    hp, model = keras_tuner.HyperParameters(), keras_resnet.ResNetHyperModel(8)
+    few = [part[:100] for part in data[0]]
+    with pytest.raises(ValueError, match="batches of 256, and only 100 images"):
+        model.fit(hp, model.build(hp), *few, validation_data=data[1])
+
+
+def test_the_library_does_without_keras_tuner():
+    code = (
+        "import sys; sys.modules['keras_tuner'] = None; import keras_resnet;"
+        "assert 'keras_resnet.training' not in sys.modules; keras_resnet.NoSuchName"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=100)
+    assert "AttributeError: module 'keras_resnet' has no attribute 'NoSuchName'" in done.stderr
+
+
+@pytest.fixture
+def tune(monkeypatch):
+    """A function that calls train/tune.py's `main` with arguments."""
+    monkeypatch.syspath_prepend(str(ROOT / "train"))
+    program = importlib.import_module("tune")
+
+    def call(*arguments):
+        monkeypatch.setattr(sys, "argv", ["tune.py", *arguments])
+        program.main()
+
+    return call
+
+
+def test_the_program_is_interrupted_goes_on_and_prints_a_command(tmp_path, tune, monkeypatch, capsys):
+    monkeypatch.setattr(sources, "SHAPES_EXAMPLES", {"train": 290, "test": 10})
+    monkeypatch.setattr(sources, "VALIDATION_EXAMPLES", {"shapes": 30})
+    command = ["--dataset", "shapes", "--depth", "8", "--max-epochs", "2", "--output", str(tmp_path), "--verbose", "0"]
+    folder, fit, calls = tmp_path / "tune-shapes-resnet-8-epochs-2-seed-0", tuning.ResNetHyperModel.fit, []
+
+    def interrupted(self, hp, *args, **options):
+        calls.append(hp.values)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return fit(self, hp, *args, **options)
+
+    monkeypatch.setattr(tuning.ResNetHyperModel, "fit", interrupted)
+    with pytest.raises(SystemExit):
+        tune(*command)
+    assert "the same command goes on" in capsys.readouterr().err
+    tune(*command)
+    printed = capsys.readouterr().out
+    assert len(calls) == 3 and calls[1] == calls[2] != calls[0]  # the trial that was cut is repeated, no other
+    found = [json.loads(path.read_text()) for path in folder.glob("trial_*/trial.json")]
+    rows = re.findall(r"^ +(\d+\.\d+)% +2 +([ABC]) +(\S+) +(\S+) +(\d+) +(yes|no)$", printed, re.M)
+    scores = sorted(100 * trial["score"] for trial in found)
+    assert [float(row[0]) for row in rows] == pytest.approx(scores, abs=0.01) and len(rows) == 2
+    values = min(found, key=lambda trial: trial["score"])["hyperparameters"]["values"]
+    words = printed.splitlines()[-1].split()
+    assert words[:4] == ["python", "train/fit.py", "--depth", "8"]
+    assert words[words.index("--dataset") + 1] == "shapes"
+    assert float(words[words.index("--lr") + 1]) == pytest.approx(values["lr"], rel=0.01)
+    assert float(words[words.index("--weight-decay") + 1]) == pytest.approx(values["weight_decay"], rel=0.01)
+    assert ("--warmup" in words) == values["warmup"]
+    assert {path.parts[-4] for path in folder.glob("tensorboard/*/*/*/events*")} == {t["trial_id"] for t in found}
+    tune(*command)
+    assert capsys.readouterr().out.endswith(printed.splitlines()[-1] + "\n") and len(calls) == 3
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--depth", "9"], "--depth is 6n+2 with basic blocks; found 9, nearest 8 and 14"),
+        (["--max-epochs", "0"], "--max-epochs is positive; found 0"),
+        (["--data-dir", "nowhere"], "--data-dir nowhere has no prepared cifar10"),
+    ],
+)
+def test_mistakes_are_explained(tmp_path, tune, arguments, message):
+    with pytest.raises(SystemExit, match=re.escape(message)):
+        tune(*arguments, "--output", str(tmp_path))
+    assert not os.listdir(tmp_path)

@@ -1,0 +1,40 @@
+"""Makes one page, and a PNG of each figure, from the results of train/reproduce.py.
+
+    python train/report.py                                 docs/results/*.json to docs/results/report.html
+    python train/report.py --results DIR --output PAGES
+
+report.html needs no other file. Ours stand beside the paper's numbers; what was not run yet has the command for it.
+"""
+
+import argparse
+import os
+import sys
+
+import quiet  # noqa: F401, first, before anything that imports TensorFlow
+
+# isort: split
+from keras_resnet.training import experiments, report
+from keras_resnet.training.checkpoint import RunError
+
+
+def parse(arguments=None):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--results", default=experiments.RESULTS, metavar="DIR", help="folder of the results (default %(default)s)")
+    add("--output", metavar="DIR", help="folder of the page (default: that of the results)")
+    return parser.parse_args(arguments)
+
+
+def main():
+    options = parse()
+    output = options.output or options.results
+    try:
+        records = experiments.load(options.results)
+        os.makedirs(output, exist_ok=True)
+        print("\n".join(report.write(records, output)))
+    except (RunError, OSError) as error:
+        sys.exit(f"report.py: {error}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,97 @@
+"""Runs the experiments of the papers.
+
+    python train/reproduce.py fig6                            all networks of P1 Fig. 6, 64k steps each: days to weeks
+    python train/reproduce.py fig6 --steps 8000               an eighth of the schedule
+    python train/reproduce.py fig6 --only plain-20 ResNet-20  two of its networks
+    python train/reproduce.py table6 --only ResNet-110 --seeds 5 --train-on-all     as the paper's 6.61 +- .16
+    python train/reproduce.py fig4 --data IMAGENET            photographs in IMAGENET/{train,val}/CLASS/
+    python train/reproduce.py table3 --data imagenet2012 --accumulate 8             of TensorFlow Datasets, 32 at a time
+
+What NAME can be:
+
+%s
+
+Each run leaves one file, RESULTS/RUN.json, and is not repeated where this file is there. A run that was stopped goes on
+when the same command is given again. A network that several experiments show is trained once for all of them.
+`train/report.py` makes tables and figures of the files.
+
+CIFAR-10 is split into 45k images to train on and 5k for the validation error of the curves; the test images are looked
+at once, at the end. The paper's test errors are of networks trained on all 50k: --train-on-all does so, but there is no
+validation error then. Photographs are tested with ten crops of the validation images.
+"""
+
+import argparse
+import sys
+
+import quiet  # noqa: F401, first, before anything that imports TensorFlow
+
+# isort: split
+from keras_resnet.data.sources import DataError
+from keras_resnet.evaluation import EvaluationError
+from keras_resnet.training import experiments, report
+from keras_resnet.training.checkpoint import RunError, Stopped
+from keras_resnet.training.precision import PRECISIONS
+from keras_resnet.training.settings import Settings
+
+EXIT_STATUS = 128  # plus the number of the signal, as shells do
+
+
+def parse(arguments=None):
+    names = "\n".join(
+        f"    {name:<22}{experiment.title}, {experiment.source}" for name, experiment in experiments.EXPERIMENTS.items()
+    )
+    parser = argparse.ArgumentParser(
+        description=__doc__ % names, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    add = parser.add_argument
+    add("name", metavar="NAME", choices=experiments.EXPERIMENTS, help="of the experiment")
+    add("--only", nargs="+", metavar="NETWORK", help="networks, as the experiment names them (default: all)")
+    add("--steps", type=int, help="iterations; the schedule shrinks in proportion (default 64000; photographs 600000)")
+    add("--seeds", type=int, default=1, help="runs of each network (default 1)")
+    add("--train-on-all", action="store_true", help="CIFAR: no validation, train on all 50k images")
+    add("--data", metavar="DATA", help="photographs: a folder, or a data set of TensorFlow Datasets")
+    add("--data-dir", metavar="DIR", help="data sets prepared by tensorflow-datasets; without it they are downloaded")
+    add("--accumulate", type=int, default=1, metavar="PARTS", help="parts of a batch that are in memory in turn")
+    add("--mixed-precision", choices=PRECISIONS, help="of all layers but the last (default float32)")
+    add("--output", default=Settings.output, metavar="DIR", help="folder of runs (default %(default)s)")
+    add("--results", default=experiments.RESULTS, metavar="DIR", help="folder of the results (default %(default)s)")
+    add("--verbose", type=int, default=1, choices=(0, 1, 2), help="0 silent, 1 a bar, 2 a line an epoch")
+    return parser.parse_args(arguments)
+
+
+def table(experiment, errors):
+    """Ours beside the paper's. `errors`: a row's name and the error of each of its runs."""
+    title = f"{experiment.title}: error in %"
+    rows = [("network", "here", "the paper's")]
+    for name in dict.fromkeys(name for name, _ in errors):
+        ours = report.ours([100 * error for row, error in errors if row == name])
+        rows.append((name, ours, experiment.row(name).paper or "-"))
+    return "\n".join([title, "-" * len(title), *(f"{name:<34}{ours:<16}{paper}" for name, ours, paper in rows)])
+
+
+def main():
+    options = vars(parse())
+    name, only, seeds, data = (options.pop(key) for key in ("name", "only", "seeds", "data"))
+    results, verbose = options.pop("results"), options.pop("verbose")
+    experiment, errors, failures = experiments.EXPERIMENTS[name], [], []
+    try:
+        runs = experiment.settings(only, seeds, data, **options)
+        for number, (row, settings) in enumerate(runs, 1):
+            print(f"[{number} of {len(runs)}] {row}, seed {settings.seed}", flush=True)
+            try:
+                errors.append((row, experiments.run(settings, results, verbose)["error"]))
+            except RunError as error:  # such as a network that diverged; the others may do better
+                print(f"reproduce.py: {error}", file=sys.stderr)
+                failures.append(settings.name)
+    except (RunError, DataError, EvaluationError) as error:
+        sys.exit(f"reproduce.py: {error}")
+    except Stopped as stopped:
+        print(f"\n{stopped}; the same command goes on from there", file=sys.stderr)
+        sys.exit(EXIT_STATUS + stopped.signal_number)
+    print(f"{table(experiment, errors)}\nin {results}; `python train/report.py --results {results}` draws them")
+    if failures:
+        sys.exit(f"reproduce.py: {len(failures)} of {len(runs)} runs failed: {', '.join(failures)}")
+
+
+if __name__ == "__main__":
+    main()

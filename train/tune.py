@@ -1,0 +1,106 @@
+"""Searches shortcut, learning rate, weight decay, batch size and warm-up with keras_tuner's Hyperband.
+
+    python train/tune.py --dataset shapes --depth 8 --max-epochs 3      minutes on a laptop, no data needed
+    python train/tune.py                                                ResNet-20 on CIFAR-10, trials of up to 27 epochs
+    tensorboard --logdir runs/tune-cifar10-resnet-20-epochs-27-seed-0   curves of all trials and what they tried
+
+Trials train on 45k images and are judged by the error on the other 5k; the test images are not looked at. Many trials
+are given a few epochs, the best third of them three times as many, and so on. A search that was stopped goes on when
+the same command is given again. At the end all trials are listed, and the best is printed as a command for fit.py.
+"""
+
+import argparse
+import os
+import sys
+
+import quiet  # noqa: F401, first, before anything that imports TensorFlow
+
+# isort: split
+import keras
+
+from keras_resnet.data import cifar, sources
+from keras_resnet.training.checkpoint import RunError
+from keras_resnet.training.settings import Settings, flags
+
+EXIT_STATUS = 130  # of what SIGINT ended, as shells have it
+
+
+def parse(arguments=None):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--depth", type=int, default=20, help="6n+2 (default 20)")
+    add("--dataset", default="cifar10", choices=sources.DATASETS, help="(default cifar10)")
+    add("--data-dir", metavar="DIR", help="data sets prepared by tensorflow-datasets; without it they are downloaded")
+    add("--max-epochs", type=int, default=27, metavar="E", help="of a trial; about E log3(E)^2 in all (default 27)")
+    add("--seed", type=int, default=0, help="of the trials and of their weights (default 0)")
+    add("--output", default=Settings.output, metavar="DIR", help="folder of the search (default %(default)s)")
+    add("--verbose", type=int, default=1, choices=(0, 1, 2), help="0 silent, 1 a bar, 2 a line an epoch")
+    return parser.parse_args(arguments)
+
+
+def search(options, name):
+    """Runs the search, or what is left of it; returns the trials that were completed, the best first."""
+    import keras_tuner  # here, so that --help and mistakes need not wait for it
+
+    from keras_resnet.training.tuning import OBJECTIVE, ResNetHyperModel
+
+    source = sources.load(options.dataset, options.data_dir)
+    normalization = cifar.per_pixel_mean(source.train.images), 1.0
+    tuner = keras_tuner.Hyperband(
+        ResNetHyperModel(options.depth, options.seed, classes=len(source.classes), normalization=normalization),
+        OBJECTIVE,
+        max_epochs=options.max_epochs,
+        seed=options.seed,
+        directory=options.output,
+        project_name=name,
+    )
+    tuner.search(
+        *source.train,
+        validation_data=source.validation,
+        callbacks=[keras.callbacks.TensorBoard(os.path.join(tuner.project_dir, "tensorboard"), write_graph=False)],
+        verbose=options.verbose,
+    )
+    return tuner.oracle.get_best_trials(len(tuner.oracle.trials))
+
+
+def settings(options, values):
+    """A trial's `Settings`, its numbers rounded."""
+    rounded = {name: float(f"{values[name]:.3g}") for name in ("lr", "weight_decay")}
+    chosen = {name: values[name] for name in ("shortcut", "batch_size", "warmup")}
+    return Settings(depth=options.depth, dataset=options.dataset, data_dir=options.data_dir, **rounded, **chosen)
+
+
+def table(options, trials):
+    """The trials as people read them."""
+    rows = [("val. error", "epochs", "shortcut", "lr", "weight decay", "batch size", "warm-up")]
+    for trial in trials:
+        found = settings(options, trial.hyperparameters.values)
+        numbers = f"{found.lr:g}", f"{found.weight_decay:g}", str(found.batch_size)
+        epochs = str(trial.hyperparameters.values["tuner/epochs"])
+        rows.append((f"{trial.score:.2%}", epochs, found.shortcut, *numbers, "yes" if found.warmup else "no"))
+    return "\n".join("".join(f"{cell:>13}" for cell in row) for row in rows)
+
+
+def main():
+    options = parse()
+    try:
+        if options.max_epochs < 1:
+            raise RunError(f"--max-epochs is positive; found {options.max_epochs}")
+        network = Settings(depth=options.depth, dataset=options.dataset).network.lower()
+        name = f"tune-{options.dataset}-{network}-epochs-{options.max_epochs}-seed-{options.seed}"
+        trials = search(options, name)
+        best = settings(options, trials[0].hyperparameters.values)
+        data = {"data_dir": options.data_dir} if options.data_dir else {}
+        print(f"\n{table(options, trials)}\n\nin {os.path.join(options.output, name)}. The best:")
+        print(f"python train/fit.py {flags({**best.changes, **data})}")
+    except (RunError, sources.DataError, OSError) as error:
+        sys.exit(f"tune.py: {error}")
+    except ImportError as error:
+        sys.exit(f"tune.py: {error}; pip install '.[tune]'")
+    except KeyboardInterrupt:
+        print("\nstopped; the same command goes on from the last trial", file=sys.stderr)
+        sys.exit(EXIT_STATUS)
+
+
+if __name__ == "__main__":
+    main()

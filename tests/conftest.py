@@ -50,7 +50,7 @@ def terminated_at(monkeypatch):
         class Stopper(run.Checkpoint):
             def on_train_batch_end(self, batch, logs=None):
                 if self.step + 1 == step:
-                    os.kill(os.getpid(), signal.SIGTERM)
+                    signal.raise_signal(signal.SIGTERM)
                 super().on_train_batch_end(batch, logs)
 
         with monkeypatch.context() as patch:

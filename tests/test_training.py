@@ -312,10 +312,10 @@ def test_a_weight_that_is_not_finite_is_not_saved(tmp_path):
 
 def test_a_second_signal_kills_as_usual():
     with StopSignals() as stop:
-        os.kill(os.getpid(), signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
         assert stop.received == signal.SIGINT
         with pytest.raises(KeyboardInterrupt):
-            os.kill(os.getpid(), signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
 
 
 def test_fused_batch_normalisation_is_keras_own():

@@ -9,7 +9,7 @@ import keras
 import numpy as np
 
 from keras_resnet import models
-from keras_resnet.graphs import recursion_limit
+from keras_resnet.graphs import LOADING_DEPTH, recursion_limit
 
 
 def count_macs(model, input_shape=None):
@@ -68,7 +68,7 @@ def response_std(model, images, batch_size=128):
         raise ValueError(f"{model.name} has no 3x3 convolution")
     normalized = {id(layer.input): layer.output for layer in _layers(model, keras.layers.BatchNormalization)}
     moments = [_moments(normalized.get(id(layer.output), layer.output)) for layer in convolutions]
-    with recursion_limit(1000 + 20 * len(model.layers)):
+    with recursion_limit(LOADING_DEPTH):
         probe = keras.Model(model.input, keras.ops.stack(moments, axis=1))
     means = probe.predict(images, batch_size, verbose=0).mean(axis=0, dtype="float64")
     return {layer.name: math.sqrt(square - mean**2) for layer, (mean, square) in zip(convolutions, means, strict=True)}
@@ -113,7 +113,7 @@ def gradient_norms(model, images, labels):
         A dictionary from the names of convolutions and fully connected layers, in the order of their depth, to the
         L2 norms of the cross-entropy's gradient, batch normalisation in training mode.
     """
-    with recursion_limit(1000 + 20 * len(model.layers)):
+    with recursion_limit(LOADING_DEPTH):
         copy = keras.models.clone_model(models.logits(model))
     copy.set_weights(model.get_weights())
     # After one step from rest the optimizer's momentum is the gradient, on every backend.

@@ -10,13 +10,12 @@ this is for many runs with the same numbers, or for more images.
 """
 
 import argparse
-import os
 import sys
 
 import quiet  # noqa: F401, first, before anything that imports TensorFlow
 
 # isort: split
-from keras_resnet.data import folders, imagenet, records
+from keras_resnet.data import imagenet, records
 from keras_resnet.data.sources import DataError
 from keras_resnet.training.checkpoint import RunError, write_whole
 
@@ -42,10 +41,7 @@ def main():
         if getattr(options, flag) < 1:
             sys.exit(f"colors.py: --{flag.replace('_', '-')} is positive; found {getattr(options, flag)}")
     try:
-        if os.path.isdir(options.dataset):
-            data = folders.load(options.dataset, options.seed)
-        else:
-            data = records.load(options.dataset, options.data_dir, options.seed)
+        data = records.photographs(options.dataset, options.data_dir, options.seed)
         skipped = set() if options.skip_damaged else None
         with imagenet.errors_named():
             found = imagenet.statistics(

@@ -11,6 +11,7 @@ import zipfile
 import numpy as np
 
 from keras_resnet.data.sources import DataError
+from keras_resnet.normalization import TORCH_MEAN
 
 STANDARD_DEVIATION = 0.1  # of the random factors, AlexNet 4.1
 
@@ -54,7 +55,7 @@ IMAGENET = Components(
 
 
 # Its channels' means are those that torchvision's networks subtract.
-IMAGENET_STATISTICS = Statistics(np.array([123.675, 116.28, 103.53], "float32"), IMAGENET)
+IMAGENET_STATISTICS = Statistics(np.array(TORCH_MEAN, "float32"), IMAGENET)
 
 
 def load(path):

@@ -70,6 +70,11 @@ class Records:
         return tf.numpy_function(lambda numbers: np.array([name(i) for i in numbers], object), [numbers], tf.string)
 
 
+def photographs(dataset, data_dir=None, seed=0):
+    """The `folders.Photographs` of a folder, as `folders.load` lists it, or of a data set, as `load` finds it."""
+    return folders.load(dataset, seed) if os.path.isdir(dataset) else load(dataset, data_dir, seed)
+
+
 def load(name, data_dir=None, seed=0):
     """Finds the records of a data set; reads none of them.
 

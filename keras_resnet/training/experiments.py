@@ -20,8 +20,8 @@ import keras
 import tensorflow as tf
 
 from keras_resnet import analysis, evaluation
-from keras_resnet.data import imagenet, sources
-from keras_resnet.training import checkpoint, recipes, tasks
+from keras_resnet.data import imagenet, records, sources
+from keras_resnet.training import checkpoint, recipes
 from keras_resnet.training.checkpoint import RunError, write_whole
 from keras_resnet.training.run import train
 from keras_resnet.training.settings import WITHOUT_EFFECT, Settings, flags
@@ -274,7 +274,7 @@ def _test(settings, result):
 
 
 def _ten_crops(settings, verbose):
-    data = tasks.list_photographs(settings)
+    data = records.photographs(settings.dataset, settings.data_dir, settings.seed)
     model, examples = evaluation.load_model(settings.folder), imagenet.examples(data.validation)
     with imagenet.errors_named(data.validation):
         found = evaluation.evaluate(

@@ -9,7 +9,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_resnet import models, readers
-from keras_resnet.data import cifar, color, folders, imagenet, records, sources
+from keras_resnet.data import cifar, color, imagenet, records, sources
 from keras_resnet.graphs import LOADING_DEPTH, recursion_limit
 from keras_resnet.training import distribution
 from keras_resnet.training.checkpoint import RunError, write_whole
@@ -68,7 +68,7 @@ def small_images(settings):
 
 def photographs(settings):
     """Photographs (P1 3.4), read as they are needed; the mean that is subtracted is in the network's first layer."""
-    data = list_photographs(settings)
+    data = records.photographs(settings.dataset, settings.data_dir, settings.seed)
     _check_batch(settings, len(data.train))
     damaged = set()
     skipped = damaged if settings.skip_damaged else None
@@ -110,13 +110,6 @@ def photographs(settings):
         )
     )
     return Task(data.classes, len(data.train), network, batches, validation, None, damaged)
-
-
-def list_photographs(settings):
-    """The `folders.Photographs` of a run."""
-    if os.path.isdir(settings.dataset):
-        return folders.load(settings.dataset, settings.seed)
-    return records.load(settings.dataset, settings.data_dir, settings.seed)
 
 
 def _trained(settings):

@@ -73,11 +73,12 @@ def test_what_cannot_be_folded_stays():
 
 def test_a_network_within_a_network_is_folded():
     backbone = trained(keras_resnet.ResNet18(include_top=False, pooling="avg", input_shape=(64, 64, 3)))
-    model = keras.Sequential([keras.Input((64, 64, 3)), backbone, layers.Dense(3, activation="softmax")])
+    model = keras.Sequential([keras.Input((64, 64, 3)), backbone, layers.Dense(3)])
     folded = fold(model)
     assert normalizations(folded.get_layer(backbone.name)) == 0
     x = images(2, 64, 64)
-    np.testing.assert_allclose(folded(x), model(x), atol=1e-5)
+    expected = np.array(model(x))
+    np.testing.assert_allclose(folded(x), expected, atol=1e-4 * abs(expected).max())
 
 
 def test_bfloat16_is_inside_only():

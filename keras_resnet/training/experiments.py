@@ -294,19 +294,20 @@ def _history(settings):
 
 
 def _circumstances():
-    """The commit, None outside of a repository, the versions, and what computed."""
+    """The commit, None outside of a repository, the versions, and the devices: GPUs or the CPU cores it may use."""
     here, commit = os.path.dirname(os.path.abspath(__file__)), None
     if shutil.which("git"):
         git = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=here, capture_output=True, text=True)
         commit = git.stdout.strip() or None
     gpus = tf.config.list_physical_devices("GPU")
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     names = [tf.config.experimental.get_device_details(gpu).get("device_name", "GPU") for gpu in gpus]
     return {
         "commit": commit,
         "python": platform.python_version(),
         "keras": keras.__version__,
         "tensorflow": tf.__version__,
-        "devices": names or [f"{os.cpu_count()} CPU cores"],
+        "devices": names or [f"{cores} CPU core{'s' * (cores > 1)}"],
     }
 
 

@@ -1,7 +1,5 @@
-import ast
 import inspect
 import math
-import pathlib
 import subprocess
 import sys
 
@@ -465,41 +463,3 @@ def test_opens_in_plain_keras(tmp_path, build):
     subprocess.run(
         [sys.executable, "-c", STRANGER, tmp_path / "m.keras", tmp_path / "data.npz"], check=True, cwd=tmp_path
     )
-
-
-OTHER_BACKEND = """
-import numpy as np, keras, keras_resnet
-from keras_resnet.optimizers import SGD
-assert "tensorflow" not in __import__("sys").modules
-model = keras_resnet.CifarResNet(20, normalization=(120.0, 60.0), classifier_activation=None)
-model.compile(SGD(0.01), keras.losses.SparseCategoricalCrossentropy(from_logits=True))
-x = np.random.default_rng(0).uniform(0, 255, (64, 32, 32, 3)).astype("float32")
-y = np.arange(64) % 10
-before = model.evaluate(x, y, verbose=0)
-assert model.predict(x, verbose=0).shape == (64, 10)
-model.fit(x, y, epochs=12, verbose=0)
-after = model.evaluate(x, y, verbose=0)
-print(keras.backend.backend(), before, after)
-assert after < before
-"""
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("backend, package", [("jax", "jax"), ("torch", "torch")])
-def test_other_backends(backend, package, monkeypatch):
-    pytest.importorskip(package, reason=f"{package} is not installed")
-    monkeypatch.setenv("KERAS_BACKEND", backend)
-    subprocess.run([sys.executable, "-c", OTHER_BACKEND], check=True)
-
-
-def test_import_needs_keras_alone():
-    imported = set()
-    folder = pathlib.Path(keras_resnet.__file__).parent
-    modules = "__init__ analysis blocks families graphs models normalization optimizers readers weights"
-    for name in modules.split():
-        for node in ast.walk(ast.parse((folder / f"{name}.py").read_text())):
-            if isinstance(node, ast.Import):
-                imported |= {alias.name.split(".")[0] for alias in node.names}
-            elif isinstance(node, ast.ImportFrom):
-                imported.add(node.module.split(".")[0])
-    assert imported - set(sys.stdlib_module_names) == {"h5py", "keras", "keras_resnet", "numpy"}  # Keras needs h5py

@@ -1,10 +1,16 @@
-"""Imports TensorFlow without the lines about its build that it writes before it can be asked not to."""
+"""Imports TensorFlow, on which the programs run, without the lines about its build that it writes first."""
 
 import os
 import sys
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-os.environ.setdefault("KERAS_BACKEND", "tensorflow")
+backend = os.environ.setdefault("KERAS_BACKEND", "tensorflow")
+if backend != "tensorflow":
+    program = os.path.basename(sys.argv[0])
+    sys.exit(
+        f"{program} runs on TensorFlow; KERAS_BACKEND is {backend}. Unset it, or use the networks and the optimizer of "
+        "keras_resnet in Keras code of your own, which run on any backend."
+    )
 _stderr = os.dup(2)
 _nowhere = os.open(os.devnull, os.O_WRONLY)
 os.dup2(_nowhere, 2)

@@ -141,7 +141,8 @@ def _orders(column, depth, **network):
     )
 
 
-_IDENTITY_110, _IDENTITY_164 = _orders(0, 110), _orders(1, 164, block="bottleneck")
+_IDENTITY_110 = _orders(0, 110)
+_IDENTITY_164 = _orders(1, 164, block="bottleneck", shortcut="B")  # as the networks that P2's authors published
 
 EXPERIMENTS = {
     "table2": Experiment(

@@ -160,6 +160,13 @@ def test_what_is_no_result_is_said(tmp_path, monkeypatch):
         importlib.import_module("report").main()
 
 
+@pytest.mark.parametrize("page", ["README.md", "docs/results.md"])
+def test_the_pages_show_the_results_that_are_kept(page):
+    text = (ROOT / page).read_text()
+    for record in experiments.load(ROOT / experiments.RESULTS):
+        assert f"{100 * record['error']:.2f}" in text, record["command"]
+
+
 def test_the_program(tmp_path, monkeypatch, capsys):
     (record,) = runs("fig6", 0.1, ["ResNet-20"])
     (tmp_path / "run.json").write_text(json.dumps(record))

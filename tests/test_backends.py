@@ -9,12 +9,13 @@ import sys
 import keras
 import numpy as np
 import pytest
+from conftest import ROOT
 
 import keras_resnet
 from keras_resnet.data import cifar, sources
 
 STEPS, BATCH = 10, 32
-# In double precision, as ten steps at this rate make a thousandth or more of the rounding in single precision.
+# In double precision, because ten steps at this rate enlarge the rounding of single precision beyond any tolerance.
 TEN_STEPS = """
 import sys
 import keras, keras_resnet, numpy as np
@@ -80,7 +81,7 @@ def test_ten_steps_end_with_the_same_weights(trained, backend, tolerance):
 
 def test_the_programs_are_for_tensorflow(monkeypatch):
     monkeypatch.setenv("KERAS_BACKEND", "jax")
-    fit = [sys.executable, pathlib.Path(__file__).parents[1] / "train" / "fit.py", "--help"]
+    fit = [sys.executable, ROOT / "train" / "fit.py", "--help"]
     found = subprocess.run(fit, capture_output=True, text=True)
     assert found.returncode == 1 and "KERAS_BACKEND" in found.stderr and "Traceback" not in found.stderr
 

@@ -63,7 +63,51 @@ def trained(tmp_path_factory):
             subprocess.run(command, check=True, env=environment)
         return dict(np.load(path))
 
+    train.folder = folder
     return train
+
+
+def by_hand(initial, batches, mean):
+    """The same ten steps in plain JAX, in double precision: ResNet-8, cross-entropy and the paper's SGD as formulas."""
+    import jax
+    from jax import lax
+    from jax import numpy as jnp
+
+    def convolve(x, kernel, strides):
+        padding = [(kernel.shape[0] // 2,) * 2] * 2
+        return lax.conv_general_dilated(x, kernel, (strides,) * 2, padding, dimension_numbers=("NHWC", "HWIO", "NHWC"))
+
+    def loss(w, images, labels):
+        moments = {}
+
+        def convolve_and_normalize(x, name, strides=1):
+            x = convolve(x, w[f"{name}/kernel"], strides)
+            mean, variance = x.mean((0, 1, 2)), x.var((0, 1, 2))
+            moments[f"{name}_bn/moving_mean"], moments[f"{name}_bn/moving_variance"] = mean, variance
+            x = (x - mean) / jnp.sqrt(variance + 1e-5)
+            return x * w[f"{name}_bn/gamma"] + w[f"{name}_bn/beta"]
+
+        x = jnp.maximum(convolve_and_normalize(images - mean, "conv1"), 0)
+        for name, strides in (("conv2_1", 1), ("conv3_1", 2), ("conv4_1", 2)):
+            y = jnp.maximum(convolve_and_normalize(x, f"{name}_1", strides), 0)
+            y = convolve_and_normalize(y, f"{name}_2")
+            zeros = jnp.zeros((*y.shape[:3], y.shape[3] - x.shape[3]))
+            x = jnp.maximum(jnp.concatenate([x[:, ::strides, ::strides], zeros], 3) + y, 0)
+        scores = jax.nn.log_softmax(x.mean((1, 2)) @ w["fc/kernel"] + w["fc/bias"])
+        return -scores[jnp.arange(len(labels)), labels].mean(), moments
+
+    with jax.enable_x64(True):
+        moving = {name: value.astype("float64") for name, value in initial.items() if "/moving_" in name}
+        w = {name: value.astype("float64") for name, value in initial.items() if name not in moving}
+        momentum = dict.fromkeys(w, 0.0)
+        step = jax.jit(jax.grad(loss, has_aux=True))
+        for i, (images, labels) in enumerate(batches):
+            gradient, moments = step(w, images.astype("float64"), labels)
+            lr = 0.1 if i < 5 else 0.01 if i < 8 else 0.001
+            momentum = {name: 0.9 * momentum[name] - lr * (gradient[name] + 1e-4 * w[name]) for name in w}
+            w = {name: w[name] + momentum[name] for name in w}
+            moving = {name: 0.9 * moving[name] + 0.1 * moments[name] for name in moving}
+        return {name: np.asarray(value) for name, value in {**w, **moving}.items()}
 
 
 def distance(found, expected):
@@ -77,6 +121,19 @@ def test_ten_steps_end_with_the_same_weights(trained, backend, tolerance):
     pytest.importorskip(backend, reason=f"{backend} is not installed")
     assert distance(trained(backend), trained("tensorflow")) < tolerance
     assert distance(trained("tensorflow", 0.0), trained("tensorflow")) > 10 * tolerance  # the decay would be missed
+
+
+def test_ten_steps_are_the_formulas(trained):
+    pytest.importorskip("jax", reason="jax is not installed")
+    expected = trained("tensorflow")
+    data = np.load(trained.folder / "batches.npz")
+    network = keras_resnet.CifarResNet(8, normalization=(data["mean"], 1.0))
+    network.load_weights(trained.folder / "initial.weights.h5")
+    initial = {variable.path: keras.ops.convert_to_numpy(variable) for variable in network.weights}
+    batches = zip(np.split(data["images"], STEPS), np.split(data["labels"], STEPS), strict=True)
+    names = {name for name in expected if not name.startswith("normalization")}
+    found = by_hand({name: initial[name] for name in names}, batches, data["mean"].astype("float64"))
+    assert distance(found, {name: expected[name] for name in names}) < 1e-6
 
 
 def test_the_programs_are_for_tensorflow(monkeypatch):

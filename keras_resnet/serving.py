@@ -8,7 +8,6 @@ import importlib.metadata
 import json
 import os
 import shutil
-import subprocess
 import tempfile
 
 import keras
@@ -16,7 +15,7 @@ import numpy as np
 import tensorflow as tf
 from keras import layers
 
-from keras_resnet import evaluation, formats, signatures
+from keras_resnet import evaluation, formats, origin, signatures
 from keras_resnet.data import imagenet
 from keras_resnet.folding import fold
 from keras_resnet.formats import ExportError
@@ -238,12 +237,7 @@ def _remove(folder, version):
 def _origin():
     """Who wrote this: the git commit, None outside of a repository, and the versions of packages."""
     names = ("keras-deep-residual", "keras", "tensorflow")
-    git = ["git", "-C", os.path.dirname(__file__), "rev-parse", "HEAD"]
-    try:
-        commit = subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        commit = None
-    return {"git_commit": commit, "versions": {name: importlib.metadata.version(name) for name in names}}
+    return {"git_commit": origin.commit(), "versions": {name: importlib.metadata.version(name) for name in names}}
 
 
 def _read_json(path):

@@ -12,14 +12,12 @@ import dataclasses
 import json
 import os
 import platform
-import shutil
-import subprocess
 import typing
 
 import keras
 import tensorflow as tf
 
-from keras_resnet import analysis, evaluation
+from keras_resnet import analysis, evaluation, origin
 from keras_resnet.data import imagenet, records, sources
 from keras_resnet.training import checkpoint, recipes
 from keras_resnet.training.checkpoint import RunError, write_whole
@@ -296,15 +294,11 @@ def _history(settings):
 
 def _circumstances():
     """The commit, None outside of a repository, the versions, and the devices: GPUs or the CPU cores it may use."""
-    here, commit = os.path.dirname(os.path.abspath(__file__)), None
-    if shutil.which("git"):
-        git = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=here, capture_output=True, text=True)
-        commit = git.stdout.strip() or None
     gpus = tf.config.list_physical_devices("GPU")
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     names = [tf.config.experimental.get_device_details(gpu).get("device_name", "GPU") for gpu in gpus]
     return {
-        "commit": commit,
+        "commit": origin.commit(),
         "python": platform.python_version(),
         "keras": keras.__version__,
         "tensorflow": tf.__version__,

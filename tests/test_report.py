@@ -163,8 +163,11 @@ def test_what_is_no_result_is_said(tmp_path, monkeypatch):
 @pytest.mark.parametrize("page", ["README.md", "docs/results.md"])
 def test_the_pages_show_the_results_that_are_kept(page):
     text = (ROOT / page).read_text()
-    for record in experiments.load(ROOT / experiments.RESULTS):
-        assert f"{100 * record['error']:.2f}" in text, record["command"]
+    records = experiments.load(ROOT / experiments.RESULTS)
+    for name, experiment in EXPERIMENTS.items():
+        for entry in report.entries(experiment, records):
+            if entry.records:
+                assert report.ours(entry.errors) in text, report.command(name, entry, {})
 
 
 def test_the_program(tmp_path, monkeypatch, capsys):

@@ -23,33 +23,25 @@ def count_macs(model, input_shape=None):
         An int.
 
     Raises:
-        ValueError: the model takes any size and no `input_shape` was given.
+        ValueError: the model takes any size and no `input_shape` was given, or it contains another model.
     """
     shape = input_shape or tuple(model.input_shape[1:])
     if None in shape:
         raise ValueError(f"{model.name} takes any size, {shape}; say which: input_shape=(height, width, channels)")
-    shapes = {id(model.input): (1, *shape)}
-    total = 0
-    for layer in model.layers[1:]:
-        inputs = [shapes[id(tensor)] for tensor in _tensors(layer.input)]
-        output = layer.compute_output_shape(inputs[0] if len(inputs) == 1 else inputs)
-        shapes[id(layer.output)] = output
-        if isinstance(layer, keras.layers.Conv2D):
-            total += math.prod(layer.kernel.shape) * math.prod(output[1:3])
-        elif isinstance(layer, keras.layers.Dense):
-            total += math.prod(layer.kernel.shape)
-    return total
-
-
-def _tensors(tensors):
-    return tensors if isinstance(tensors, list) else [tensors]
+    layers = _layers(model, (keras.layers.Conv2D, keras.layers.Dense))
+    with recursion_limit(LOADING_DEPTH):
+        probe = keras.Model(model.input, [layer.output for layer in layers])
+        outputs = probe.compute_output_spec(keras.KerasTensor((1, *shape)))
+    positions = [math.prod(output.shape[1:-1]) for output in outputs]
+    return sum(math.prod(layer.kernel.shape) * n for layer, n in zip(layers, positions, strict=True))
 
 
 def response_std(model, images, batch_size=128):
     """The standard deviation of the responses of each 3x3 convolution (P1 Fig. 7).
 
     That is, of what follows it: after batch normalisation, before the nonlinearity and the addition. Where none
-    follows, as in pre-activation networks, of its own output.
+    follows, of its own output: so it is of the last convolution of a block with pre-activation, while the others are
+    followed by the next one's batch normalisation.
 
     Args:
         model: a network of this package, or another functional Keras model.
@@ -57,7 +49,7 @@ def response_std(model, images, batch_size=128):
         batch_size: images in a forward pass.
 
     Raises:
-        ValueError: the model has no 3x3 convolution.
+        ValueError: the model has no 3x3 convolution, or it contains another model.
 
     Returns:
         A dictionary from the convolutions' names, in the order of their depth, to floats: over images, positions and
@@ -71,7 +63,8 @@ def response_std(model, images, batch_size=128):
     with recursion_limit(LOADING_DEPTH):
         probe = keras.Model(model.input, keras.ops.stack(moments, axis=1))
     means = probe.predict(images, batch_size, verbose=0).mean(axis=0, dtype="float64")
-    return {layer.name: math.sqrt(square - mean**2) for layer, (mean, square) in zip(convolutions, means, strict=True)}
+    variances = np.maximum(means[:, 1] - means[:, 0] ** 2, 0)  # rounding
+    return {layer.name: float(std) for layer, std in zip(convolutions, np.sqrt(variances), strict=True)}
 
 
 def _moments(responses):
@@ -87,19 +80,26 @@ def recalibrate_bn(model, batches):
     after training".
 
     Args:
-        model: a Keras model; its averages change, its weights do not.
+        model: a Keras model; its averages change, frozen ones and those of models that it contains too. Its weights
+            do not.
         batches: arrays or tensors of images, as the model takes them, without labels.
+
+    Raises:
+        ValueError: there are no batches.
     """
-    layers = _layers(model, keras.layers.BatchNormalization)
-    momenta = [layer.momentum for layer in layers]
+    layers = [layer for layer in model._flatten_layers() if isinstance(layer, keras.layers.BatchNormalization)]
+    before, count = [(layer.momentum, layer.trainable) for layer in layers], 0
     try:
-        for count, images in enumerate(batches):
+        for images in batches:
             for layer in layers:
-                layer.momentum = count / (count + 1)  # turns the moving average into the mean
+                layer.momentum, layer.trainable = count / (count + 1), True  # turns the moving average into the mean
             model(images, training=True)
+            count += 1
     finally:
-        for layer, momentum in zip(layers, momenta, strict=True):
-            layer.momentum = momentum
+        for layer, (momentum, trainable) in zip(layers, before, strict=True):
+            layer.momentum, layer.trainable = momentum, trainable
+    if not count:
+        raise ValueError("there are no batches to average over; an iterator that was read before is empty")
 
 
 def gradient_norms(model, images, labels):
@@ -111,11 +111,13 @@ def gradient_norms(model, images, labels):
 
     Returns:
         A dictionary from the names of convolutions and fully connected layers, in the order of their depth, to the
-        L2 norms of the cross-entropy's gradient, batch normalisation in training mode.
+        L2 norms of the cross-entropy's gradient, batch normalisation in training mode, frozen layers too.
     """
     with recursion_limit(LOADING_DEPTH):
         copy = keras.models.clone_model(models.logits(model))
     copy.set_weights(model.get_weights())
+    for layer in copy.layers:
+        layer.trainable = True
     # After one step from rest the optimizer's momentum is the gradient, on every backend.
     copy.compile(keras.optimizers.SGD(1.0, momentum=0.9), keras.losses.SparseCategoricalCrossentropy(from_logits=True))
     copy.train_on_batch(images, labels)
@@ -126,4 +128,6 @@ def gradient_norms(model, images, labels):
 
 
 def _layers(model, kind):
+    if inner := [layer.name for layer in model.layers if isinstance(layer, keras.Model)]:
+        raise ValueError(f"{model.name} contains models, {', '.join(inner)}; give one of them: model.get_layer(name)")
     return [layer for layer in model.layers if isinstance(layer, kind)]

@@ -153,11 +153,13 @@ def evaluate(classifiers, examples, classes, protocol="center", *, crop=224, bat
     Raises:
         EvaluationError: a classifier does not fit the views or the classes, or gives something that is not finite; or
             there are no examples, or their order changes.
-        ValueError: there is no such protocol.
+        ValueError: there is no such protocol, or no classifier, or not one `preprocess` for each.
     """
     plan = views.protocol(protocol, crop)
     classifiers = list(classifiers) if isinstance(classifiers, (list, tuple)) else [classifiers]
     preprocess = preprocess if isinstance(preprocess, (list, tuple)) else [preprocess] * len(classifiers)
+    if not 0 < len(classifiers) == len(preprocess):
+        raise ValueError(f"each classifier has one preprocess; found {len(classifiers)} and {len(preprocess)}")
     members = [_Member(_compiled(model, plan), p) for model, p in zip(classifiers, preprocess, strict=True)]
     outputs = [_check(member, examples, plan, len(classes)) for member in members]
     softmax = [not are_probabilities(output) for output in outputs]

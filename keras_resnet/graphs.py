@@ -3,7 +3,7 @@
 import contextlib
 import sys
 
-LOADING_DEPTH = 20_000  # of the recursion in which Keras reads a network; ResNet-1202 needs 13,000
+LOADING_DEPTH = 20_000  # of the recursion in which Keras reads a network; ResNet-1202 needs up to 2,000
 
 
 @contextlib.contextmanager

@@ -74,7 +74,10 @@ def _build(
     _choose("activation_order", activation_order, (None, *blocks.ORDERS))
     _choose("shortcut_variant", shortcut_variant, (None, *blocks.SHORTCUT_VARIANTS))
     if preactivation and activation_order:
-        raise ValueError("preactivation is the activation_order 'full_preactivation'; give one of the two")
+        raise ValueError(
+            f"preactivation, which V2 networks have, is the activation_order 'full_preactivation'; found "
+            f"{activation_order!r} as well; give one of the two"
+        )
     activation_order = activation_order or ("full_preactivation" if preactivation else "original")
     if shortcut is None and (activation_order != "original" or shortcut_variant):
         raise ValueError("a plain network has no shortcut, so it takes no other order of activations and no variant")
@@ -83,6 +86,8 @@ def _build(
     _choose("output_stride", output_stride, (None, *(n for n in (8, 16) if n <= whole_stride)))
     if keras.config.image_data_format() != "channels_last":
         raise ValueError('these networks are "channels_last"; call keras.config.set_image_data_format("channels_last")')
+    if input_shape is not None and len(input_shape) != 3:
+        raise ValueError(f"input_shape is (height, width, channels); found {input_shape}")
     if weights is not None:
         weights = read(weights, default_name)
         normalization = weights.normalization if normalization is None else normalization
@@ -204,6 +209,8 @@ def _row(name, depth, **fixed):
     signature = inspect.signature(builder)
 
     def network(*args, **kwargs):
+        if given := fixed.keys() & kwargs.keys():
+            raise TypeError(f"{name} takes no {', '.join(given)}: it has {fixed}")
         return builder(*args, **kwargs, **fixed)
 
     network.__name__ = network.__qualname__ = name
@@ -234,6 +241,8 @@ PlainNet34 = _row("PlainNet34", 34, shortcut=None)
 def cifar_row(depth, block):
     """The block function and the number of blocks in each stage of a CIFAR network; ValueError where there is none."""
     _choose("block", block, CIFAR_BLOCKS)
+    if not isinstance(depth, int):
+        raise ValueError(f"depth is an integer; found {depth!r}")
     function, convolutions = CIFAR_BLOCKS[block]
     per_n = 3 * convolutions
     n, rest = divmod(depth - 2, per_n)
@@ -312,4 +321,6 @@ def from_weights(source):
         classes=0 if top is None else top.shape[-1],
         shortcut=shortcut if source.residual else None,
         stem="7x7" if stem.shape[0] == 7 else "3x3",
+        activation_order=source.activation_order,
+        shortcut_variant=source.shortcut_variant,
     )

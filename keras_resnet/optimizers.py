@@ -13,6 +13,7 @@ def sync_variables(model):
         getattr(model, name, lambda: None)()
 
 
+@keras.saving.register_keras_serializable("keras_resnet")
 class SGD(keras.optimizers.SGD):
     """SGD with momentum and weight decay inside the gradient, as in P1 3.4 and its Caffe models.
 
@@ -20,12 +21,13 @@ class SGD(keras.optimizers.SGD):
         w = w + m
 
     Keras' own `weight_decay` stands outside the momentum, which makes it 1 / (1 - momentum) = ten times weaker;
-    as a regulariser, `L2(weight_decay / 2)` would be right but shows in the loss. All trainable variables decay.
+    as a regulariser, `L2(weight_decay / 2)` would be right but shows in the loss. All trainable variables decay, but
+    those of `exclude_from_weight_decay`.
 
     Args:
         learning_rate: a float, a schedule or a callable, as in `keras.optimizers.SGD`.
         momentum: in [0, 1].
-        weight_decay: not negative.
+        weight_decay: not negative; None is 0.
         kwargs: as in `keras.optimizers.SGD`.
 
     Raises:
@@ -34,16 +36,25 @@ class SGD(keras.optimizers.SGD):
 
     def __init__(self, learning_rate=0.1, momentum=0.9, weight_decay=1e-4, name="sgd", **kwargs):
         super().__init__(learning_rate, momentum, name=name, **kwargs)
-        if weight_decay < 0:
+        self.coupled_weight_decay = weight_decay or 0.0
+        if self.coupled_weight_decay < 0:
             raise ValueError(f"weight_decay is not negative; found {weight_decay}")
-        self.coupled_weight_decay = weight_decay
 
     def update_step(self, gradient, variable, learning_rate):
-        decay = ops.cast(self.coupled_weight_decay, variable.dtype)
-        super().update_step(ops.add(gradient, ops.multiply(variable, decay)), variable, learning_rate)
+        if self._use_weight_decay(variable):
+            decay = ops.cast(self.coupled_weight_decay, variable.dtype)
+            gradient = ops.add(gradient, ops.multiply(variable, decay))
+        super().update_step(gradient, variable, learning_rate)
 
     def get_config(self):
         return {**super().get_config(), "weight_decay": self.coupled_weight_decay}
+
+
+def _logged(logs, name, needed):
+    if name not in (logs or {}):
+        found = ", ".join(logs or {}) or "nothing"
+        raise ValueError(f'the schedule follows "{name}", and this epoch logged {found}; {needed}')
+    return logs[name]
 
 
 class StepSchedule(keras.callbacks.Callback):
@@ -100,10 +111,13 @@ class StepSchedule(keras.callbacks.Callback):
             self.model.stop_training = True
 
     def on_epoch_end(self, epoch, logs=None):
-        if self.state["warm_at_step"] is None and logs["error"] < self.warmup_error:
+        if self.state["warm_at_step"] is not None:
+            return
+        error = _logged(logs, "error", "compile the model with a metric of that name")
+        if error < self.warmup_error:
             step = self.state["warm_at_step"] = self.state["step"]
             print(
-                f"\nstep {step}: training error {logs['error']:.1%} is below {self.warmup_error:.0%}, "
+                f"\nstep {step}: training error {error:.1%} is below {self.warmup_error:.0%}, "
                 f"learning rate {self.warmup_rate:g} -> {self.rate(step):g}"
             )
 
@@ -131,8 +145,9 @@ class PlateauSchedule(StepSchedule):
     def on_epoch_end(self, epoch, logs=None):
         super().on_epoch_end(epoch, logs)
         state = self.state
-        if state["best"] is None or logs["val_error"] < state["best"]:
-            state["best"], state["epochs_since"] = logs["val_error"], 0
+        error = _logged(logs, "val_error", 'compile the model with a metric named "error" and fit with validation_data')
+        if state["best"] is None or error < state["best"]:
+            state["best"], state["epochs_since"] = error, 0
             return
         state["epochs_since"] += 1
         if state["epochs_since"] == self.patience:

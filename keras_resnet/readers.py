@@ -58,8 +58,8 @@ class Source(typing.NamedTuple):
     """Trained weights as they were found.
 
     `tensors` are arrays by their own names, except that epsilon of batch normalisation is this package's. `strides` are
-    those of the convolutions, by kernel, where the source is an undilated Keras model. `family` and all behind it are
-    None for a `.weights.h5`, whose tensors have no names.
+    those of the convolutions, by kernel, where the source is an undilated Keras model. `family` is None for a
+    `.weights.h5`, whose tensors have no names; then nothing behind it is known.
     """
 
     name: str
@@ -68,6 +68,8 @@ class Source(typing.NamedTuple):
     normalization: typing.Any = None
     stride_in: str | None = None
     residual: bool | None = None
+    activation_order: str = "original"
+    shortcut_variant: str | None = None
     strides: dict = {}
 
     def tensor(self, layer, kind):
@@ -186,7 +188,9 @@ def _of_model(model, name):
         tensors |= arrays
     source, found = _recognized(name, tensors), strides(model)
     if source.family is families.OURS:
-        source = source._replace(normalization=normalization.of(model), residual=is_residual(model))
+        source = source._replace(
+            normalization=normalization.of(model), residual=is_residual(model), **identity_mappings(model)
+        )
     return source._replace(stride_in=stride_in(found, source.family), strides={} if is_dilated(model) else found)
 
 
@@ -292,6 +296,29 @@ def stride_in(strides, family):
 def is_residual(model):
     """Whether anything is added; with option A a plain network has the same variables."""
     return any(isinstance(layer, keras.layers.Add) for layer in model.layers)
+
+
+def identity_mappings(model):
+    """`activation_order` and `shortcut_variant`, as in `ResNet50`, by layers that no other order and variant has.
+
+    Some of them have the same variables.
+    """
+    names = {layer.name for layer in model.layers}
+    last = 3 if "conv2_1_3" in names else 2
+    orders = {
+        "post_bn": "full_preactivation",
+        "post_relu": "relu_only_preactivation",
+        "conv2_1_bn": "bn_after_addition",
+        f"conv2_1_{last}_relu": "relu_before_addition",
+    }
+    variants = {
+        "conv2_1_half": "constant_scaling",
+        "conv2_1_gated": "exclusive_gate",
+        "conv2_1_closed": "shortcut_gate",
+        "conv2_1_dropout": "dropout",
+    }
+    first = lambda marks, default: next((value for mark, value in marks.items() if mark in names), default)
+    return {"activation_order": first(orders, "original"), "shortcut_variant": first(variants, None)}
 
 
 def is_dilated(model):

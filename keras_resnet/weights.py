@@ -13,6 +13,7 @@ from keras_resnet.readers import (
     METADATA,
     WeightsError,
     axes,
+    identity_mappings,
     is_dilated,
     is_residual,
     package,
@@ -100,6 +101,10 @@ def _differences(model, source):
     if source.residual is not None and source.residual != is_residual(model):
         has, need = ("no ", "with") if source.residual else ("", "without")
         yield f"the network has {has}shortcuts, the weights were trained {need} them"
+    for option, has in identity_mappings(model).items():
+        theirs = getattr(source, option)
+        if has != theirs and {has, theirs} != {None, "dropout"}:  # which acts in training only
+            yield f"the network has {option}={has!r}, the weights were trained with {theirs!r}"
     if source.family.zeros_around and (len(source.repetitions()) != 3 or source.array("conv2_1_3") is not None):
         yield f"{source.family.name} have three stages of basic blocks"
 
@@ -131,6 +136,8 @@ def _zeros_at_the_end(arrays):
 def _load_unnamed(model, path):
     found = []
     with h5py.File(path) as file:
+        if "layers" not in file:
+            raise WeightsError(f'{path} is no .weights.h5 of Keras: it has no group "layers"; nothing was changed')
         file["layers"].visititems(lambda name, item: found.append(name) if isinstance(item, h5py.Dataset) else None)
     if len(found) != len(model.weights):
         raise WeightsError(
@@ -145,11 +152,16 @@ def _load_unnamed(model, path):
         raise WeightsError(f"{path} does not fit {model.name}; nothing was changed: {error}") from error
 
 
+# What torchvision's names leave open, of a `Source`.
+DESCRIBED = ("normalization", "stride_in", "residual", "activation_order", "shortcut_variant")
+
+
 def save_torchvision(model, path):
     """Writes a network's weights by torchvision's names, for PyTorch and for `load_weights`, which reads them exactly.
 
     torchvision has the stride of bottlenecks in the 3x3, option B and pixels normalised outside. What this network has
-    instead, torchvision does not see; it is written beside the tensors and found by this package.
+    instead, torchvision does not see; it is written beside the tensors and found by this package. Layers for which it
+    has no names, as the last normalisation of pre-activation, are refused.
 
     Args:
         model: a network of this package.
@@ -163,11 +175,14 @@ def save_torchvision(model, path):
     if source.family is not families.OURS or _misfits(model, source):
         raise WeightsError(f"{model.name} is no network of this package, whose layers have torchvision's names")
     family = families.TORCHVISION
+    layers = dict.fromkeys(layer for layer, _ in _variables(model, biases=False))
+    if unknown := [layer for layer in layers if family.tensor(layer, "kernel") is None]:
+        raise WeightsError(f"torchvision has no names for {', '.join(unknown)}; save {model.name} as .keras")
     tensors = {}
     for layer, kind in _variables(model, biases=False):
         array = source.array(layer, kind)
         tensors[family.tensor(layer, kind)] = np.ascontiguousarray(np.transpose(array, axes(array.ndim, back=True)))
-    known = {name: getattr(source, name) for name in ("normalization", "stride_in", "residual")}
+    known = {name: getattr(source, name) for name in DESCRIBED}
     metadata = {"format": "pt", METADATA: json.dumps(known, default=np.ndarray.tolist)}
     try:
         safetensors.save_file(tensors, path, metadata)

@@ -15,6 +15,7 @@ IMAGE = (224, 224, 3)
     [
         ("ResNet18", {}, "1.814e+09"),
         ("ResNet18", {"shortcut": "A"}, "1.795e+09"),
+        ("ResNet18", {"normalization": "caffe"}, "1.814e+09"),
         ("PlainNet18", {}, "1.795e+09"),
         ("ResNet34", {}, "3.664e+09"),
         ("ResNet34", {"shortcut": "A"}, "3.644e+09"),
@@ -101,6 +102,49 @@ def test_gradient_norms_against_a_tape(images, build):
         loss = keras.losses.SparseCategoricalCrossentropy()(y, model(x, training=True))
     gradients = tape.gradient(loss, [layer.kernel.value for layer in layers])
     assert np.allclose(list(found.values()), [tf.norm(gradient) for gradient in gradients], rtol=1e-3)
+
+
+def nested():
+    """A network as people fine-tune it, and the model in it."""
+    inner = keras_resnet.CifarResNet(8, include_top=False, pooling="avg")
+    return keras.Sequential([keras.Input((32, 32, 3)), inner, keras.layers.Dense(5, name="fc")]), inner
+
+
+def test_recalibration_reaches_frozen_and_inner_layers(images):
+    model, inner = nested()
+    flat = keras_resnet.CifarResNet(8, include_top=False, pooling="avg")
+    flat.set_weights(inner.get_weights())
+    inner.trainable = False
+    for network in (model, flat):
+        recalibrate_bn(network, [images[0][:24], images[0][24:]])
+    for a, b in zip(inner.get_weights(), flat.get_weights(), strict=True):
+        assert np.allclose(a, b, rtol=1e-4, atol=1e-4)
+    assert not inner.trainable_variables and inner.get_layer("conv1_bn").momentum == 0.9
+    with pytest.raises(ValueError, match="no batches"):
+        recalibrate_bn(model, [])
+
+
+def test_inner_models_are_refused(images):
+    model, inner = nested()
+    for function in (count_macs, lambda model: response_std(model, images[0])):
+        with pytest.raises(ValueError, match=f"contains models, {inner.name}; give one of them"):
+            function(model)
+
+
+def test_gradients_of_frozen_layers(images):
+    model = keras_resnet.CifarResNet(8)
+    expected = gradient_norms(model, *images)
+    model.get_layer("conv2_1_1").trainable = False
+    found = gradient_norms(model, *images)
+    assert found == pytest.approx(expected, rel=1e-3) and not model.get_layer("conv2_1_1").trainable
+
+
+def test_constant_responses_have_no_deviation(images):
+    model = keras_resnet.CifarResNet(8)
+    for c in np.linspace(0.1, 3, 10):
+        model.get_layer("conv2_1_1_bn").gamma.assign(np.zeros(16))
+        model.get_layer("conv2_1_1_bn").beta.assign(np.full(16, c))
+        assert response_std(model, images[0])["conv2_1_1"] < 1e-2
 
 
 def test_a_network_without_3x3_convolutions():

@@ -83,6 +83,10 @@ def test_photographs_are_tested_with_ten_crops(tmp_path):
     expected = evaluation.evaluate(model, examples, found.classes, "10-crop", crop=32, verbose=0)
     assert record["error"] == pytest.approx(expected.error(1), abs=1e-5) and "response_std" not in record
     assert record["settings"]["dataset"] == "photographs" and str(tmp_path) not in json.dumps(record)
+    assert experiments.run(settings, str(tmp_path / "results"), verbose=0) == record
+    (tmp_path / "photographs" / "train" / "class0" / "4.png").unlink()  # as if of another folder of this name
+    with pytest.raises(RunError, match="with 3 classes, 24 images to train on.* has 3 classes, 23 images"):
+        experiments.run(settings, str(tmp_path / "results"), verbose=0)
     row = EXPERIMENTS["fig4"].row
     assert experiments.matches(EXPERIMENTS["table2"], row("ResNet-18-A"), record)
     assert not experiments.matches(EXPERIMENTS["table2"], row("plain-18"), record)
@@ -139,6 +143,10 @@ def test_the_tables_networks_can_be_built():
 def test_mistakes_are_explained(name, options, message):
     with pytest.raises(RunError, match=message):
         EXPERIMENTS[name].settings(**options)
+
+
+def test_a_network_that_is_named_twice_is_one():
+    assert len(EXPERIMENTS["fig6"].settings(["plain-20", "plain-20"])) == 1
 
 
 def test_flags_are_those_of_the_settings():

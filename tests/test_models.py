@@ -331,20 +331,26 @@ def test_normalization_by_numbers():
         ({"normalization": (np.zeros((8, 8, 3)), 1)}, r"found shape \(8, 8, 3\)"),
         ({"weights": "weights.keras"}, "do not exist"),
         ({"weights": __file__}, "weights is None, a Keras model, the path"),
+        ({"input_shape": (32, 32)}, r"input_shape is \(height, width, channels\); found \(32, 32\)"),
         ({"output_stride": 4}, "output_stride is one of None, 8, 16; found 4"),
         ({"output_stride": 16, "stem": "3x3"}, "output_stride is one of None, 8; found 16"),
     ],
 )
 def test_bad_arguments(options, message):
     with pytest.raises(ValueError, match=message):
-        keras_resnet.ResNet18(input_shape=(32, 32, 3), **options)
+        keras_resnet.ResNet18(**{"input_shape": (32, 32, 3), **options})
 
 
 def test_a_plain_network_takes_no_shortcut():
-    with pytest.raises(TypeError, match="shortcut"):
+    with pytest.raises(TypeError, match="PlainNet18 takes no shortcut: it has"):
         keras_resnet.PlainNet18(shortcut="A")
     with pytest.raises(TypeError, match="shortcut"):
         keras_resnet.CifarPlainNet(20, shortcut="A")
+
+
+def test_a_depth_is_an_integer():
+    with pytest.raises(ValueError, match="depth is an integer; found '20'"):
+        keras_resnet.CifarResNet("20")
 
 
 @pytest.mark.parametrize(

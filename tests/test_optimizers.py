@@ -62,6 +62,39 @@ def test_config_round_trip():
     assert decayed(copy, 50) == pytest.approx(decayed(SGD(0.05, 0.8, 3e-4), 50))
 
 
+def test_a_compiled_model_opens_again(tmp_path):
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+    model.compile(SGD(0.1, weight_decay=3e-4), "mse")
+    model.fit(np.ones((4, 2)), np.ones((4, 1)), verbose=0)
+    model.save(tmp_path / "m.keras")
+    optimizer = keras.saving.load_model(tmp_path / "m.keras").optimizer
+    assert type(optimizer) is SGD and optimizer.coupled_weight_decay == 3e-4 and int(optimizer.iterations) == 1
+
+
+def test_what_is_excluded_does_not_decay():
+    gamma, kernel = (keras.Variable(np.ones(3, "float32"), name=name) for name in ("gamma", "kernel"))
+    optimizer = SGD(0.1, weight_decay=0.01)
+    optimizer.exclude_from_weight_decay(var_names=["gamma"])
+    zeros = np.zeros(3, "float32")
+    optimizer.apply([keras.ops.convert_to_tensor(zeros)] * 2, [gamma, kernel])
+    assert np.allclose(gamma, 1) and np.allclose(kernel, 1 - 0.1 * 0.01)
+    assert SGD(weight_decay=None).coupled_weight_decay == 0
+
+
+@pytest.mark.parametrize(
+    "schedule, message",
+    [
+        (StepSchedule(warmup_rate=0.01), 'follows "error", and this epoch logged .*loss.*compile the model'),
+        (PlateauSchedule(), 'follows "val_error", .*fit with validation_data'),
+    ],
+)
+def test_a_schedule_says_what_it_needs(schedule, message):
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+    model.compile(SGD(0.1), "mse")
+    with pytest.raises(ValueError, match=message):
+        model.fit(np.ones((4, 2)), np.ones((4, 1)), verbose=0, callbacks=[schedule])
+
+
 def test_negative_weight_decay():
     with pytest.raises(ValueError, match="found -1"):
         SGD(weight_decay=-1)

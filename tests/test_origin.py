@@ -28,6 +28,11 @@ def test_the_commit_is_the_packages(package):
     git(package, "commit", "--quiet", "--message", "the package")
     git(package, "tag", "v1")
     assert re.fullmatch("[0-9a-f]{7,}", origin.commit())
+    (package.parent / "README.md").write_text("not the package's")
+    assert re.fullmatch("[0-9a-f]{7,}", origin.commit())
+    (package / "new.py").write_text("not committed")
+    assert re.fullmatch("[0-9a-f]{7,}-dirty", origin.commit())
+    (package / "new.py").unlink()
     (package / "__init__.py").write_text("changed")
     assert re.fullmatch("[0-9a-f]{7,}-dirty", origin.commit())
 

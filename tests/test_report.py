@@ -160,6 +160,20 @@ def test_what_is_no_result_is_said(tmp_path, monkeypatch):
         importlib.import_module("report").main()
 
 
+def test_no_error_at_all_can_be_drawn(tmp_path):
+    records = runs("fig6", 0.1, ["ResNet-20"])
+    for record in records:
+        record["history"] |= {"error": [0.0] * 12, "val_error": [0.0] * 12}
+    assert len(report.write(records, tmp_path)) == 4
+
+
+def test_runs_of_different_lengths_are_not_averaged(tmp_path):
+    records = runs("fig6", 0.1, ["ResNet-20"], seeds=2)
+    records[1]["history"] = {name: column[1:] for name, column in records[1]["history"].items()}
+    with pytest.raises(RunError, match="curves of different lengths(.|\n)*--seed 1"):
+        report.write(records, tmp_path)
+
+
 @pytest.mark.parametrize("page", ["README.md", "docs/results.md"])
 def test_the_pages_show_the_results_that_are_kept(page):
     text = (ROOT / page).read_text()

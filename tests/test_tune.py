@@ -125,6 +125,30 @@ def test_the_program_is_interrupted_goes_on_and_prints_a_command(tmp_path, tune,
     assert capsys.readouterr().out.endswith(printed.splitlines()[-1] + "\n") and len(calls) == 3
 
 
+def test_trials_that_fail_are_counted_and_the_others_shown(tmp_path, tune, monkeypatch, capsys):
+    monkeypatch.setattr(sources, "SHAPES_EXAMPLES", {"train": 290, "test": 10})
+    monkeypatch.setattr(sources, "VALIDATION_EXAMPLES", {"shapes": 30})
+    command = ["--dataset", "shapes", "--depth", "8", "--max-epochs", "2", "--output", str(tmp_path), "--verbose", "0"]
+    fit, calls = tuning.ResNetHyperModel.fit, []
+
+    def fails_once(self, hp, *args, **options):
+        calls.append(hp)
+        if len(calls) == 1:
+            raise MemoryError("too large a batch")
+        return fit(self, hp, *args, **options)
+
+    monkeypatch.setattr(tuning.ResNetHyperModel, "fit", fails_once)
+    for _ in range(2):  # and once more when everything is done
+        tune(*command)
+        printed = capsys.readouterr()
+        assert "1 of 2 trials failed, the first with: MemoryError: too large a batch" in printed.err
+        assert len(re.findall(r"^ +\d+\.\d+%", printed.out, re.M)) == 1 and "python train/fit.py" in printed.out
+    (damaged,) = [path for path in tmp_path.glob("*/trial_*/trial.json") if "COMPLETED" in path.read_text()]
+    damaged.write_text(damaged.read_text()[:40])
+    with pytest.raises(SystemExit, match="is damaged: .*Delete the folder"):
+        tune(*command)
+
+
 @pytest.mark.parametrize(
     "arguments, message",
     [

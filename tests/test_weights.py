@@ -4,6 +4,7 @@ import importlib
 import itertools
 import json
 import math
+import os
 import pickle
 import subprocess
 import sys
@@ -15,7 +16,7 @@ import pytest
 from conftest import ROOT, by_hand, images, randomize, shared
 
 import keras_resnet
-from keras_resnet import models, normalization, readers
+from keras_resnet import blocks, models, normalization, readers
 from keras_resnet.readers import WeightsError
 from keras_resnet.weights import load_weights
 
@@ -474,6 +475,9 @@ def test_weights_h5_is_counted(tmp_path):
     )
     with pytest.raises(WeightsError, match="names no layers"):
         keras_resnet.from_weights(tmp_path / "m.weights.h5")
+    with h5py.File(tmp_path / "other.h5", "w") as file:
+        file["measurements"] = np.zeros(3)
+    unchanged(copy, tmp_path / "other.h5", "is no .weights.h5 of Keras")
 
 
 @pytest.fixture
@@ -584,3 +588,32 @@ def test_identity_mappings_keep_their_own_names(tmp_path):
     assert all(np.array_equal(a, b) for a, b in zip(model.get_weights(), again.get_weights(), strict=True))
     with pytest.raises(ValueError, match="left over: .*post_bn/gamma"):
         keras_resnet.CifarResNet(8, weights=tmp_path / "v2.keras")
+    with pytest.raises(WeightsError, match="torchvision has no names for conv2_1_gate, .*post_bn; save"):
+        keras_resnet.save_torchvision(model, tmp_path / "v2.safetensors")
+    assert not os.path.exists(tmp_path / "v2.safetensors")
+
+
+@pytest.mark.parametrize(
+    "order, variant",
+    [*((order, None) for order in blocks.ORDERS), *(("original", variant) for variant in blocks.SHORTCUT_VARIANTS)],
+)
+@pytest.mark.parametrize("block, depth", [("basic", 14), ("bottleneck", 20)])
+def test_identity_mappings_are_not_confused(tmp_path, order, variant, block, depth):
+    """Some have the same variables and give other outputs."""
+    model = keras_resnet.CifarResNet(depth, block=block, activation_order=order, shortcut_variant=variant)
+    randomize(model)
+    x = pixels(2, 32) / 255
+    assert np.array_equal(keras_resnet.from_weights(model)(x), model(x))
+    original = keras_resnet.CifarResNet(depth, block=block)
+    if (order, variant) in (("original", None), ("original", "dropout")):
+        keras_resnet.load_weights(original, model)
+        assert np.array_equal(original(x), model(x))
+    else:
+        message = f"the network has activation_order='original', .*'{order}'" if order != "original" else variant
+        unchanged(original, model, message)
+    if order in ("original", "relu_before_addition", "relu_only_preactivation") and "gate" not in (variant or ""):
+        keras_resnet.save_torchvision(model, tmp_path / "m.safetensors")
+        assert np.allclose(keras_resnet.from_weights(tmp_path / "m.safetensors")(x), model(x), atol=1e-6)
+    else:
+        with pytest.raises(WeightsError, match="torchvision has no names for"):
+            keras_resnet.save_torchvision(model, tmp_path / "m.safetensors")

@@ -54,7 +54,7 @@ def parse(arguments=None):
         group.add_argument(flag, default=default, help=help + shown, **options)
 
     flag = {"action": "store_true"}
-    add(network, "--depth", "6n+2, with bottlenecks 9n+2; for photographs 18, 34, 50, 101, 152", type=int)
+    add(network, "--depth", "6n+2, bottlenecks 9n+2; photographs 18, 34, 50, 101, 152, pre-activated 200", type=int)
     add(network, "--plain", "without shortcuts", **flag)
     add(network, "--shortcut", "where the shape changes: A zeros, B projection; C projection everywhere", choices="ABC")
     add(network, "--block", "CIFAR: two 3x3 convolutions, or 1x1, 3x3, 1x1", choices=("basic", "bottleneck"))

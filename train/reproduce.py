@@ -21,6 +21,7 @@ validation error then. Photographs are tested with ten crops of the validation i
 """
 
 import argparse
+import signal
 import sys
 
 import quiet  # noqa: F401, first, before anything that imports TensorFlow
@@ -46,7 +47,7 @@ def parse(arguments=None):
     add = parser.add_argument
     add("name", metavar="NAME", choices=experiments.EXPERIMENTS, help="of the experiment")
     add("--only", nargs="+", metavar="NETWORK", help="networks, as the experiment names them (default: all)")
-    add("--steps", type=int, help="iterations; the schedule shrinks in proportion (default 64000; photographs 600000)")
+    add("--steps", type=int, help="default 64000, CIFAR's schedule shrinks in proportion; photographs 600000")
     add("--seeds", type=int, default=1, help="runs of each network (default 1)")
     add("--train-on-all", action="store_true", help="CIFAR: no validation, train on all 50k images")
     add("--data", metavar="DATA", help="photographs: a folder, or a data set of TensorFlow Datasets")
@@ -88,6 +89,9 @@ def main():
     except Stopped as stopped:
         print(f"\n{stopped}; the same command goes on from there", file=sys.stderr)
         sys.exit(EXIT_STATUS + stopped.signal_number)
+    except KeyboardInterrupt:  # while nothing is trained, in a test for example
+        print("\nstopped; the same command goes on with this network", file=sys.stderr)
+        sys.exit(EXIT_STATUS + signal.SIGINT)
     print(f"{table(experiment, errors)}\nin {results}; `python train/report.py --results {results}` draws them")
     if failures:
         sys.exit(f"reproduce.py: {len(failures)} of {len(runs)} runs failed: {', '.join(failures)}")

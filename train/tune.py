@@ -10,6 +10,7 @@ the same command is given again. At the end all trials are listed, and the best 
 """
 
 import argparse
+import json
 import os
 import sys
 
@@ -31,7 +32,7 @@ def parse(arguments=None):
     add("--depth", type=int, default=20, help="6n+2 (default 20)")
     add("--dataset", default="cifar10", choices=sources.DATASETS, help="(default cifar10)")
     add("--data-dir", metavar="DIR", help="data sets prepared by tensorflow-datasets; without it they are downloaded")
-    add("--max-epochs", type=int, default=27, metavar="E", help="of a trial; about E log3(E)^2 in all (default 27)")
+    add("--max-epochs", type=int, default=27, metavar="E", help="of a trial (default 27: 70 trials, 375 epochs in all)")
     add("--seed", type=int, default=0, help="of the trials and of their weights (default 0)")
     add("--output", default=Settings.output, metavar="DIR", help="folder of the search (default %(default)s)")
     add("--verbose", type=int, default=1, choices=(0, 1, 2), help="0 silent, 1 a bar, 2 a line an epoch")
@@ -39,27 +40,31 @@ def parse(arguments=None):
 
 
 def search(options, name):
-    """Runs the search, or what is left of it; returns the trials that were completed, the best first."""
+    """Runs the search, or what is left of it; returns the trials, the best first, those that failed behind."""
     import keras_tuner  # here, so that --help and mistakes need not wait for it
 
     from keras_resnet.training.tuning import OBJECTIVE, ResNetHyperModel
 
     source = sources.load(options.dataset, options.data_dir)
     normalization = cifar.per_pixel_mean(source.train.images), 1.0
-    tuner = keras_tuner.Hyperband(
-        ResNetHyperModel(options.depth, options.seed, classes=len(source.classes), normalization=normalization),
-        OBJECTIVE,
-        max_epochs=options.max_epochs,
-        seed=options.seed,
-        directory=options.output,
-        project_name=name,
-    )
-    tuner.search(
-        *source.train,
-        validation_data=source.validation,
-        callbacks=[keras.callbacks.TensorBoard(os.path.join(tuner.project_dir, "tensorboard"), write_graph=False)],
-        verbose=options.verbose,
-    )
+    folder = os.path.join(options.output, name)
+    os.makedirs(folder, exist_ok=True)
+    try:
+        tuner = keras_tuner.Hyperband(
+            ResNetHyperModel(options.depth, options.seed, classes=len(source.classes), normalization=normalization),
+            OBJECTIVE,
+            max_epochs=options.max_epochs,
+            seed=options.seed,
+            directory=options.output,
+            project_name=name,
+        )
+    except json.JSONDecodeError as error:
+        raise RunError(f"a file in {folder} is damaged: {error}. Delete the folder or change --output") from error
+    board = keras.callbacks.TensorBoard(os.path.join(folder, "tensorboard"), write_graph=False)
+    try:
+        tuner.search(*source.train, validation_data=source.validation, callbacks=[board], verbose=options.verbose)
+    except RuntimeError as error:  # after three failures in a row
+        raise RunError(error) from error
     return tuner.oracle.get_best_trials(len(tuner.oracle.trials))
 
 
@@ -88,7 +93,13 @@ def main():
             raise RunError(f"--max-epochs is positive; found {options.max_epochs}")
         network = Settings(depth=options.depth, dataset=options.dataset).network.lower()
         name = f"tune-{options.dataset}-{network}-epochs-{options.max_epochs}-seed-{options.seed}"
-        trials = search(options, name)
+        every = search(options, name)
+        trials = [trial for trial in every if trial.status == "COMPLETED"]
+        if failed := every[len(trials) :]:
+            reason = (failed[0].message or "no message").strip().splitlines()[-1]
+            print(f"tune.py: {len(failed)} of {len(every)} trials failed, the first with: {reason}", file=sys.stderr)
+        if not trials:
+            raise RunError(f"no trial was completed; delete {os.path.join(options.output, name)} to search anew")
         best = settings(options, trials[0].hyperparameters.values)
         data = {"data_dir": options.data_dir} if options.data_dir else {}
         print(f"\n{table(options, trials)}\n\nin {os.path.join(options.output, name)}. The best:")

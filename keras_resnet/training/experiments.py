@@ -80,7 +80,7 @@ class Experiment(typing.NamedTuple):
             needs = "is on CIFAR-10; leave --data out" if self.dataset else "is on photographs; it needs --data"
             raise RunError(f"{self.source} {needs}")
         conditions["dataset"] = self.dataset or dataset
-        rows = [self.row(name) for name in only] if only else self.rows
+        rows = [self.row(name) for name in dict.fromkeys(only)] if only else self.rows
         runs = [(row.name, Settings(**row.network, **conditions, seed=seed)) for row in rows for seed in range(seeds)]
         return [(name, dataclasses.replace(settings, name=identity(settings))) for name, settings in runs]
 
@@ -239,23 +239,32 @@ def run(settings, folder=RESULTS, verbose=1):
         photographs: ten crops of the validation images), history and, of small images, responses.
 
     Raises:
-        RunError, DataError, Stopped: as `run.train`.
+        RunError, DataError, Stopped: as `run.train`; RunError too where the result is of another folder of that name.
     """
     path = os.path.join(folder, f"{settings.name}.json")
     if os.path.exists(path):
-        return _read(path)
+        record = _read(path)
+        if "data" in record and os.path.isdir(settings.dataset):
+            found = _size(_photographs(settings))
+            if found != record["data"]:
+                raise RunError(
+                    f"{path} is of another folder of that name, with {record['data']}; {settings.dataset} has {found}. "
+                    "Rename it, or give another --results and --output"
+                )
+        return record
     try:
         if checkpoint.writes:
             os.makedirs(folder, exist_ok=True)
     except OSError as error:
         raise RunError(f"the folder of the results, {folder}, cannot be made: {error}") from error
+    made = _circumstances()  # now: commits of the days that training takes are not what trained
     result = train(settings, verbose)
     record = {
         **describe(settings),
         **(_ten_crops(settings, verbose) if settings.photographs else _test(settings, result)),
         "result": {name: value for name, value in result.items() if name not in ("settings", "paper_test_error")},
         "history": _history(settings),
-        "made": _circumstances(),
+        "made": made,
     }
     lines = ",\n".join(f"{json.dumps(name)}: {json.dumps(value)}" for name, value in record.items())
     write_whole(path, lambda file: file.write(f"{{\n{lines}\n}}\n".encode()))
@@ -272,8 +281,16 @@ def _test(settings, result):
     }
 
 
+def _photographs(settings):
+    return records.photographs(settings.dataset, settings.data_dir, settings.seed)
+
+
+def _size(data):
+    return f"{len(data.classes)} classes, {len(data.train)} images to train on, {len(data.validation)} for validation"
+
+
 def _ten_crops(settings, verbose):
-    data = records.photographs(settings.dataset, settings.data_dir, settings.seed)
+    data = _photographs(settings)
     model, examples = evaluation.load_model(settings.folder), imagenet.examples(data.validation)
     with imagenet.errors_named(data.validation):
         found = evaluation.evaluate(
@@ -283,6 +300,7 @@ def _ten_crops(settings, verbose):
         "error": round(found.error(1), 5),
         "top5_error": round(found.error(5), 5),
         "measured_on": "validation images, ten crops",
+        "data": _size(data),
     }
 
 

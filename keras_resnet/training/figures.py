@@ -93,7 +93,7 @@ def draw_curves(panels, note, theme=LIGHT):
         figure = Figure(figsize=(1.5 + 4 * len(panels), 4), layout="constrained")
         grid = figure.subplots(1, len(panels), sharey=True, sharex=True, squeeze=False)[0]
         every = [curve for _, curves in panels for curve in curves]
-        top = min(100, HEADROOM * max(100 * _bold(curve)[-1] for curve in every))
+        top = min(100, HEADROOM * max(100 * _bold(curve)[-1] for curve in every)) or 1
         last = max(curve.steps[-1] for curve in every) / 1000
         for axes, (title, curves) in zip(grid, panels, strict=True):
             for curve in curves:

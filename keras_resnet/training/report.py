@@ -12,7 +12,7 @@ import typing
 import numpy as np
 
 from keras_resnet.training import experiments, figures, recipes
-from keras_resnet.training.checkpoint import write_whole
+from keras_resnet.training.checkpoint import RunError, write_whole
 from keras_resnet.training.settings import flags
 
 
@@ -125,7 +125,11 @@ def draw(experiment, found, theme):
 
 
 def _mean(entry, values):
-    return np.mean([values(record) for record in entry.records], axis=0)
+    found = [values(record) for record in entry.records]
+    if len({len(numbers) for numbers in found}) > 1:
+        commands = "\n  ".join(record["command"] for record in entry.records)
+        raise RunError(f"these runs have curves of different lengths, so they are not of the same data:\n  {commands}")
+    return np.mean(found, axis=0)
 
 
 def _schedule(experiment, entry):
@@ -151,7 +155,7 @@ def write(records, folder):
         The files' paths.
 
     Raises:
-        RunError: a file cannot be written.
+        RunError: a file cannot be written, or runs that differ in the seed alone have curves of different lengths.
     """
     written, sections, missing = [], [], []
     for name, experiment in experiments.EXPERIMENTS.items():
@@ -236,7 +240,8 @@ def _page(records, sections, missing):
 <a href="https://arxiv.org/abs/1603.05027">Identity Mappings in Deep Residual Networks</a>. {len(records)} runs of
 <code>train/reproduce.py</code> are shown; <code>train/report.py</code> made this page.</p>
 <p>Networks are comparable where their conditions are alike. A shortened schedule divides the learning rate by 10 at the
-same parts of it, and its errors are not the paper's. On CIFAR-10 the runs train on 45,000 images, the curves show the
+same parts of it (on photographs: whenever the validation error plateaus, if it does), and its errors are not the
+paper's. On CIFAR-10 the runs train on 45,000 images, the curves show the
 error on the other 5,000, where the paper's show the test error, and the test images were looked at once, at the end;
 the paper's numbers are of networks trained on all 50,000 (<code>--train-on-all</code>).</p>
 {os.linesep.join(sections)}

@@ -81,11 +81,13 @@ def open_folder(settings):
         raise RunError(f"{path} is damaged: {json_error}. Delete the folder or choose another --name.") from json_error
     old = {**{field.name: field.default for field in dataclasses.fields(Settings)}, **old}  # an older one has fewer
     different = [name for name in new if name not in WITHOUT_EFFECT and old[name] != new[name]]
+    if "dataset" in different and os.path.abspath(old["dataset"]) == os.path.abspath(new["dataset"]):
+        different.remove("dataset")
     if different:
         rows = [f"  --{n.replace('_', '-'):<16} {old[n]!s:>10} there, {new[n]!s:>10} now" for n in different]
         raise RunError(
             f"{folder} holds a run with other settings:\n" + "\n".join(rows) + "\n"
-            "Choose another --name, or repeat that run's settings to resume it."
+            "Choose another --name or --output, or repeat that run's settings to resume it."
         )
 
 

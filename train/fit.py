@@ -73,6 +73,8 @@ def parse(arguments=None):
     add(data, "--skip-damaged", "photographs: leave out files that cannot be read, and count them", **flag)
     add(recipe, "--steps", "iterations", type=int)
     add(recipe, "--batch-size", "images in a step", type=int)
+    together = f"default {recipes.BN_BATCH_SIZE}, as on the paper's two GPUs; photographs and --sync-bn: all"
+    add(recipe, "--bn-batch-size", f"images that are normalised together ({together})", type=int, metavar="IMAGES")
     add(recipe, "--accumulate", "parts of a batch that are in memory one after the other", type=int, metavar="PARTS")
     rates = f"{recipes.LEARNING_RATE}; with --init-from {recipes.FINE_TUNING_RATE}"
     add(recipe, "--lr", f"learning rate at the start (default {rates})", type=float)

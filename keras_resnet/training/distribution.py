@@ -19,21 +19,23 @@ from keras import tree
 
 from keras_resnet.data.parts import Parts
 from keras_resnet.optimizers import sync_variables
-from keras_resnet.training import checkpoint
+from keras_resnet.training import checkpoint, precision
 from keras_resnet.training.checkpoint import RunError
+from keras_resnet.training.step import choose_threads, moving_statistics
 
 STRATEGIES = ("auto", "none", "mirrored", "multiworker")
 KERAS_VERSIONS = ("3.15.1",)  # those whose `fit` was tested with the adapter below
 SLURM_PORT = 8888  # of the first task on each node
 
 
-def strategy(name="auto"):
+def strategy(name="auto", parts=1):
     """Chooses the devices to train on. It is to be called before TensorFlow computes anything.
 
     Args:
         name: "mirrored" for all GPUs of this machine or, where it has none, its logical CPUs; "multiworker" for all
             machines of the cluster that TF_CONFIG or SLURM describes; "none" for a single device; "auto" for
             multiworker where a cluster is described, otherwise mirrored where there are several GPUs, otherwise none.
+        parts: into how many parts a batch is cut on all devices together, as `TrainingModel` does.
 
     Returns:
         A `tf.distribute.Strategy`, in whose `scope()` a model is to be built, compiled and fitted. In a process that is
@@ -43,6 +45,7 @@ def strategy(name="auto"):
         RunError: no cluster is described, its description is wrong, or this version of Keras has not been tested.
     """
     cluster = _cluster() if name in ("auto", "multiworker") else None
+    choose_threads(parts if cluster is None else -(-parts // len(_addresses(cluster))))
     gpus = len(tf.config.list_physical_devices("GPU"))
     if cluster is None and name == "multiworker":
         raise RunError("--strategy multiworker finds no cluster: set TF_CONFIG, or start several tasks with srun")
@@ -58,6 +61,20 @@ def strategy(name="auto"):
         raise RunError(f"the cluster {_addresses(cluster)} cannot be joined: {error}") from error
     checkpoint.writes = chosen.extended._is_chief
     return chosen
+
+
+def devices():
+    """What the current strategy trains on, for people: "2 cores of AMD EPYC", or "4 NVIDIA A100, 2 machines"."""
+    gpus, replicas = tf.config.list_physical_devices("GPU"), tf.distribute.get_strategy().num_replicas_in_sync
+    if gpus:
+        name = tf.config.experimental.get_device_details(gpus[0]).get("device_name", "GPU")
+        found = f"{replicas} {name}"
+    else:
+        cores = len(os.sched_getaffinity(0))
+        found = f"{cores} core{'s' * (cores > 1)} of {precision.processor()['model name']}"
+        if replicas > _workers():
+            found += f" as {replicas // _workers()} devices"
+    return found if _workers() == 1 else f"{found}, {_workers()} processes"
 
 
 @functools.cache
@@ -193,7 +210,7 @@ class AverageStatistics(keras.callbacks.Callback):
 
     def set_model(self, model):
         super().set_model(model)
-        variables = [variable.value for variable in model.non_trainable_weights]
+        variables = [variable.value for variable in moving_statistics(model)]
         strategy = model.distribute_strategy
 
         def average():

@@ -1,9 +1,13 @@
 """Mixed precision: most layers compute in 16 bits, variables and what is saved stay in float32."""
 
+import collections
+import platform
+
 import keras
 import tensorflow as tf
 
 PRECISIONS = ("float16", "bfloat16")
+BFLOAT16_UNITS = {"amx_bf16": "AMX", "avx512_bf16": "AVX512-BF16"}  # of processors, by Linux' name of the flag
 FLOAT32_LAYERS = ("images", "normalization", "fc", "predictions")  # the input's and the output's side
 
 
@@ -20,6 +24,30 @@ def set_precision(model, precision):
     for layer in model.layers:
         if layer.name not in FLOAT32_LAYERS:
             layer.dtype_policy = policy
+
+
+def processor():
+    """What Linux says of the first processor, {"model name": ..., "flags": ...}; "" for what it does not say."""
+    found = collections.defaultdict(str)
+    try:
+        with open("/proc/cpuinfo") as file:
+            found.update(map(str.strip, line.split(":", 1)) for line in file.read().split("\n\n")[0].splitlines())
+    except (OSError, ValueError):  # another system
+        found["model name"] = platform.processor() or platform.machine()
+    return found
+
+
+def described(precision):
+    """In which arithmetic a run trains, for people, and whether another one would be faster on this processor."""
+    named = precision or "float32"
+    if tf.config.list_physical_devices("GPU"):
+        return named
+    units = [name for flag, name in BFLOAT16_UNITS.items() if flag in processor()["flags"].split()]
+    if units and named != "bfloat16":
+        return f"{named}; --mixed-precision bfloat16 is faster on this processor, which has {' and '.join(units)}"
+    if precision and not units:
+        return f"{named}; float32 is faster on this processor, which has neither AMX nor AVX512-BF16"
+    return named
 
 
 class LossScaleOptimizer(keras.optimizers.LossScaleOptimizer):

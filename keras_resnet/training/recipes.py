@@ -7,6 +7,8 @@ P1 is "Deep Residual Learning for Image Recognition" (arXiv 1512.03385).
 SMALL_IMAGES = {"depth": 20, "shortcut": "A", "batch_size": 128, "steps": 64_000, "schedule": "steps"}
 PHOTOGRAPHS = {"depth": 18, "shortcut": "B", "batch_size": 256, "steps": 600_000, "schedule": "plateau"}
 
+BN_BATCH_SIZE = 64  # on CIFAR: 128 images on two GPUs, each of which normalises its half (P1 4.2)
+
 LEARNING_RATE = 0.1
 FINE_TUNING_RATE = 0.01  # of networks that are trained already: the paper's after its first division
 MOMENTUM = 0.9

@@ -9,8 +9,8 @@ import keras
 import tensorflow as tf
 from keras import ops
 
-from keras_resnet import models
 from keras_resnet.data import imagenet
+from keras_resnet.graphs import LOADING_DEPTH, recursion_limit
 from keras_resnet.optimizers import SGD, PlateauSchedule, StepSchedule
 from keras_resnet.readers import WeightsError
 from keras_resnet.training import checkpoint, distribution, precision, recipes, tasks
@@ -18,6 +18,7 @@ from keras_resnet.training.checkpoint import Checkpoint, RunError, StopSignals, 
 from keras_resnet.training.fused import fuse_batch_norm, skip_graph_optimizer
 from keras_resnet.training.history import History, draw
 from keras_resnet.training.settings import WITHOUT_EFFECT, Settings
+from keras_resnet.training.step import TrainingModel, parts_of
 
 CHECKPOINT, RESULT = "checkpoint/latest.npz", "result.json"  # in the run's folder
 
@@ -94,6 +95,8 @@ def open_folder(settings):
 def train(settings, verbose=1):
     """Trains, or goes on where an earlier call with the same settings was stopped, and tests at the end.
 
+    It is to be called before TensorFlow computes anything: it chooses the devices, and how many threads work on them.
+
     Args:
         settings: a `Settings`.
         verbose: 1 for a progress bar, 2 for a line an epoch, 0 for silence.
@@ -109,7 +112,8 @@ def train(settings, verbose=1):
         DataError: the data set cannot be had.
         Stopped: SIGINT or SIGTERM came; the run has been saved.
     """
-    strategy = distribution.strategy(settings.strategy)
+    parts = parts_of(settings.batch_in_memory, settings.bn_batch_size)
+    strategy = distribution.strategy(settings.strategy, parts)
     with strategy.scope(), distribution.losses_explained():
         return _train(settings, strategy, verbose if checkpoint.writes else 0)
 
@@ -146,7 +150,11 @@ def _train(settings, strategy, verbose):
     except WeightsError as weights_error:
         raise RunError(f"--init-from {weights_error}") from weights_error
     write_whole(os.path.join(folder, "classes.json"), lambda file: file.write(json.dumps(task.classes).encode()))
-    trained = models.logits(task.network)
+    images = settings.batch_in_memory // replicas
+    parts = parts_of(images, settings.bn_batch_size)
+    together = -(-images // parts)
+    with recursion_limit(LOADING_DEPTH):
+        trained = TrainingModel(task.network.input, task.network.get_layer("fc").output, parts, task.network.name)
     skip_graph_optimizer()
     distribution.synchronize_batch_norm(trained, settings.sync_bn and replicas > 1)
     fuse_batch_norm(trained)
@@ -183,6 +191,14 @@ def _train(settings, strategy, verbose):
             history.write()
         else:
             print(f"{settings.network}, {settings.steps} steps, in {folder}")
+        if verbose:
+            arithmetic = precision.described(settings.mixed_precision)
+            print(f"{task.examples} images of {settings.data} on {distribution.devices()}, {arithmetic}")
+            if together != settings.bn_batch_size:
+                print(
+                    f"batch normalisation sees {together} images together, not the {settings.bn_batch_size} of "
+                    f"--bn-batch-size: {settings.batch_size} are in {settings.accumulate * replicas * parts} parts"
+                )
         callbacks = [schedule, history, saver]
         if checkpoint.writes:
             callbacks.insert(1, keras.callbacks.TensorBoard(os.path.join(folder, "tensorboard"), write_graph=False))
@@ -206,7 +222,7 @@ def _train(settings, strategy, verbose):
         trained.make_test_function(force=True)  # what is tested is what is saved
     if checkpoint.writes:
         save_model(task.network, os.path.join(folder, "model.keras"))
-    return finish(settings, trained, task, schedule, history, result_path)
+    return finish(settings, trained, task, schedule, history, together, result_path)
 
 
 def fit(model, batches, *, first_step, steps, steps_per_epoch, callbacks, **options):
@@ -233,7 +249,7 @@ def save_model(model, path):
     os.replace(temporary, path)
 
 
-def finish(settings, trained, task, schedule, history, result_path):
+def finish(settings, trained, task, schedule, history, together, result_path):
     """Touches the test set, once, and writes down the result."""
     test_error = None
     if task.test is not None:
@@ -252,6 +268,7 @@ def finish(settings, trained, task, schedule, history, result_path):
         "test_error": test_error,
         "paper_test_error": as_in_paper and recipes.CIFAR10_TEST_ERROR.get(settings.depth, 0) / 100 or None,
         "warm_at_step": warm_at_step and warm_at_step // settings.accumulate,
+        "normalized_together": together,
         "damaged_files": len(task.damaged),
         "images_per_second": round(images / max(state["timed_seconds"], 1e-9), 1),
         "seconds": round(state["seconds"], 1),

@@ -49,6 +49,7 @@ class Settings:
     skip_damaged: bool = False
     steps: int | None = None
     batch_size: int | None = None
+    bn_batch_size: int | None = None  # None: recipes.BN_BATCH_SIZE, of photographs the whole batch
     accumulate: int = 1
     lr: float | None = None
     schedule: str | None = None
@@ -72,11 +73,16 @@ class Settings:
             if getattr(self, name) is None:
                 object.__setattr__(self, name, value)
         object.__setattr__(self, "without", tuple(self.without))
-        for name in ("steps", "batch_size", "accumulate", "image_size", "lr", "checkpoint_every"):
+        for name in ("steps", "batch_size", "bn_batch_size", "accumulate", "image_size", "lr", "checkpoint_every"):
             if not getattr(self, name) > 0:
                 raise RunError(f"--{name.replace('_', '-')} is positive; found {getattr(self, name)}")
         if self.batch_size % self.accumulate:
             raise RunError(f"--batch-size is a multiple of --accumulate; found {self.batch_size} and {self.accumulate}")
+        if self.sync_bn and self.bn_batch_size != self.batch_size:
+            raise RunError(
+                "--sync-bn normalises the whole batch together, on all devices; leave out --bn-batch-size "
+                f"{self.bn_batch_size}, or give --batch-size's {self.batch_size}"
+            )
         if self.plain and (self.preactivation or self.activation_order or self.shortcut_variant):
             raise RunError("--plain is without shortcuts, which --preactivation and the other variants of P2 are about")
         if self.preactivation and self.activation_order:
@@ -106,7 +112,9 @@ class Settings:
         recipe = recipes.PHOTOGRAPHS if self.photographs else recipes.SMALL_IMAGES
         deep = (self.depth or recipe["depth"]) >= recipes.WARMUP_DEPTH
         rate = recipes.FINE_TUNING_RATE if self.init_from else recipes.LEARNING_RATE
-        return {**recipe, "lr": rate, "warmup": deep and not self.photographs}
+        batch = self.batch_size or recipe["batch_size"]
+        together = batch if self.photographs or self.sync_bn else min(batch, recipes.BN_BATCH_SIZE)
+        return {**recipe, "bn_batch_size": together, "lr": rate, "warmup": deep and not self.photographs}
 
     @property
     def changes(self):

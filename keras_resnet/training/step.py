@@ -1,0 +1,104 @@
+"""The training step: each part of a batch goes forward and backward by itself, beside the others.
+
+P1 trained its CIFAR networks on two GPUs (4.2), so that batch normalisation saw 64 of the 128 images of a batch. Here
+that is a number of the recipe and not of the hardware; the field calls it ghost batch normalisation (Hoffer et al.,
+arXiv 1705.08741). On one device the parts also keep several cores busy: each core works through a part of its own.
+"""
+
+import os
+
+import keras
+import tensorflow as tf
+
+
+def parts_of(images, bn_batch_size):
+    """How many parts `images` images are cut into so that no part has more than `bn_batch_size`."""
+    return -(-images // bn_batch_size)
+
+
+def choose_threads(parts):
+    """Lets as many operations run at a time as there are parts, with an equal share of the cores for each.
+
+    Nothing changes where there is one part, where the user has chosen (`TF_NUM_INTRAOP_THREADS`,
+    `TF_NUM_INTEROP_THREADS`, `tf.config.threading`), where there is a GPU, and where TensorFlow has computed already.
+    """
+    threading, cores = tf.config.threading, len(os.sched_getaffinity(0))
+    chosen = threading.get_intra_op_parallelism_threads() or threading.get_inter_op_parallelism_threads()
+    if {"TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS"} & os.environ.keys() or chosen:
+        return
+    if parts == 1 or tf.config.list_physical_devices("GPU"):
+        return
+    at_a_time = min(parts, cores)
+    try:
+        threading.set_inter_op_parallelism_threads(at_a_time)
+        threading.set_intra_op_parallelism_threads(cores // at_a_time)
+    except RuntimeError:  # TensorFlow has started its threads
+        return
+
+
+def moving_statistics(model):
+    """The moving means and variances that training changes: those of batch normalisation that is not frozen."""
+    found = []
+    for layer in model.layers:
+        if isinstance(layer, keras.Model):
+            found += moving_statistics(layer)
+        elif isinstance(layer, keras.layers.BatchNormalization) and layer.trainable:
+            found += [layer.moving_mean, layer.moving_variance]
+    return found
+
+
+class TrainingModel(keras.Model):
+    """A functional model that is trained on `parts` parts of each batch beside each other.
+
+    A step is what it is under `tf.distribute` with as many replicas: loss and gradients are means over all images,
+    batch normalisation is of each part, and its moving averages take the mean of what the parts contribute, as
+    `distribution.AverageStatistics` does.
+
+    Args:
+        inputs, outputs: as for `keras.Model`.
+        parts: how many. A batch is cut into sizes that differ by one at most.
+        name: the model's.
+    """
+
+    def __init__(self, inputs, outputs, parts: int = 1, name: str | None = None):
+        super().__init__(inputs, outputs, name=name)
+        self.parts = parts
+        # A function, so that one part is traced for all of them.
+        self.part_step = tf.function(self._part_step, autograph=False)
+
+    @property
+    def seeds(self):
+        """The random states of dropout, which go on from part to part."""
+        return [variable for variable in self.non_trainable_variables if "int" in variable.dtype]
+
+    def _part_step(self, images, labels, share, seeds):
+        with keras.StatelessScope(zip(self.seeds, seeds, strict=True)) as scope, tf.GradientTape() as tape:
+            outputs = self(images, training=True)
+            loss = share * self.compute_loss(images, labels, outputs)
+            scaled = self.optimizer.scale_loss(loss)
+        gradients = tape.gradient(scaled, self.trainable_weights)
+        statistics = [share * scope.get_current_value(variable) for variable in moving_statistics(self)]
+        return [loss, *gradients, *statistics], outputs, [scope.get_current_value(seed) for seed in self.seeds]
+
+    def train_step(self, data):
+        if self.parts == 1:
+            return super().train_step(data)
+        images, labels, weights = keras.utils.unpack_x_y_sample_weight(data)
+        if weights is not None:
+            raise ValueError("sample weights are for one part; a batch that is cut into parts takes none")
+        seeds = [seed.value for seed in self.seeds]
+        count, sums, outputs = tf.shape(images)[0], [], []
+        for part in range(self.parts):
+            begin, end = (count * edge // self.parts for edge in (part, part + 1))
+            share = tf.cast((end - begin) / count, keras.config.floatx())
+            to_add, output, seeds = self.part_step(images[begin:end], labels[begin:end], share, seeds)
+            sums.append(to_add)
+            outputs.append(output)
+        loss, *sums = (tf.add_n(values) for values in zip(*sums, strict=True))
+        trained, moving = self.trainable_weights, moving_statistics(self)
+        for variable, value in zip([*moving, *self.seeds], [*sums[len(trained) :], *seeds], strict=True):
+            variable.assign(value)
+        replicas = self.distribute_strategy.num_replicas_in_sync  # Keras divides the loss by them
+        self.metrics[0].update_state(loss * replicas, sample_weight=count)
+        self.optimizer.apply_gradients(zip(sums[: len(trained)], trained, strict=True))
+        return self.compute_metrics(images, labels, tf.concat(outputs, 0))

@@ -1,0 +1,182 @@
+"""The training step against two networks that each train on their part, and against two devices."""
+
+import functools
+import json
+import os
+import subprocess
+import sys
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from conftest import ROOT
+
+from keras_resnet import models
+from keras_resnet.training import recipes, step
+from keras_resnet.training.fused import fuse_batch_norm
+from keras_resnet.training.run import Settings, compile_for_training
+
+IMAGES = np.random.default_rng(0).uniform(0, 255, (12, 32, 32, 3)).astype("float32")
+LABELS = np.arange(12) % 10
+RATE = 0.05
+
+
+def trainer(parts, fused=True, network=models.CifarResNet, **options):
+    keras.utils.set_random_seed(1)
+    network = network(8, classifier_activation=None, normalization=(120.0, 60.0), **options)
+    model = step.TrainingModel(network.input, network.output, parts)
+    if fused:
+        fuse_batch_norm(model)
+    return model
+
+
+@pytest.mark.parametrize("fused", [True, False])
+@pytest.mark.parametrize("count", [12, 11])
+def test_a_step_is_the_mean_of_its_parts(count, fused):
+    """The formula, with `GradientTape` on another network for each part: w - lr mean(gradient + decay w)."""
+    images, labels = IMAGES[:count], LABELS[:count]
+    model = trainer(2, fused)
+    compile_for_training(model, RATE)
+    before = model.get_weights()
+    edges = [0, count // 2, count]
+    expected = [np.zeros_like(weight) for weight in before]
+    losses = []
+    for begin, end in zip(edges, edges[1:], strict=False):
+        other = trainer(1, fused=False)  # in Keras' own arithmetic
+        share = (end - begin) / count
+        with tf.GradientTape() as tape:
+            outputs = other(images[begin:end], training=True)
+            loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)(labels[begin:end], outputs)
+        losses.append(float(loss))
+        gradients = tape.gradient(loss, other.trainable_weights)
+        trained = {id(v): np.asarray(g) for v, g in zip(other.trainable_weights, gradients, strict=True)}
+        for i, (variable, old) in enumerate(zip(other.weights, before, strict=True)):
+            moved = variable.numpy()  # the averages have moved already
+            if id(variable) in trained:
+                moved = old - RATE * (trained[id(variable)] + recipes.WEIGHT_DECAY * old)
+            expected[i] += share * moved
+    logs = model.train_on_batch(images, labels, return_dict=True)
+    assert logs["loss"] == pytest.approx((losses[0] * edges[1] + losses[1] * (count - edges[1])) / count, rel=1e-4)
+    for variable, found, right in zip(model.weights, model.get_weights(), expected, strict=True):
+        assert np.allclose(found, right, rtol=1e-3, atol=2e-5), variable.path
+    together = trainer(1)
+    compile_for_training(together, RATE)
+    together.train_on_batch(images, labels)
+    assert not all(
+        np.allclose(*pair, rtol=1e-3, atol=2e-5) for pair in zip(together.get_weights(), expected, strict=True)
+    )
+
+
+def test_frozen_layers_stay_as_they_are():
+    model = trainer(2)
+    for layer in model.layers:
+        layer.trainable = not layer.name.startswith(("conv1", "conv2"))
+    compile_for_training(model, RATE)
+    assert len(step.moving_statistics(model)) == 2 * 4 and step.moving_statistics(keras.Sequential([model]))
+    before = {variable.path: variable.numpy() for variable in model.weights}
+    model.fit(IMAGES, LABELS, batch_size=6, verbose=0)
+    changed = {v.path.split("/")[0][:5] for v in model.weights if not np.array_equal(v.numpy(), before[v.path])}
+    assert changed == {"conv3", "conv4", "fc"}
+
+
+def seeds(model):
+    return [variable.numpy() for variable in model.non_trainable_variables if "int" in variable.dtype]
+
+
+def test_each_part_drops_others():
+    """Dropout's random state goes on from part to part, and from step to step."""
+    model = trainer(2, shortcut_variant="dropout")
+    compile_for_training(model, RATE)
+    before, once = seeds(model), model.train_on_batch(IMAGES, LABELS) and seeds(model)
+    other = trainer(1, shortcut_variant="dropout")
+    compile_for_training(other, RATE)
+    for _ in range(2):
+        other.train_on_batch(IMAGES, LABELS)
+    assert np.array_equal(once, seeds(other)) and not np.array_equal(once, before)
+
+
+@pytest.mark.parametrize("mixed_precision, jit", [("bfloat16", False), ("float16", False), ("float16", True)])
+def test_every_way_to_compute_trains_alike(mixed_precision, jit):
+    losses = []
+    for parts in (1, 2):
+        model = trainer(parts)
+        compile_for_training(model, RATE, mixed_precision=mixed_precision, jit=jit)
+        losses.append(model.fit(IMAGES, LABELS, batch_size=12, epochs=2, verbose=0).history["loss"])
+    assert losses[0] == pytest.approx(losses[1], rel=0.02) and losses[0] != losses[1]
+
+
+def test_one_device_with_two_parts_is_two_devices():
+    """In double precision, because the first steps enlarge the rounding of single precision."""
+    program = """if True:
+        import json, sys, keras, numpy as np, tensorflow as tf
+        cpu = tf.config.list_physical_devices("CPU")[0]
+        tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
+        keras.config.set_floatx("float64")
+        from keras_resnet.data import cifar, shapes, sources
+        from keras_resnet.training import distribution
+        from keras_resnet.training.run import compile_for_training
+        from test_step import trainer
+        source = sources.Split(*shapes.draw(96, seed=0))
+        mean = cifar.per_pixel_mean(source.images)
+        def train(strategy, parts):
+            with strategy.scope():
+                model = trainer(parts, fused=False)
+                compile_for_training(model, 0.1)
+                batches = lambda parts: cifar.training_batches(source, mean, batch_size=16, seed=0, parts=parts)
+                model.fit(
+                    distribution.datasets(batches), steps_per_epoch=6, verbose=0, shuffle=False,
+                    callbacks=[distribution.AverageStatistics()] * (strategy.num_replicas_in_sync > 1),
+                )
+            return model.get_weights()
+        mirrored = distribution.strategy("mirrored")
+        runs = [train(tf.distribute.get_strategy(), 2), train(mirrored, 1), train(tf.distribute.get_strategy(), 1)]
+        runs += [train(tf.distribute.get_strategy(), 4), train(mirrored, 2)]
+        apart = lambda a, b: max(float(np.abs(x - y).max()) for x, y in zip(a, b))
+        print(json.dumps([apart(runs[a], runs[b]) for a, b in ((0, 1), (3, 4), (0, 2), (0, 3))]))
+    """
+    path = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": path}
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment, timeout=200)
+    assert done.returncode == 0, done.stderr[-3000:]
+    two_parts, four_parts, whole, other_parts = json.loads(done.stdout.splitlines()[-1])
+    assert two_parts < 1e-5 and four_parts < 1e-5 and whole > 1e-3 and other_parts > 1e-3
+
+
+@pytest.mark.parametrize(
+    "given, together",
+    [
+        ({}, 64),
+        ({"batch_size": 32}, 32),
+        ({"sync_bn": True}, 128),
+        ({"bn_batch_size": 16}, 16),
+        ({"bn_batch_size": 128}, 128),
+    ],
+)
+def test_how_many_images_are_normalised_together(given, together):
+    assert Settings(**given).bn_batch_size == together
+
+
+def test_parts_of():
+    assert [step.parts_of(n, 64) for n in (1, 64, 65, 128, 129, 256)] == [1, 1, 2, 2, 3, 4]
+
+
+@pytest.mark.parametrize(
+    "cores, parts, chosen, expected",
+    [(2, 2, 0, (1, 2)), (8, 2, 0, (4, 2)), (2, 4, 0, (1, 2)), (2, 1, 0, None), (8, 2, 3, None)],
+)
+def test_threads(monkeypatch, cores, parts, chosen, expected):
+    """As many operations at a time as there are parts, with a share of the cores each; the user's choice is kept."""
+    found = {}
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(cores)))
+    for name in ("intra", "inter"):
+        monkeypatch.delenv(f"TF_NUM_{name.upper()}OP_THREADS", raising=False)
+        function = f"{name}_op_parallelism_threads"
+        monkeypatch.setattr(tf.config.threading, f"get_{function}", lambda: chosen)
+        monkeypatch.setattr(tf.config.threading, f"set_{function}", functools.partial(found.__setitem__, name))
+    step.choose_threads(parts)
+    assert found == ({} if expected is None else dict(zip(("intra", "inter"), expected, strict=True)))
+    found.clear()
+    monkeypatch.setenv("TF_NUM_INTEROP_THREADS", "2")
+    step.choose_threads(parts)
+    assert not found

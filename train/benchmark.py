@@ -1,6 +1,7 @@
 """Measures speed and memory. Everything is measured in turn within one run, so that the ratios hold on a noisy machine.
 
-python train/benchmark.py step     fit.py against a bare compiled step, Keras as it is, and PyTorch if installed
+python train/benchmark.py step     fit.py in float32 and bfloat16 against a bare compiled step, Keras as it is, and PyTorch,
+                                   eager and torch.compile, if installed; --depth 50: 224x224, against keras.applications
 python train/benchmark.py input    batches of augmented images against training steps
 python train/benchmark.py input --data FOLDER
                                    batches of augmented photographs against other ways to make them
@@ -16,6 +17,7 @@ import quiet  # noqa: F401, first, before anything that imports TensorFlow
 
 # isort: split
 from benchmarks.checkpoint import checkpoint
+from benchmarks.common import IMAGENET_DEPTHS
 from benchmarks.input import inputs
 from benchmarks.serve import serve
 from benchmarks.start import start
@@ -28,13 +30,16 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=BENCHMARKS)
     parser.add_argument("--depth", type=int, help="of the CIFAR network (default 20; start, checkpoint: 110)")
-    parser.add_argument("--batch-size", type=int, default=128, help="images in a step (default 128)")
+    parser.add_argument("--batch-size", type=int, help="images in a step (default 128; of 224x224 16)")
     parser.add_argument("--data", help="input: a folder of images")
     parser.add_argument("--rounds", type=int, help="turns to take the median of (default 7; start: 3)")
-    parser.add_argument("--steps", type=int, default=20, help="steps in a turn (default 20)")
+    parser.add_argument("--steps", type=int, help="steps in a turn (default 20; of 224x224 2)")
     options = parser.parse_args()
     options.depth = options.depth or (110 if options.what in ("start", "checkpoint") else 20)
     options.rounds = options.rounds or (3 if options.what == "start" else 7)
+    photographs = options.depth in IMAGENET_DEPTHS
+    options.batch_size = options.batch_size or (16 if photographs else 128)
+    options.steps = options.steps or (2 if photographs else 20)
     BENCHMARKS[options.what](options)
 
 

@@ -1,7 +1,11 @@
-"""A training step: fit.py against a bare compiled step, Keras as it is, and PyTorch if installed."""
+"""A training step: fit.py against a bare compiled step, Keras as it is, keras.applications and PyTorch.
+
+Each works in a process of its own, because threads are chosen for a whole process, and they take turns.
+"""
 
 import contextlib
 import io
+import multiprocessing
 import os
 import statistics
 import tempfile
@@ -9,118 +13,136 @@ import time
 
 import keras
 import tensorflow as tf
-from benchmarks.common import bare_step, batch, trainer
+from benchmarks.common import IMAGENET_DEPTHS, bare_step, batch, parts, trainer
 
 from keras_resnet.data import cifar, sources
 from keras_resnet.optimizers import StepSchedule
-from keras_resnet.training import run
+from keras_resnet.training import distribution, run
 from keras_resnet.training.checkpoint import Checkpoint, StopSignals
 from keras_resnet.training.fused import skip_graph_optimizer
 from keras_resnet.training.history import History
 
-try:
-    import torch
-    from torch import nn
-    from torch.nn import functional
-except ImportError:
-    torch = None
+ENDLESS = 10**9
 
 
-def torch_step(depth, data):
-    """The same step in PyTorch: channels last, the same optimizer."""
+class Turn(keras.callbacks.Callback):
+    """Called after each step; after `steps` of them tells the time they took and waits for the next turn."""
 
-    class Block(nn.Module):
-        def __init__(self, channels_in, channels, stride):
-            super().__init__()
-            self.conv1 = nn.Conv2d(channels_in, channels, 3, stride, 1, bias=False)
-            self.conv2 = nn.Conv2d(channels, channels, 3, 1, 1, bias=False)
-            self.bn1, self.bn2 = nn.BatchNorm2d(channels), nn.BatchNorm2d(channels)
-            self.stride, self.zeros = stride, channels - channels_in
-
-        def forward(self, x):
-            y = self.bn2(self.conv2(functional.relu(self.bn1(self.conv1(x)), inplace=True)))
-            if self.zeros:
-                x = functional.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, 0, self.zeros))
-            return functional.relu(x + y, inplace=True)
-
-    n = (depth - 2) // 6
-    widths = [16] + [16] * n + [32] * n + [64] * n
-    stages = [Block(a, b, 2 if b > a else 1) for a, b in zip(widths, widths[1:], strict=False)]
-    stem = [nn.Conv2d(3, 16, 3, 1, 1, bias=False), nn.BatchNorm2d(16), nn.ReLU(inplace=True)]
-    head = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 10)]
-    network = nn.Sequential(*stem, *stages, *head).to(memory_format=torch.channels_last)
-    optimizer = torch.optim.SGD(network.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-4)
-    images = torch.from_numpy(data[0].numpy()).permute(0, 3, 1, 2).contiguous(memory_format=torch.channels_last)
-    labels = torch.from_numpy(data[1].numpy())
-
-    def step():
-        optimizer.zero_grad()
-        loss = functional.cross_entropy(network(images - 120.0), labels)
-        loss.backward()
-        optimizer.step()
-        return float(loss.detach())
-
-    return step
-
-
-class Turns(keras.callbacks.Callback):
-    """In the middle of `fit`: times some of its steps, then as many of each rival, and so on."""
-
-    def __init__(self, rivals, steps):
+    def __init__(self, pipe, steps):
         super().__init__()
-        self.rivals, self.steps = rivals, steps
-        self.seconds = {name: [] for name in ("fit.py", *rivals)}
+        self.pipe, self.steps, self.left, self.began = pipe, steps, 1, time.perf_counter()
+
+    def __call__(self):
+        self.left -= 1
+        if not self.left:
+            self.pipe.send(time.perf_counter() - self.began)
+            self.pipe.recv()
+            self.left, self.began = self.steps, time.perf_counter()
 
     def on_train_batch_end(self, batch, logs=None):
-        if batch and (batch + 1) % self.steps == 0:
-            now = time.perf_counter()
-            if batch + 1 > self.steps:  # the first turn is to warm up
-                self.seconds["fit.py"].append(now - self.started)
-            for name, step in self.rivals.items():
-                step()
-                begin = time.perf_counter()
-                for _ in range(self.steps):
-                    step()
-                if batch + 1 > self.steps:
-                    self.seconds[name].append(time.perf_counter() - begin)
-            self.started = time.perf_counter()
+        self()
+
+
+def fit(turn, depth, batch_size, mixed_precision):
+    """fit.py's loop: augmentation, callbacks, progress bar, checkpoints; photographs are one batch that is there."""
+    distribution.strategy("none", parts(depth, batch_size))
+    skip_graph_optimizer()
+    model = trainer(depth, True, batch_size, mixed_precision)
+    if depth in IMAGENET_DEPTHS:
+        data = tf.data.Dataset.from_tensors(batch(batch_size, depth)).repeat()
+    else:
+        source = sources.load("shapes")
+        mean = cifar.per_pixel_mean(source.train.images)
+        data = cifar.training_batches(source.train, mean, batch_size=batch_size, seed=0)
+    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()), StopSignals() as stop:
+        callbacks = [StepSchedule(), History(folder, "")]
+        checkpoint = Checkpoint(
+            os.path.join(folder, "latest.npz"), model, every=200, steps_per_epoch=ENDLESS, steps=ENDLESS,
+            callbacks=callbacks, stop=stop,
+        )  # fmt: skip
+        callbacks += [keras.callbacks.TensorBoard(folder, write_graph=False), checkpoint, turn]
+        options = {"first_step": 0, "steps": ENDLESS, "steps_per_epoch": ENDLESS, "callbacks": callbacks}
+        run.fit(model, lambda first: data, **options)
+
+
+def bare(turn, depth, batch_size, kind):
+    """A compiled step on one batch that is there: "ours", "Keras as it is" or "keras.applications"."""
+    if kind == "ours":
+        distribution.strategy("none", parts(depth, batch_size))
+        skip_graph_optimizer()
+    if kind == "keras.applications":
+        model = keras.applications.ResNet50(weights=None)
+        model.compile(keras.optimizers.SGD(0.1, 0.9), "sparse_categorical_crossentropy", jit_compile=False)
+    else:
+        model = trainer(depth, kind == "ours", batch_size)
+    step = bare_step(model, batch(batch_size, depth))
+    while True:
+        step()
+        turn()
+
+
+def pytorch(turn, depth, batch_size, bfloat16, compiled):
+    import torch
+    from benchmarks import torch_networks
+
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    data = [values.numpy() for values in batch(batch_size, depth)]
+    step = torch_networks.training_step(depth, *data, bfloat16, compiled)
+    while True:
+        step()
+        turn()
+
+
+def rivals(depth):
+    """By arithmetic: each rival's function and arguments by name. With the first one the others are compared."""
+    found = {"float32": {"fit.py": (fit, None)}, "bfloat16": {"fit.py --mixed-precision bfloat16": (fit, "bfloat16")}}
+    if depth in IMAGENET_DEPTHS:
+        found["float32"]["keras.applications"] = (bare, "keras.applications")
+    else:
+        found["float32"] |= {"bare compiled step": (bare, "ours"), "Keras as it is": (bare, "Keras as it is")}
+    try:
+        import torch
+    except ImportError:
+        return found
+    for arithmetic, names in found.items():
+        for way, compiled in (("eager", False), ("torch.compile", True)):
+            names[f"PyTorch {torch.__version__}, {way}, {arithmetic}"] = (pytorch, arithmetic == "bfloat16", compiled)
+    return found
+
+
+def play(pipe, steps, work, depth, batch_size, *arguments):
+    """What a rival's process does until the other end of the pipe is closed."""
+    with contextlib.suppress(EOFError, BrokenPipeError):
+        work(Turn(pipe, steps), depth, batch_size, *arguments)
 
 
 def step(options):
-    data = batch(options.batch_size)
-    skip_graph_optimizer()
-    rivals = {"bare step": bare_step(trainer(options.depth), data)}
-    if torch:
-        torch.set_num_threads(os.cpu_count())
-        rivals[f"PyTorch {torch.__version__}, channels last"] = torch_step(options.depth, data)
-    tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": False})
-    rivals["Keras as it is"] = bare_step(trainer(options.depth, as_fit=False), data)
-    for rival in rivals.values():
-        rival()
-    skip_graph_optimizer()
-    source = sources.load("shapes")
-    mean = cifar.per_pixel_mean(source.train.images)
-    model, steps = trainer(options.depth), options.steps * (options.rounds + 1)
-    turns = Turns(rivals, options.steps)
-    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()), StopSignals() as stop:
-        callbacks = [StepSchedule(steps=steps), History(folder, "")]
-        checkpoint = Checkpoint(
-            os.path.join(folder, "latest.npz"), model, every=options.steps, steps_per_epoch=steps, steps=steps,
-            callbacks=callbacks, stop=stop,
-        )  # fmt: skip
-        run.fit(
-            model,
-            lambda first: cifar.training_batches(source.train, mean, batch_size=options.batch_size, seed=0),
-            first_step=0,
-            steps=steps,
-            steps_per_epoch=steps,
-            callbacks=[*callbacks, keras.callbacks.TensorBoard(folder, write_graph=False), checkpoint, turns],
-        )
-    turn = f"{options.rounds} turns of {options.steps} steps"
-    print(f"ResNet-{options.depth}, batch {options.batch_size}, medians of {turn}")
-    print(f"fit.py: augmentation, callbacks, progress bar and a checkpoint every {options.steps} steps\n")
-    print(f"{'':<32}{'images/s':>10}{'fit.py / this':>16}")
-    for name, seconds in turns.seconds.items():
-        rate = options.batch_size * options.steps / statistics.median(seconds)
-        ratio = statistics.median(b / a for a, b in zip(turns.seconds["fit.py"], seconds, strict=True))
-        print(f"{name:<32}{rate:>10.0f}{ratio:>16.2f}")
+    context, processes, found = multiprocessing.get_context("spawn"), {}, rivals(options.depth)
+    for names in found.values():
+        for name, (work, *arguments) in names.items():
+            here, there = context.Pipe()
+            process = context.Process(
+                target=play,
+                args=(there, options.steps, work, options.depth, options.batch_size, *arguments),
+                daemon=True,
+            )
+            process.start()
+            there.close()
+            processes[name] = (here, here.recv())  # its first step is done
+    seconds = {name: [] for name in processes}
+    for turn in range(options.rounds + 1):
+        for name, (pipe, _) in processes.items():
+            pipe.send("go")
+            took = pipe.recv()
+            if turn:  # the first is to warm up
+                seconds[name].append(took)
+    images, what = options.batch_size * options.steps, f"ResNet-{options.depth}, batch {options.batch_size}"
+    print(f"{what}, medians of {options.rounds} turns of {options.steps} steps")
+    print(f"on {distribution.devices()}\n")
+    print(f"{'':<40}{'images/s':>10}{'fit.py / this':>16}{'first step':>14}")
+    for names in found.values():
+        ours = seconds[next(iter(names))]
+        for name in names:
+            ratio = statistics.median(b / a for a, b in zip(ours, seconds[name], strict=True))
+            rate = images / statistics.median(seconds[name])
+            print(f"{name:<40}{rate:>10.4g}{ratio:>16.2f}{processes[name][1]:>12.1f} s")

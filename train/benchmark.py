@@ -1,7 +1,8 @@
 """Measures speed and memory. Everything is measured in turn within one run, so that the ratios hold on a noisy machine.
 
-python train/benchmark.py step     fit.py in float32 and bfloat16 against a bare compiled step, Keras as it is, and PyTorch,
-                                   eager and torch.compile, if installed; --depth 50: 224x224, against keras.applications
+python train/benchmark.py step     fit.py in float32 and bfloat16 against a bare compiled step, Keras as it is and, if
+                                   installed, PyTorch, eager and compiled; --depth 50 against keras.applications
+python train/benchmark.py scaling  two logical devices and two workers against two independent processes
 python train/benchmark.py input    batches of augmented images against training steps
 python train/benchmark.py input --data FOLDER
                                    batches of augmented photographs against other ways to make them
@@ -19,11 +20,21 @@ import quiet  # noqa: F401, first, before anything that imports TensorFlow
 from benchmarks.checkpoint import checkpoint
 from benchmarks.common import IMAGENET_DEPTHS
 from benchmarks.input import inputs
+from benchmarks.scaling import scaling
 from benchmarks.serve import serve
 from benchmarks.start import start
 from benchmarks.step import step
 
-BENCHMARKS = {"step": step, "input": inputs, "start": start, "checkpoint": checkpoint, "serve": serve}
+from keras_resnet.training.precision import PRECISIONS
+
+BENCHMARKS = {
+    "step": step,
+    "scaling": scaling,
+    "input": inputs,
+    "start": start,
+    "checkpoint": checkpoint,
+    "serve": serve,
+}
 
 
 def main():
@@ -34,6 +45,7 @@ def main():
     parser.add_argument("--data", help="input: a folder of images")
     parser.add_argument("--rounds", type=int, help="turns to take the median of (default 7; start: 3)")
     parser.add_argument("--steps", type=int, help="steps in a turn (default 20; of 224x224 2)")
+    parser.add_argument("--mixed-precision", choices=PRECISIONS, help="scaling: as of fit.py (default float32)")
     options = parser.parse_args()
     options.depth = options.depth or (110 if options.what in ("start", "checkpoint") else 20)
     options.rounds = options.rounds or (3 if options.what == "start" else 7)

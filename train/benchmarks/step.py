@@ -1,19 +1,15 @@
-"""A training step: fit.py against a bare compiled step, Keras as it is, keras.applications and PyTorch.
-
-Each works in a process of its own, because threads are chosen for a whole process, and they take turns.
-"""
+"""A training step: fit.py against a bare compiled step, Keras as it is, keras.applications and PyTorch."""
 
 import contextlib
 import io
-import multiprocessing
 import os
 import statistics
 import tempfile
-import time
 
 import keras
 import tensorflow as tf
 from benchmarks.common import IMAGENET_DEPTHS, bare_step, batch, parts, trainer
+from benchmarks.turns import take_turns
 
 from keras_resnet.data import cifar, sources
 from keras_resnet.optimizers import StepSchedule
@@ -23,24 +19,6 @@ from keras_resnet.training.fused import skip_graph_optimizer
 from keras_resnet.training.history import History
 
 ENDLESS = 10**9
-
-
-class Turn(keras.callbacks.Callback):
-    """Called after each step; after `steps` of them tells the time they took and waits for the next turn."""
-
-    def __init__(self, pipe, steps):
-        super().__init__()
-        self.pipe, self.steps, self.left, self.began = pipe, steps, 1, time.perf_counter()
-
-    def __call__(self):
-        self.left -= 1
-        if not self.left:
-            self.pipe.send(time.perf_counter() - self.began)
-            self.pipe.recv()
-            self.left, self.began = self.steps, time.perf_counter()
-
-    def on_train_batch_end(self, batch, logs=None):
-        self()
 
 
 def fit(turn, depth, batch_size, mixed_precision):
@@ -110,39 +88,19 @@ def rivals(depth):
     return found
 
 
-def play(pipe, steps, work, depth, batch_size, *arguments):
-    """What a rival's process does until the other end of the pipe is closed."""
-    with contextlib.suppress(EOFError, BrokenPipeError):
-        work(Turn(pipe, steps), depth, batch_size, *arguments)
-
-
 def step(options):
-    context, processes, found = multiprocessing.get_context("spawn"), {}, rivals(options.depth)
-    for names in found.values():
-        for name, (work, *arguments) in names.items():
-            here, there = context.Pipe()
-            process = context.Process(
-                target=play,
-                args=(there, options.steps, work, options.depth, options.batch_size, *arguments),
-                daemon=True,
-            )
-            process.start()
-            there.close()
-            processes[name] = (here, here.recv())  # its first step is done
-    seconds = {name: [] for name in processes}
-    for turn in range(options.rounds + 1):
-        for name, (pipe, _) in processes.items():
-            pipe.send("go")
-            took = pipe.recv()
-            if turn:  # the first is to warm up
-                seconds[name].append(took)
+    found = rivals(options.depth)
+    processes = {
+        name: [(work, options.depth, options.batch_size, *arguments)]
+        for names in found.values()
+        for name, (work, *arguments) in names.items()
+    }
+    seconds, first = take_turns(processes, options.steps, options.rounds)
     images, what = options.batch_size * options.steps, f"ResNet-{options.depth}, batch {options.batch_size}"
-    print(f"{what}, medians of {options.rounds} turns of {options.steps} steps")
-    print(f"on {distribution.devices()}\n")
+    print(f"{what}, medians of {options.rounds} turns of {options.steps} steps on {distribution.devices()}\n")
     print(f"{'':<40}{'images/s':>10}{'fit.py / this':>16}{'first step':>14}")
     for names in found.values():
         ours = seconds[next(iter(names))]
         for name in names:
             ratio = statistics.median(b / a for a, b in zip(ours, seconds[name], strict=True))
-            rate = images / statistics.median(seconds[name])
-            print(f"{name:<40}{rate:>10.4g}{ratio:>16.2f}{processes[name][1]:>12.1f} s")
+            print(f"{name:<40}{images / statistics.median(seconds[name]):>10.4g}{ratio:>16.2f}{first[name]:>12.1f} s")

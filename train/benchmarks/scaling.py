@@ -1,0 +1,66 @@
+"""One network on two devices and on two processes, against two processes that know nothing of each other."""
+
+import json
+import os
+import socket
+import statistics
+
+import tensorflow as tf
+from benchmarks.common import batch, trainer
+from benchmarks.turns import take_turns
+
+from keras_resnet.training import distribution
+from keras_resnet.training.checkpoint import Checkpoint, StopSignals
+from keras_resnet.training.fused import skip_graph_optimizer
+
+ENDLESS = 10**9
+
+
+def _cluster():
+    """TF_CONFIG of two workers on loopback, but for which of them it is."""
+    with socket.socket() as one, socket.socket() as other:
+        for each in (one, other):
+            each.bind(("127.0.0.1", 0))
+        return {"worker": [f"127.0.0.1:{each.getsockname()[1]}" for each in (one, other)]}
+
+
+def train(turn, depth, images, mixed_precision, core=None, devices=1, cluster=None):
+    """fit.py's loop on `images` images that are there, in parts of 64; on one core or on all."""
+    if core is not None:
+        os.sched_setaffinity(0, {core})
+    if cluster:
+        os.environ["TF_CONFIG"] = json.dumps({"cluster": cluster, "task": {"type": "worker", "index": core}})
+    if devices > 1:
+        cpu = tf.config.list_physical_devices("CPU")[0]
+        tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * devices)
+    strategy = distribution.strategy("multiworker" if cluster else "mirrored" if devices > 1 else "none", 2)
+    skip_graph_optimizer()
+    with strategy.scope(), StopSignals() as stop:
+        replicas = strategy.num_replicas_in_sync
+        data = distribution.datasets(lambda parts: tf.data.Dataset.from_tensors(batch(images // replicas)).repeat())
+        model = trainer(depth, True, images // replicas, mixed_precision)
+        saver = Checkpoint(
+            os.devnull, model, every=ENDLESS, steps_per_epoch=ENDLESS, steps=ENDLESS, callbacks=[],
+            stop=distribution.AgreedStop(stop),
+        )  # fmt: skip
+        callbacks = [distribution.AverageStatistics()] * (replicas > 1) + [saver, turn]
+        model.fit(data, steps_per_epoch=ENDLESS, shuffle=False, verbose=0, callbacks=callbacks)
+
+
+def scaling(options):
+    cluster, run = _cluster(), (train, options.depth)
+    whole, part, precision = options.batch_size, options.batch_size // 2, options.mixed_precision
+    rivals = {
+        "two independent processes": [(*run, part, precision, core) for core in range(2)],
+        "one device": [(*run, whole, precision)],
+        "two logical devices": [(*run, whole, precision, None, 2)],
+        "two workers": [(*run, whole, precision, core, 1, cluster) for core in range(2)],
+    }
+    seconds, _ = take_turns(rivals, options.steps, options.rounds)
+    first = seconds[next(iter(seconds))]
+    what = f"ResNet-{options.depth}, {precision or 'float32'}, {part} images on each of two cores"
+    print(f"{what}, medians of {options.rounds} turns of {options.steps} steps on {distribution.devices()}\n")
+    print(f"{'':<32}{'images/s':>10}{'this / the first':>20}")
+    for name, values in seconds.items():
+        ratio = statistics.median(a / b for a, b in zip(first, values, strict=True))
+        print(f"{name:<32}{whole * options.steps / statistics.median(values):>10.4g}{ratio:>20.2f}")

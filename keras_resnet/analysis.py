@@ -17,7 +17,7 @@ def count_macs(model, input_shape=None):
     """Multiply-adds of all convolutions and fully connected layers for one image, as P1 Table 1 counts its FLOPs.
 
     Args:
-        model: a functional Keras model with one image input. Depthwise convolutions are counted too.
+        model: a functional or sequential Keras model with one image input. Depthwise convolutions are counted too.
         input_shape: (height, width, channels), needed where the model takes any size.
 
     Returns:
@@ -35,7 +35,7 @@ def count_macs(model, input_shape=None):
         if layer not in layers and any(len(variable.shape) > 1 for variable in layer.weights):
             raise ValueError(f"{type(layer).__name__} layers, as {layer.name} of {model.name}, are not counted")
     with recursion_limit(LOADING_DEPTH):
-        probe = keras.Model(model.input, [layer.output for layer in layers])
+        probe = keras.Model(model.inputs[0], [layer.output for layer in layers])
         outputs = probe.compute_output_spec(keras.KerasTensor((1, *shape)))
     positions = [math.prod(output.shape[1:-1]) for output in outputs]
     return sum(math.prod(layer.kernel.shape) * n for layer, n in zip(layers, positions, strict=True))
@@ -49,7 +49,7 @@ def response_std(model, images, batch_size=128):
     followed by the next one's batch normalisation.
 
     Args:
-        model: a network of this package, or another functional Keras model.
+        model: a network of this package, or another functional or sequential Keras model.
         images: (n, height, width, channels), as the model takes them.
         batch_size: images in a forward pass.
 
@@ -66,7 +66,7 @@ def response_std(model, images, batch_size=128):
     normalized = {id(layer.input): layer.output for layer in _layers(model, keras.layers.BatchNormalization)}
     moments = [_moments(normalized.get(id(layer.output), layer.output)) for layer in convolutions]
     with recursion_limit(LOADING_DEPTH):
-        probe = keras.Model(model.input, keras.ops.stack(moments, axis=1))
+        probe = keras.Model(model.inputs[0], keras.ops.stack(moments, axis=1))
     means = probe.predict(images, batch_size, verbose=0).mean(axis=0, dtype="float64")
     variances = np.maximum(means[:, 1] - means[:, 0] ** 2, 0)  # rounding
     return {layer.name: float(std) for layer, std in zip(convolutions, np.sqrt(variances), strict=True)}

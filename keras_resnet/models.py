@@ -146,7 +146,7 @@ def _build(
     elif pooling == "max":
         x = layers.GlobalMaxPooling2D(name="pool")(x)
     if include_top:
-        x = layers.Dense(classes, kernel_initializer=blocks.classifier_normal(), name="fc")(x)
+        x = layers.Dense(operator.index(classes), kernel_initializer=blocks.classifier_normal(), name="fc")(x)
         if classifier_activation:
             x = layers.Activation(classifier_activation, dtype="float32", name="predictions")(x)
     if input_tensor is not None:

@@ -785,6 +785,87 @@ def test_convert_says_what_is_wrong(tmp_path, monkeypatch):
     assert not (tmp_path / "out.keras").exists()
 
 
+@pytest.mark.parametrize(
+    "word, expected",
+    [
+        ("auto", "auto"),
+        ("none", None),
+        ("cifar10", "cifar10"),
+        ("125,123,114/63,62,67", ([125.0, 123.0, 114.0], [63.0, 62.0, 67.0])),
+        ("120/60", ([120.0], [60.0])),
+    ],
+)
+def test_convert_takes_a_normalization(monkeypatch, word, expected):
+    monkeypatch.syspath_prepend(ROOT / "train")
+    convert = importlib.import_module("convert")
+    options = convert.parse(["x.th", "out.keras", "--normalization", word])
+    assert convert.check(options) is None and options.normalization == expected
+    for wrong in ("imagenet", "1,2,3", "1,2,3/0,1,2", "a/b", "1/2/3"):
+        options = convert.parse(["x.th", "out.keras", "--normalization", wrong])
+        assert convert.check(options).endswith(f"none or R,G,B/R,G,B with a positive std; found {wrong!r}")
+
+
+WITHOUT = """
+import runpy, sys
+
+class Without:  # as if some packages were not installed
+    def __init__(self, finder):
+        self.finder, self.missing = finder, sys.argv[1].split()
+    def find_spec(self, name, *place):
+        return None if name.partition(".")[0] in self.missing else self.finder.find_spec(name, *place)
+
+sys.meta_path[:] = map(Without, sys.meta_path)
+sys.argv = sys.argv[2:]
+sys.path.insert(0, sys.argv[0].rpartition("/")[0])
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+def without(packages, program, *arguments):
+    environment = {key: value for key, value in os.environ.items() if key != "KERAS_BACKEND"}
+    return subprocess.run(
+        [sys.executable, "-c", WITHOUT, packages, str(ROOT / "train" / program), *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        env=environment | {"PYTHONPATH": str(ROOT)},
+    )
+
+
+def test_convert_needs_no_tensorflow(tmp_path):
+    pytest.importorskip("jax", reason="jax is not installed")
+    tensors = state_dict(1, (8, 16, 32), 3)
+    safetensors.save_file(tensors, tmp_path / "x.safetensors")
+    done = without(
+        "tensorflow torch", "convert.py", tmp_path / "x.safetensors", tmp_path / "x.keras", "--normalization", "cifar10"
+    )
+    assert done.returncode == 0 and "first layer: 'cifar10'" in done.stdout, done.stderr
+    x = pixels(1, 32)
+    model = keras.saving.load_model(tmp_path / "x.keras")
+    assert close(models.logits(model)(x), forward(tensors, cifar10_normalized(x), None))
+
+
+def test_convert_asks_for_the_normalisation(tmp_path):
+    safetensors.save_file(state_dict(1, (8, 16, 32), 3), tmp_path / "x.safetensors")
+    done = without("", "convert.py", tmp_path / "x.safetensors", tmp_path / "x.keras")
+    assert done.returncode and "--normalization cifar10" in done.stderr and "Traceback" not in done.stderr
+    assert not (tmp_path / "x.keras").exists()
+
+
+@pytest.mark.parametrize("missing", ["tensorflow jax torch", "keras"])
+def test_convert_says_what_it_needs(missing):
+    done = without(missing, "convert.py", "--help")
+    assert done.returncode and done.stderr.startswith("convert.py needs Keras and one of its backends TensorFlow, JAX")
+
+
+PROGRAMS = sorted(path.name for path in (ROOT / "train").glob("*.py") if "def main" in path.read_text())
+
+
+@pytest.mark.parametrize("program", [name for name in PROGRAMS if name != "convert.py"])
+def test_programs_without_tensorflow(program):
+    done = without("tensorflow", program, "--help")
+    assert done.returncode and done.stderr == f'{program} needs the package tensorflow: pip install ".[train]"\n'
+
+
 def test_convert_there_and_back(tmp_path, monkeypatch, capsys, file):
     monkeypatch.syspath_prepend(ROOT / "train")
     convert = importlib.import_module("convert")
@@ -852,29 +933,35 @@ def test_identity_mappings_are_not_confused(tmp_path, order, variant, block, dep
         lambda: keras_resnet.CifarResNet(8, input_shape=(32, 32, 2), normalization=(np.ones((32, 32, 2)), 2.0)),
     ],
 )
-@pytest.mark.parametrize("extension", [".keras", ".safetensors"])
-def test_from_weights_keeps_what_is_told(tmp_path, build, extension):
+def test_from_weights_keeps_what_is_told(tmp_path, build):
     model = build()
     randomize(model)
-    path = tmp_path / f"m{extension}"
-    model.save(path) if extension == ".keras" else keras_resnet.save_torchvision(model, path)
-    back = keras_resnet.from_weights(path)
-    assert (back.name, back.input_shape, back.output_shape) == (model.name, model.input_shape, model.output_shape)
-    size = model.input_shape[1] or 32
-    x = np.random.default_rng(0).uniform(0, 255, (2, size, model.input_shape[2] or 32, model.input_shape[3]))
-    assert np.allclose(back(x), model(x), rtol=1e-5, atol=1e-6)
-
-
-@pytest.mark.parametrize("output_stride", [8, 16])
-@pytest.mark.parametrize("stride_in", ["1x1", "3x3"])
-def test_from_weights_keeps_the_output_stride(output_stride, stride_in):
-    options = {"stride_in": stride_in, "shortcut": "A", "include_top": False}
-    model = keras_resnet.ResNet50(output_stride=output_stride, **options)
-    back = keras_resnet.from_weights(model)
-    assert (
-        back(images(1, 64)).shape == model(images(1, 64)).shape == (1, 64 // output_stride, 64 // output_stride, 2048)
+    keras_resnet.save_torchvision(model, tmp_path / "m.safetensors")
+    x = np.random.default_rng(0).uniform(
+        0, 255, (2, *(size or 32 for size in model.input_shape[1:3]), model.input_shape[3])
     )
-    assert readers.read(keras_resnet.ResNet50(**options)).output_stride is None
+    for source in (model, tmp_path / "m.safetensors"):
+        back = keras_resnet.from_weights(source)
+        assert (back.name, back.input_shape, back.output_shape) == (model.name, model.input_shape, model.output_shape)
+        assert np.allclose(back(x), model(x), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "name, options, output_stride",
+    [
+        ("ResNet18", {}, 8),
+        ("ResNet50", {"stride_in": "1x1"}, 16),
+        ("ResNet50", {"stride_in": "3x3"}, 8),
+        ("ResNet18", {}, None),
+    ],
+)
+def test_from_weights_keeps_the_output_stride(name, options, output_stride):
+    model = getattr(keras_resnet, name)(output_stride=output_stride, include_top=False, **options)
+    source = readers.read(model)
+    assert source.output_stride == output_stride
+    if name == "ResNet18":
+        x = images(1, 64)
+        assert np.allclose(keras_resnet.from_weights(source)(x), model(x), rtol=1e-4, atol=1e-4)
 
 
 def test_from_weights_keeps_v2s_name_and_an_activation_of_ones_own(tmp_path):

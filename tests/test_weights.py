@@ -832,11 +832,11 @@ def without(packages, program, *arguments):
 
 
 def test_convert_needs_no_tensorflow(tmp_path):
-    pytest.importorskip("jax", reason="jax is not installed")
+    pytest.importorskip("torch", reason='torch is not installed: pip install ".[torch]"')
     tensors = state_dict(1, (8, 16, 32), 3)
     safetensors.save_file(tensors, tmp_path / "x.safetensors")
     done = without(
-        "tensorflow torch", "convert.py", tmp_path / "x.safetensors", tmp_path / "x.keras", "--normalization", "cifar10"
+        "tensorflow jax", "convert.py", tmp_path / "x.safetensors", tmp_path / "x.keras", "--normalization", "cifar10"
     )
     assert done.returncode == 0 and "first layer: 'cifar10'" in done.stdout, done.stderr
     x = pixels(1, 32)

@@ -10,27 +10,32 @@ import numpy as np
 
 from keras_resnet import models
 from keras_resnet.graphs import LOADING_DEPTH, recursion_limit
+from keras_resnet.readers import own_layers
 
 
 def count_macs(model, input_shape=None):
     """Multiply-adds of all convolutions and fully connected layers for one image, as P1 Table 1 counts its FLOPs.
 
     Args:
-        model: a functional Keras model with one image input.
+        model: a functional or sequential Keras model with one image input. Depthwise convolutions are counted too.
         input_shape: (height, width, channels), needed where the model takes any size.
 
     Returns:
         An int.
 
     Raises:
-        ValueError: the model takes any size and no `input_shape` was given, or it contains another model.
+        ValueError: the model takes any size and no `input_shape` was given, or it contains another model, or a layer
+            whose multiply-adds are not counted here.
     """
     shape = input_shape or tuple(model.input_shape[1:])
     if None in shape:
         raise ValueError(f"{model.name} takes any size, {shape}; say which: input_shape=(height, width, channels)")
-    layers = _layers(model, (keras.layers.Conv2D, keras.layers.Dense))
+    layers = _layers(model, (keras.layers.Conv2D, keras.layers.DepthwiseConv2D, keras.layers.Dense))
+    for layer in own_layers(model):
+        if layer not in layers and any(len(variable.shape) > 1 for variable in layer.weights):
+            raise ValueError(f"{type(layer).__name__} layers, as {layer.name} of {model.name}, are not counted")
     with recursion_limit(LOADING_DEPTH):
-        probe = keras.Model(model.input, [layer.output for layer in layers])
+        probe = keras.Model(model.inputs[0], [layer.output for layer in layers])
         outputs = probe.compute_output_spec(keras.KerasTensor((1, *shape)))
     positions = [math.prod(output.shape[1:-1]) for output in outputs]
     return sum(math.prod(layer.kernel.shape) * n for layer, n in zip(layers, positions, strict=True))
@@ -44,7 +49,7 @@ def response_std(model, images, batch_size=128):
     followed by the next one's batch normalisation.
 
     Args:
-        model: a network of this package, or another functional Keras model.
+        model: a network of this package, or another functional or sequential Keras model.
         images: (n, height, width, channels), as the model takes them.
         batch_size: images in a forward pass.
 
@@ -61,7 +66,7 @@ def response_std(model, images, batch_size=128):
     normalized = {id(layer.input): layer.output for layer in _layers(model, keras.layers.BatchNormalization)}
     moments = [_moments(normalized.get(id(layer.output), layer.output)) for layer in convolutions]
     with recursion_limit(LOADING_DEPTH):
-        probe = keras.Model(model.input, keras.ops.stack(moments, axis=1))
+        probe = keras.Model(model.inputs[0], keras.ops.stack(moments, axis=1))
     means = probe.predict(images, batch_size, verbose=0).mean(axis=0, dtype="float64")
     variances = np.maximum(means[:, 1] - means[:, 0] ** 2, 0)  # rounding
     return {layer.name: float(std) for layer, std in zip(convolutions, np.sqrt(variances), strict=True)}
@@ -111,15 +116,22 @@ def gradient_norms(model, images, labels):
 
     Returns:
         A dictionary from the names of convolutions and fully connected layers, in the order of their depth, to the
-        L2 norms of the cross-entropy's gradient, batch normalisation in training mode, frozen layers too.
+        L2 norms of the cross-entropy's gradient, batch normalisation in training mode, frozen layers too. They are
+        computed in float32, for a network of another dtype as well, where small ones would vanish by rounding.
     """
+
+    def in_float32(layer):
+        dtype = {"dtype": "float32"} if isinstance(layer, keras.layers.Layer) else {}  # an operation has none
+        return type(layer).from_config(layer.get_config() | dtype)
+
     with recursion_limit(LOADING_DEPTH):
-        copy = keras.models.clone_model(models.logits(model))
+        copy = keras.models.clone_model(models.logits(model), clone_function=in_float32)
     copy.set_weights(model.get_weights())
     for layer in copy.layers:
         layer.trainable = True
     # After one step from rest the optimizer's momentum is the gradient, on every backend.
-    copy.compile(keras.optimizers.SGD(1.0, momentum=0.9), keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True, dtype="float32")
+    copy.compile(keras.optimizers.SGD(1.0, momentum=0.9), loss, auto_scale_loss=False)
     copy.train_on_batch(images, labels)
     gradients = dict(zip((v.path for v in copy.trainable_variables), copy.optimizer.momentums, strict=True))
     layers = _layers(copy, (keras.layers.Conv2D, keras.layers.Dense))
@@ -128,6 +140,4 @@ def gradient_norms(model, images, labels):
 
 
 def _layers(model, kind):
-    if inner := [layer.name for layer in model.layers if isinstance(layer, keras.Model)]:
-        raise ValueError(f"{model.name} contains models, {', '.join(inner)}; give one of them: model.get_layer(name)")
-    return [layer for layer in model.layers if isinstance(layer, kind)]
+    return [layer for layer in own_layers(model) if isinstance(layer, kind)]

@@ -10,7 +10,7 @@ normalisation is `conv3_1_2_bn`, its nonlinearity `conv3_1_2_relu`. The shortcut
 
 import typing
 
-from keras import initializers, layers
+from keras import initializers, layers, random
 
 BN_MOMENTUM = 0.9
 BN_EPSILON = 1e-5
@@ -18,13 +18,14 @@ GATE_BIAS = -6.0  # the best of those that P2 Table 1 tried: gates are closed at
 
 
 class Order(typing.NamedTuple):
-    """B, batch normalisation, and R, the nonlinearity, in the order in which they stand in a block: before each
-    convolution, after each but the last, after the last, and after the addition."""
+    """B, batch normalisation, and R, the nonlinearity, in the order in which they stand: in a block before each
+    convolution, after each but the last, after the last, and after the addition; and after conv1."""
 
     before: str = ""
     between: str = ""
     last: str = ""
     joined: str = ""
+    stem: str = "BR"
 
 
 # P2 Fig. 4 (a) to (e).
@@ -35,6 +36,8 @@ ORDERS = {
     "relu_only_preactivation": Order(before="R", between="B", last="B"),
     "full_preactivation": Order(before="BR"),
 }
+# Not in P2: nothing after conv1, so that the first block starts from its bare output (pytorchcv's PreResNets).
+OTHER_ORDERS = {"bare_stem_preactivation": Order(before="BR", stem="")}
 
 
 class Convolution(typing.NamedTuple):
@@ -58,6 +61,12 @@ def classifier_normal():
     (Goyal et al., arXiv 1706.02677, 5.1).
     """
     return initializers.RandomNormal(stddev=0.01)
+
+
+def _fresh(initializer):
+    """A copy with a random state of its own: one initializer without a seed gives the same values at each call."""
+    keeps_state = isinstance(getattr(initializer, "seed", None), random.SeedGenerator)
+    return initializer if keeps_state or not isinstance(initializer, initializers.Initializer) else initializer.clone()
 
 
 def pad(x, pixels, name):
@@ -86,7 +95,7 @@ def convolve(x, name, kernel_size, filters, strides=1, dilation=1, initializer=N
         padding="valid" if strides > 1 else "same",
         dilation_rate=dilation,
         use_bias=False,
-        kernel_initializer=initializer or he_normal(),
+        kernel_initializer=he_normal() if initializer is None else _fresh(initializer),
         name=name,
     )(x)
 
@@ -104,7 +113,7 @@ def shortcut(x, filters, name, *, strides, option, normalized=True, initializer=
     channels = x.shape[-1]
     changes = strides > 1 or channels != filters
     if option == "C" or (option == "B" and changes):
-        if initializer == "average":
+        if isinstance(initializer, str) and initializer == "average":
             initializer = initializers.Constant(1 / channels)
         x = convolve(x, name, 1, filters, strides, initializer=initializer)
         return activate(x, "B" if normalized else "", name)

@@ -26,8 +26,9 @@ class Family(typing.NamedTuple):
     """Files that share one table.
 
     `name` is for people; `parts` is TORCH (kernels output, input, height, width) or KERAS (as here). The others are
-    what the tensors do not tell: `normalization` as in `ResNet50`, `stride_in` of bottlenecks, `epsilon` of batch
-    normalisation, `biases` whether convolutions have them, and whether option A's `zeros_around` the channels.
+    what the tensors do not tell: `normalization` as in `ResNet50`, or where `small` is by (stages, classes) of networks
+    for small images that of the published ones, `stride_in` of bottlenecks, `epsilon` of batch normalisation, `biases`
+    whether convolutions have them, whether option A's `zeros_around` the channels, and `activation_order`.
     """
 
     name: str
@@ -39,6 +40,8 @@ class Family(typing.NamedTuple):
     epsilon: float = BN_EPSILON
     biases: bool = False
     zeros_around: bool = False
+    activation_order: str = "original"
+    small: dict = {}
 
     def tensor(self, layer, kind):
         """Their name of the variable `kind` of this package's `layer`; None where they have no such layer."""
@@ -51,7 +54,7 @@ class Family(typing.NamedTuple):
             theirs = self.layers.get(key, "").format(**numbers)
         else:
             theirs = self.layers.get(layer)
-        return theirs and theirs + self.parts[kind]
+        return theirs and theirs + self.parts.get(kind, f"/{kind}")
 
 
 OURS = Family(
@@ -90,6 +93,44 @@ AKAMASTER = TORCHVISION._replace(
     name="akamaster's CIFAR networks",
     layers={ours: theirs for ours, theirs in TORCHVISION.layers.items() if "shortcut" not in ours} | {"fc": "linear"},
     zeros_around=True,
+    small={(3, 10): "torch"},
+)
+KUANGLIU = TORCHVISION._replace(
+    name="kuangliu's CIFAR networks",
+    layers=TORCHVISION.layers
+    | {
+        "shortcut": "layer{stage}.{block}.shortcut.0",
+        "shortcut_bn": "layer{stage}.{block}.shortcut.1",
+        "fc": "linear",
+    },
+    small={(4, 10): "cifar10"},
+)
+PYTORCHCV = Family(
+    "pytorchcv",
+    layers={
+        "conv1": "features.init_block.conv",
+        "conv1_bn": "features.init_block.bn",
+        "conv": "features.stage{stage}.unit{block}.body.conv{conv}.conv",
+        "conv_bn": "features.stage{stage}.unit{block}.body.conv{conv}.bn",
+        "shortcut": "features.stage{stage}.unit{block}.identity_conv.conv",
+        "shortcut_bn": "features.stage{stage}.unit{block}.identity_conv.bn",
+        "fc": "output",
+    },
+    first=(1, 1, 1),
+    parts=TORCH,
+    normalization="torch",
+    stride_in="3x3",
+    small={(3, 10): "cifar10", (3, 100): "cifar10"},  # for CIFAR-10, CIFAR-100 and SVHN alike
+)
+PYTORCHCV_V2 = PYTORCHCV._replace(
+    name="pytorchcv's pre-activation networks",
+    layers={ours: theirs for ours, theirs in PYTORCHCV.layers.items() if ours not in ("conv1_bn", "shortcut_bn")}
+    | {
+        "conv1": "features.init_block",
+        "shortcut": "features.stage{stage}.unit{block}.identity_conv",
+        "post_bn": "features.post_activ.bn",
+    },
+    activation_order="bare_stem_preactivation",
 )
 TRANSFORMERS = Family(
     "Hugging Face transformers",
@@ -140,12 +181,22 @@ KERAS_HUB = Family(
     normalization="torch",
     stride_in="3x3",
 )
-FAMILIES = (OURS, TORCHVISION, AKAMASTER, TRANSFORMERS, KERAS_APPLICATIONS, KERAS_HUB)
+FAMILIES = (
+    OURS,
+    TORCHVISION,
+    AKAMASTER,
+    KUANGLIU,
+    PYTORCHCV,
+    PYTORCHCV_V2,
+    TRANSFORMERS,
+    KERAS_APPLICATIONS,
+    KERAS_HUB,
+)
 
 
 def recognize(names):
-    """The family of tensors with these names, by its first and last layers; None where there is none."""
-    layers = ("conv1", "conv2_1_1", "fc")
+    """The family of tensors with these names, by some of its layers; None where there is none."""
+    layers = ("conv1", "conv2_1_1", "conv3_1_shortcut", "fc")
     known = lambda family: sum(family.tensor(layer, "kernel") in names for layer in layers)
     family = max(FAMILIES, key=known)
     return family if known(family) > 1 else None

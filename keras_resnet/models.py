@@ -7,6 +7,7 @@ Residual Networks" (arXiv 1603.05027).
 import functools
 import inspect
 import math
+import operator
 import re
 
 import keras
@@ -14,8 +15,8 @@ from keras import layers
 
 from keras_resnet import blocks
 from keras_resnet.graphs import recursion_limit
-from keras_resnet.normalization import normalize, numbers
-from keras_resnet.readers import WeightsError, read
+from keras_resnet.normalization import UNKNOWN, normalize, numbers
+from keras_resnet.readers import IMAGENET, WeightsError, own_layers, read
 from keras_resnet.weights import load_weights
 
 # Blocks in each of the four stages (P1 Table 1).
@@ -59,7 +60,7 @@ def _build(
     stride_in=None,
     stem="7x7",
     shortcut_initializer=None,
-    normalization=None,
+    normalization="auto",
     output_stride=None,
     preactivation=False,
     activation_order=None,
@@ -71,7 +72,7 @@ def _build(
     _choose("stride_in", stride_in, (None, "1x1", "3x3"))
     _choose("stem", stem, ("7x7", "3x3"))
     _choose("pooling", pooling, (None, "avg", "max"))
-    _choose("activation_order", activation_order, (None, *blocks.ORDERS))
+    _choose("activation_order", activation_order, (None, *blocks.ORDERS, *blocks.OTHER_ORDERS))
     _choose("shortcut_variant", shortcut_variant, (None, *blocks.SHORTCUT_VARIANTS))
     if preactivation and activation_order:
         raise ValueError(
@@ -81,28 +82,46 @@ def _build(
     activation_order = activation_order or ("full_preactivation" if preactivation else "original")
     if shortcut is None and (activation_order != "original" or shortcut_variant):
         raise ValueError("a plain network has no shortcut, so it takes no other order of activations and no variant")
-    order = blocks.ORDERS[activation_order]
+    order = (blocks.ORDERS | blocks.OTHER_ORDERS)[activation_order]
+    if not order.stem and stem != "3x3":  # a pooling that pads with zeros needs what is not negative
+        raise ValueError(f'activation_order={activation_order!r} is of networks with stem="3x3"')
     whole_stride = (4 if stem == "7x7" else 1) * 2 ** (len(repetitions) - 1)
     _choose("output_stride", output_stride, (None, *(n for n in (8, 16) if n <= whole_stride)))
     if keras.config.image_data_format() != "channels_last":
         raise ValueError('these networks are "channels_last"; call keras.config.set_image_data_format("channels_last")')
-    if input_shape is not None and len(input_shape) != 3:
-        raise ValueError(f"input_shape is (height, width, channels); found {input_shape}")
+    _check_shape(input_shape)
+    inputs = layers.Input(input_shape or (None, None, 3), name="images") if input_tensor is None else input_tensor
+    published = isinstance(weights, str) and weights == "imagenet"
+    if published and default_name in IMAGENET:  # before they are fetched
+        needed = {
+            "shortcut": "B",
+            "stem": "7x7",
+            "activation_order": "original",
+            "shortcut_variant": None,
+            "channels": 3,
+        }
+        given = (shortcut, stem, activation_order, shortcut_variant, inputs.shape[-1])
+        for option, found in zip(needed, given, strict=True):
+            if found != needed[option]:
+                raise ValueError(
+                    f'weights="imagenet" are of a network with {option}={needed[option]!r}; found {found!r}'
+                )
     if weights is not None:
         weights = read(weights, default_name)
-        normalization = weights.normalization if normalization is None else normalization
         stride_in = stride_in or weights.stride_in
+    if isinstance(normalization, str) and normalization == "auto":
+        normalization = None if weights is None else weights.normalization
     stride_in = stride_in or "1x1"
 
-    inputs = layers.Input(input_shape or (None, None, 3), name="images") if input_tensor is None else input_tensor
+    unknown = isinstance(normalization, str) and normalization == UNKNOWN
     x = inputs
-    if normalization is not None:
+    if normalization is not None and not unknown:
         x = normalize(x, normalization)
     if stem == "7x7":
-        x = blocks.activate(blocks.convolve(x, "conv1", 7, width, strides=2), "BR", "conv1")
+        x = blocks.activate(blocks.convolve(x, "conv1", 7, width, strides=2), order.stem, "conv1")
         x = layers.MaxPooling2D(3, 2, name="pool1")(blocks.pad(x, 1, "pool1"))  # zeros: x is not negative
     else:
-        x = blocks.activate(blocks.convolve(x, "conv1", 3, width), "BR", "conv1")
+        x = blocks.activate(blocks.convolve(x, "conv1", 3, width), order.stem, "conv1")
     stride, dilation = (4 if stem == "7x7" else 1), 1
     for stage, blocks_in_stage in enumerate(repetitions, 2):
         for i in range(1, blocks_in_stage + 1):
@@ -117,7 +136,7 @@ def _build(
                 f"conv{stage}_{i}",
                 option=shortcut,
                 order=order,
-                activated=(stage, i) == (2, 1),  # by conv1's (P2, appendix)
+                activated=(stage, i) == (2, 1) and bool(order.stem),  # by conv1's (P2, appendix)
                 variant=shortcut_variant,
                 initializer=shortcut_initializer,
             )
@@ -127,15 +146,44 @@ def _build(
     elif pooling == "max":
         x = layers.GlobalMaxPooling2D(name="pool")(x)
     if include_top:
-        x = layers.Dense(classes, kernel_initializer=blocks.classifier_normal(), name="fc")(x)
+        x = layers.Dense(operator.index(classes), kernel_initializer=blocks.classifier_normal(), name="fc")(x)
         if classifier_activation:
             x = layers.Activation(classifier_activation, dtype="float32", name="predictions")(x)
     if input_tensor is not None:
-        (inputs,) = keras.utils.get_source_inputs(input_tensor)
+        inputs = keras.utils.get_source_inputs(input_tensor)
+        inputs = inputs[0] if len(inputs) == 1 else inputs
     model = _model(inputs, x, name or default_name, sum(repetitions))
     if weights is not None:
-        load_weights(model, weights)
+        other_classes = published and include_top and classes != 1000  # whose last layer is to be trained
+        body = _model(inputs, model.get_layer("pool").output, model.name, sum(repetitions)) if other_classes else model
+        load_weights(body, weights)
+    if unknown:
+        raise WeightsError(
+            f"{weights or 'the weights'}: nothing says how the images were normalised that this network was trained "
+            'on. Say it: normalization="cifar10" (mean .4914 .4822 .4465, std .2023 .1994 .2010), "cifar100" (.5070 '
+            '.4865 .4409, .2673 .2564 .2761), "torch" (ImageNet\'s), (mean, std) of pixels in [0, 255], or None for an '
+            "input that is normalised outside; with convert.py: --normalization cifar10"
+        )
     return model
+
+
+def _check_shape(input_shape):
+    if input_shape is None:
+        return
+    if len(input_shape) != 3 or input_shape[-1] is None:
+        raise ValueError(f"input_shape is (height, width, channels); found {input_shape}")
+    first, second, last = input_shape
+    if last > 4 and (first == 3 or (first in (1, 4) and second == last)):
+        raise ValueError(
+            f"input_shape is (height, width, channels); found {input_shape}, which looks like (channels, height, width)"
+        )
+
+
+def _check_options(function, options):
+    """TypeError for a keyword that no network has, with the name of the function that was called."""
+    known = list(inspect.signature(_build).parameters)[4:]  # but the row
+    if unknown := [option for option in options if option not in known]:
+        raise TypeError(f"{function}() has no argument {unknown[0]!r}; it has {', '.join(known)}")
 
 
 def logits(model):
@@ -159,9 +207,14 @@ def features(model):
     Returns:
         A model that shares all layers and variables with `model`. Output: a dictionary of the stages' feature maps,
         (batch, height, width, channels) each: "conv2" to "conv5", P1's names; CIFAR networks end with "conv4".
+
+    Raises:
+        ValueError: `model` is another network, or contains the network as a layer; the message says which.
     """
-    ends = [re.fullmatch(r"(conv\d+)_\d+", layer.name) for layer in model.layers]
+    ends = [re.fullmatch(r"(conv\d+)_\d+", layer.name) for layer in own_layers(model)]
     outputs = {end[1]: model.get_layer(end[0]).output for end in ends if end}  # the last block of a stage stays
+    if not outputs:
+        raise ValueError(f"{model.name} is no network of this package: it has no blocks conv2_1, conv2_2 and so on")
     return _model(model.input, outputs, model.name, len(model.layers))
 
 
@@ -169,8 +222,10 @@ OPTIONS = """
     Args:
         include_top: whether to end with average pooling, the fully connected layer and the softmax.
         weights: None; a path or a Keras model, of this package, torchvision, timm, transformers, keras.applications,
-            keras_hub or akamaster (`readers.read`); or "imagenet" for published weights of `ResNet18` to `ResNet152`.
-        input_tensor: a Keras tensor to build the network on, instead of a new input.
+            keras_hub, akamaster, kuangliu, chenyaofo or pytorchcv (`readers.read`); or "imagenet" for published weights
+            of `ResNet18` to `ResNet152`, where any other number of `classes` than 1000 gets a new last layer.
+        input_tensor: a Keras tensor to build the network on, instead of a new input. The model's inputs are those that
+            it was computed from.
         input_shape: (height, width, channels); None for a size is any size. Default: any size, three channels.
         pooling: without the top: None for the last feature map, "avg" or "max" to pool it over all positions.
         classes: number of classes.
@@ -182,15 +237,17 @@ OPTIONS = """
             Basic blocks have theirs in the first 3x3. Default: that of the weights; without, "1x1".
         stem: "7x7" (stride 2, then 3x3 max pooling) or "3x3" (stride 1, no pooling: for small images).
         shortcut_initializer: initializer of the projections; default He. "average" fills them with
-            1 / input channels.
-        normalization: a first layer for RGB pixels in [0, 255]: "caffe", "torch" or (mean, std), each a number, one
-            number a channel or an image. Default: that of the weights; without, none. For weights without a first
-            layer, build the network without weights, then call `load_weights`.
+            1 / input channels. As everywhere in Keras, one with an integer seed gives the same values each time.
+        normalization: a first layer for pixels in [0, 255]: "caffe", "torch", "cifar10" or "cifar100" (RGB;
+            `normalization.NAMED`), or (mean, std), each a number, one number a channel or an image. "auto": that of
+            the weights, so that the network takes pixels; without weights, none. None: none; the input is normalised
+            outside, by `preprocess_input(images, mode)`.
         output_stride: None, or 8 or 16 for feature maps at that fraction of the input's size: the last strides become
             dilation, with the same parameters. The values at the positions of the undilated network remain the same.
         preactivation: whether batch normalisation and nonlinearity come before each convolution (P2).
         activation_order: an order of P2 Fig. 4 by name, for its experiments: "original", "bn_after_addition",
-            "relu_before_addition", "relu_only_preactivation" or "full_preactivation".
+            "relu_before_addition", "relu_only_preactivation" or "full_preactivation"; or "bare_stem_preactivation", the
+            last one with nothing after conv1, as pytorchcv's networks.
         shortcut_variant: what P2 Table 1 does to the shortcut, for its experiments: None, "constant_scaling",
             "exclusive_gate", "shortcut_gate" or "dropout". Its 1x1 convolution is option C.
 
@@ -211,6 +268,7 @@ def _row(name, depth, **fixed):
     def network(*args, **kwargs):
         if given := fixed.keys() & kwargs.keys():
             raise TypeError(f"{name} takes no {', '.join(given)}: it has {fixed}")
+        _check_options(name, kwargs)
         return builder(*args, **kwargs, **fixed)
 
     network.__name__ = network.__qualname__ = name
@@ -241,8 +299,10 @@ PlainNet34 = _row("PlainNet34", 34, shortcut=None)
 def cifar_row(depth, block):
     """The block function and the number of blocks in each stage of a CIFAR network; ValueError where there is none."""
     _choose("block", block, CIFAR_BLOCKS)
-    if not isinstance(depth, int):
-        raise ValueError(f"depth is an integer; found {depth!r}")
+    try:
+        depth = operator.index(depth)
+    except TypeError as error:
+        raise ValueError(f"depth is an integer; found {depth!r}") from error
     function, convolutions = CIFAR_BLOCKS[block]
     per_n = 3 * convolutions
     n, rest = divmod(depth - 2, per_n)
@@ -269,6 +329,7 @@ def CifarResNet(depth, *, block="basic", shortcut="A", classes=10, input_shape=(
     Raises:
         ValueError: no network has this depth; the message names the nearest ones.
     """
+    _check_options("CifarResNet", options)
     return _build(
         f"cifar_{'resnet' if shortcut else 'plainnet'}{depth}",
         *cifar_row(depth, block),
@@ -282,21 +343,25 @@ def CifarResNet(depth, *, block="basic", shortcut="A", classes=10, input_shape=(
 
 def CifarPlainNet(depth, **options):
     """`CifarResNet` without shortcuts (P1 4.2): as many parameters as with option A."""
+    _check_options("CifarPlainNet", {option: value for option, value in options.items() if option != "block"})
     return CifarResNet(depth, shortcut=None, **options)
 
 
-def from_weights(source):
+def from_weights(source, normalization="auto"):
     """The network that any weights are of, as their tensors describe it, with these weights.
 
     Args:
         source: as `weights` in `ResNet50`, but "imagenet" and `.weights.h5`, which describe no network.
+        normalization: as in `ResNet50`. "auto": the source's own. Networks for small images in files of PyTorch often
+            do not say it; then it is asked for.
 
     Returns:
-        A `keras.Model`, which takes RGB pixels in [0, 255] if the source says how they are normalised. It has a top if
-        the source has one.
+        A `keras.Model`, which takes pixels in [0, 255] if it normalises them. It has a top if the source has one. What
+        a Keras model tells beyond its tensors is kept: the last activation, the pooling, the output stride.
 
     Raises:
-        WeightsError: the source cannot be read, or is of no network that this module builds.
+        WeightsError: the source cannot be read, or is of no network that this module builds, or nothing says how its
+            input was normalised.
     """
     source = read(source)
     if source.family is None:
@@ -305,22 +370,27 @@ def from_weights(source):
     first = source.array("conv2_1_1")
     if stem is None or first is None:
         raise WeightsError(f"{source} has no first convolution or no first block")
-    convolutions = 2 if source.array("conv2_1_3") is None else 3
-    projected = [source.array(f"conv{stage}_{block}_shortcut") is not None for stage, block in ((3, 1), (3, 2))]
-    shortcut = "C" if all(projected) else "B" if any(projected) else "A"
-    depth, small = sum(repetitions) * convolutions + 2, len(repetitions) == 3
-    mean = numbers(source.normalization)[0] if source.normalization else None
+    if isinstance(normalization, str) and normalization == "auto":
+        normalization = source.normalization
+    channels = stem.shape[2]
+    size = source.input_size or (32, 32) if source.stages == 3 else (None, None)
+    if isinstance(normalization, (tuple, list)) and (mean := numbers(normalization)[0]).ndim == 3:
+        size = mean.shape[:2]
     return _build(
-        f"{'cifar_' * small}{'resnet' if source.residual else 'plainnet'}{depth}",
-        {2: blocks.basic, 3: blocks.bottleneck}[convolutions],
+        source.network,
+        {2: blocks.basic, 3: blocks.bottleneck}[source.convolutions],
         repetitions,
         first.shape[-1],
         include_top=top is not None,
         weights=source,
-        input_shape=mean.shape if mean is not None and mean.ndim == 3 else (32, 32, 3) if small else None,
+        input_shape=(*size, channels),
+        pooling=source.pooling,
         classes=0 if top is None else top.shape[-1],
-        shortcut=shortcut if source.residual else None,
+        classifier_activation=source.classifier_activation,
+        shortcut=source.shortcut,
         stem="7x7" if stem.shape[0] == 7 else "3x3",
+        normalization=normalization,
+        output_stride=source.output_stride,
         activation_order=source.activation_order,
         shortcut_variant=source.shortcut_variant,
     )

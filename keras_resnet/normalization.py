@@ -8,35 +8,51 @@ from keras.applications import imagenet_utils
 # What is subtracted from an image and what it is then divided by, for pixels in [0, 255].
 CAFFE_MEAN_BGR = (103.939, 116.779, 123.68)
 TORCH_MEAN, TORCH_STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
+NAMED = {
+    "caffe": (CAFFE_MEAN_BGR, 1.0),
+    "torch": (TORCH_MEAN, TORCH_STD),
+    # 255 times (.4914 .4822 .4465) and (.2023 .1994 .2010): kuangliu, chenyaofo, pytorchcv, timm's CIFAR networks
+    "cifar10": ((125.307, 122.961, 113.8575), (51.5865, 50.847, 51.255)),
+    # 255 times (.5070 .4865 .4409) and (.2673 .2564 .2761): chenyaofo
+    "cifar100": ((129.285, 124.0575, 112.4295), (68.1615, 65.382, 70.4055)),
+}
+UNKNOWN = "unknown"  # of weights: somehow normalised, and nothing says how
 
 NAME = "normalization"  # of the layer
 
 
 def normalize(x, normalization):
-    """The first layer: from RGB pixels in [0, 255] to what the network was trained on."""
+    """The first layer: from pixels in [0, 255] to what the network was trained on."""
+    shape = tuple(x.shape[1:])
+    if isinstance(normalization, str) and normalization in NAMED and shape[-1] != 3:
+        raise ValueError(
+            f"normalization={normalization!r} is for three channels, the network's input has {shape[-1]}; "
+            "give (mean, std), each a number or one number a channel"
+        )
     if normalization == "caffe":
         x = ops.flip(x, axis=-1)
     mean, std = numbers(normalization)
     for what, value in (("mean", mean), ("std", std)):
-        if value.ndim and value.shape not in {(3,), tuple(x.shape[1:])}:
+        if value.ndim and value.shape not in {shape[-1:], shape}:
             raise ValueError(
                 f"the {what} of a normalization is a number, one number a channel, or an image of the "
-                f"network's input shape {tuple(x.shape[1:])}; found shape {value.shape}"
+                f"network's input shape {shape}; found shape {value.shape}"
             )
     return layers.Rescaling((1 / std).tolist(), (-mean / std).tolist(), dtype="float32", name=NAME)(x)
 
 
 def numbers(normalization):
     """The mean and what is divided by, float64; "caffe" has them in the order BGR."""
-    if normalization == "caffe":
-        mean, std = CAFFE_MEAN_BGR, 1.0
-    elif normalization == "torch":
-        mean, std = TORCH_MEAN, TORCH_STD
-    elif isinstance(normalization, (tuple, list)) and len(normalization) == 2:
-        mean, std = normalization
-    else:
-        raise ValueError(f'normalization is None, "caffe", "torch" or (mean, std); found {normalization!r}')
-    return np.asarray(mean, "float64"), np.asarray(std, "float64")
+    if isinstance(normalization, str) and normalization in NAMED:
+        normalization = NAMED[normalization]
+    if not (isinstance(normalization, (tuple, list)) and len(normalization) == 2):
+        raise ValueError(
+            f"normalization is None, {', '.join(map(repr, NAMED))} or (mean, std); found {normalization!r}"
+        )
+    mean, std = (np.asarray(value, "float64") for value in normalization)
+    if not (np.isfinite(mean).all() and np.isfinite(std).all() and (std > 0).all()):
+        raise ValueError(f"the mean of a normalization is finite and its std positive; found {normalization!r}")
+    return mean, std
 
 
 def same(one, other):
@@ -50,15 +66,42 @@ def same(one, other):
 
 
 def of(model):
-    """The normalization that a network of this package was built with: None, "caffe", "torch" or (mean, std)."""
-    layer = next((layer for layer in model.layers if layer.name == NAME), None)
-    if layer is None:
+    """What a Keras model does with its input before the first convolution, as `normalization` in `ResNet50`.
+
+    That is this package's first layer, or stock `Rescaling` and `Normalization` layers. Layers that act in training
+    only, such as `RandomFlip`, are passed over. None where there is nothing, UNKNOWN where anything else stands there.
+    """
+    scale, offset, found, reversed_channels = np.ones(()), np.zeros(()), False, False
+    for operation in getattr(model, "operations", model.layers):
+        if isinstance(operation, (layers.Conv2D, layers.Dense)):
+            break
+        adapted = isinstance(operation, layers.Normalization) and operation.mean is not None
+        if adapted or isinstance(operation, layers.Rescaling):
+            factor, shift = _affine(operation)
+            scale, offset, found = scale * factor, offset * factor + shift, True
+        elif type(operation).__name__ == "Flip" and not found and operation.axis in (-1, 3):
+            reversed_channels = not reversed_channels
+        elif not isinstance(operation, (layers.InputLayer, layers.ZeroPadding2D, layers.Dropout)) and not type(
+            operation
+        ).__name__.startswith("Random"):
+            return UNKNOWN
+    if not (found or reversed_channels):
         return None
-    if any(type(operation).__name__ == "Flip" for operation in model.operations):
-        return "caffe"
-    scale = np.asarray(layer.scale, "float64")
-    found = (-np.asarray(layer.offset, "float64") / scale, 1 / scale)
-    return "torch" if same(found, "torch") else found
+    normalization = ((0 - offset) / scale, 1 / scale)
+    if reversed_channels:
+        return "caffe" if all(map(np.allclose, normalization, NAMED["caffe"])) else UNKNOWN
+    return next((name for name in NAMED if name != "caffe" and same(normalization, name)), normalization)
+
+
+def _affine(layer):
+    """What a `Rescaling` or a `Normalization` multiplies by and then adds: numbers, one a channel, or images."""
+    if isinstance(layer, layers.Rescaling):
+        return np.asarray(layer.scale, "float64"), np.asarray(layer.offset, "float64")
+    mean, variance = (np.asarray(ops.convert_to_numpy(x), "float64")[0] for x in (layer.mean, layer.variance))
+    if mean.shape[:2] == (1, 1):
+        mean, variance = mean.ravel(), variance.ravel()
+    std = np.maximum(np.sqrt(variance), keras.config.epsilon())
+    return (std, mean) if layer.invert else (1 / std, -mean / std)
 
 
 def words(normalization):
@@ -69,25 +112,35 @@ def words(normalization):
     return f"(mean {shown[0]}, std {shown[1]})"
 
 
-def preprocess_input(images, mode="caffe"):
-    """Normalises outside of the network, for networks without such a first layer, as in keras.applications.
+def preprocess_input(images, mode="auto"):
+    """Prepares images for a network of this package, as the function of the same name in keras.applications.
+
+    A network built with `weights=` takes pixels: its first layer normalises them (`normalization="auto"`). The default
+    therefore returns the images as they are, and code that was written for keras.applications stays right. One built
+    with `normalization=None` needs the mode that its weights were trained with.
 
     Args:
         images: (height, width, 3) or (batch, height, width, 3), RGB in [0, 255], an array or a tensor.
-        mode: what the weights were trained with. "caffe": the authors' own and those of keras.applications.
-            "torch": those of torchvision, timm, transformers, keras_hub and akamaster.
+        mode: "auto": nothing, for networks that normalise their input themselves. "caffe": the authors' own weights and
+            those of keras.applications. "torch": those of torchvision, timm, transformers, keras_hub and akamaster.
+            "cifar10", "cifar100": those of most CIFAR networks for PyTorch.
 
     Returns:
-        The normalised images, float; the argument is not changed.
+        The images, with a mode normalised and float; the argument is not changed.
 
     Raises:
         ValueError: there is no such mode.
     """
-    if mode not in ("caffe", "torch"):
-        raise ValueError(f'mode is "caffe" or "torch"; found {mode!r}')
-    if isinstance(images, np.ndarray):
-        images = images.copy()  # Keras writes over it
-    return imagenet_utils.preprocess_input(images, mode=mode)
+    if mode not in ("auto", *NAMED):
+        raise ValueError(f"mode is one of 'auto', {', '.join(map(repr, NAMED))}; found {mode!r}")
+    if mode == "auto":
+        return images
+    array = isinstance(images, np.ndarray)
+    x = images.astype(keras.config.floatx()) if array else ops.cast(images, keras.config.floatx())
+    if mode == "caffe":
+        x = (np if array else ops).flip(x, axis=-1)
+    mean, std = (value.astype(keras.config.floatx()) for value in numbers(mode))
+    return (x - mean) / std
 
 
 def decode_predictions(predictions, top=5):

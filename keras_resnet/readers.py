@@ -7,10 +7,12 @@ PyTorch's files are read by its weights-only loader, which executes nothing.
 import importlib
 import itertools
 import json
+import math
 import os
 import pickle
 import re
 import typing
+from collections.abc import Callable, Mapping
 
 import h5py
 import keras
@@ -46,7 +48,10 @@ IMAGENET = {
         "100835be76be38e30d865e96f2aaae62",
     ),
 }
-PREFIXES = re.compile(r"^(module\.)?(resnet\.)?")  # of DataParallel, and of a classifier of transformers
+# Of torch.compile, DataParallel, Lightning and a classifier of transformers.
+PREFIXES = re.compile(r"^(_orig_mod\.|module\.|model\.|resnet\.)*")
+# Where the training scripts of PyTorch put the state dict into their checkpoints.
+CHECKPOINTS = ("state_dict", "model_state_dict", "model_state", "model", "net")
 IGNORED = ".num_batches_tracked"  # a counter of PyTorch that no output depends on
 
 
@@ -59,7 +64,8 @@ class Source(typing.NamedTuple):
 
     `tensors` are arrays by their own names, except that epsilon of batch normalisation is this package's. `strides` are
     those of the convolutions, by kernel, where the source is an undilated Keras model. `family` is None for a
-    `.weights.h5`, whose tensors have no names; then nothing behind it is known.
+    `.weights.h5`, whose tensors have no names; then nothing behind it is known. `normalization` is UNKNOWN where a
+    normalisation is needed and nothing says which; the last four are told by Keras models alone.
     """
 
     name: str
@@ -71,6 +77,10 @@ class Source(typing.NamedTuple):
     activation_order: str = "original"
     shortcut_variant: str | None = None
     strides: dict = {}
+    classifier_activation: str | Callable | None = "softmax"
+    pooling: str | None = None
+    output_stride: int | None = None
+    input_size: tuple | None = None
 
     def tensor(self, layer, kind):
         """What a variable of this package's `layer` is called: as here, where the family has no such layer."""
@@ -90,10 +100,35 @@ class Source(typing.NamedTuple):
             if not stages[-1]:
                 return tuple(stages[:-1])
 
+    @property
+    def stages(self):
+        return len(self.repetitions())
+
+    @property
+    def convolutions(self):
+        """In each block: 2, basic, or 3, bottleneck."""
+        return 2 if self.array("conv2_1_3") is None else 3
+
+    @property
+    def shortcut(self):
+        """The option, as in `ResNet50`: C has projections where the shape stays."""
+        has = lambda stage, block: self.array(f"conv{stage}_{block}_shortcut") is not None
+        if not self.residual:
+            return None
+        stays = [(2, 1)] * (self.convolutions == 2) + [(stage, 2) for stage in range(2, self.stages + 2)]
+        return "C" if any(has(*block) for block in stays) else "B" if has(3, 1) else "A"
+
+    @property
+    def network(self):
+        """The name that this package's builder gives it, such as "resnet50"."""
+        depth, small = sum(self.repetitions()) * self.convolutions + 2, self.stages == 3
+        v2 = self.activation_order == "full_preactivation" and not small
+        return f"{'cifar_' * small}{'resnet' if self.residual else 'plainnet'}{depth}{'v2' * v2}"
+
     def __str__(self):
         if self.family is None:
             return self.name
-        kind = "basic" if self.array("conv2_1_3") is None else "bottleneck"
+        kind = "basic" if self.convolutions == 2 else "bottleneck"
         blocks = ", ".join(map(str, self.repetitions()))
         return f"{self.name} ({self.family.name}; {blocks} {kind} blocks)"
 
@@ -121,6 +156,8 @@ def read(source, network=None):
         return source
     if isinstance(source, keras.Model):
         return _of_model(source, source.name)
+    if not isinstance(source, (str, os.PathLike)):
+        raise WeightsError(f'weights is None, a Keras model, a path or "imagenet"; found {source!r}')
     path = _published(network) if source == "imagenet" else os.fspath(source)
     extension = os.path.splitext(path)[1]
     if extension not in READERS:
@@ -166,7 +203,10 @@ def package(name, path):
 
 def _recognized(name, tensors, **known):
     """The source of these tensors, what is not `known` as it is usual in the family."""
-    tensors = {PREFIXES.sub("", key): array for key, array in tensors.items() if not key.endswith(IGNORED)}
+    own = {key: array for key, array in tensors.items() if not key.endswith(IGNORED)}
+    tensors = {PREFIXES.sub("", key): array for key, array in own.items()}
+    if len(tensors) < len(own):
+        raise WeightsError(f"{name} holds several networks, whose tensors differ in a prefix only: {', '.join(own)}")
     family = families.recognize(tensors)
     if family is None:
         some = ", ".join(list(tensors)[:5]) or "none"
@@ -174,29 +214,103 @@ def _recognized(name, tensors, **known):
             f"{name} holds no residual network with names of {', '.join(f.name for f in families.FAMILIES)}; "
             f"its first tensors are: {some}"
         )
-    bottleneck = family.tensor("conv2_1_3", "kernel") in tensors
-    usual = {"normalization": family.normalization, "stride_in": family.stride_in if bottleneck else None}
-    return Source(name, tensors, family, **({"residual": True} | usual | known))
+    source = Source(name, tensors, family)
+    usual = {
+        "residual": True,
+        "normalization": _usual_normalization(source),
+        "stride_in": family.stride_in if source.convolutions == 3 else None,
+        "activation_order": family.activation_order,
+    }
+    return source._replace(**(usual | known))
+
+
+def _usual_normalization(source):
+    """What weights of this family are usually trained with. Networks for small images differ."""
+    stem, top = source.array("conv1"), source.array("fc")
+    if source.stages == 3 or (stem is not None and stem.shape[0] == 3):
+        usual = normalization.UNKNOWN if source.family.normalization else None
+        return source.family.small.get((source.stages, 0 if top is None else top.shape[-1]), usual)
+    return source.family.normalization
 
 
 def _of_model(model, name):
-    tensors = {}
+    tensors = {
+        f"{layer}/{kind}": keras.ops.convert_to_numpy(variable).astype("float32")
+        for (layer, kind), variable in variables(model).items()
+    }
     for layer in model.layers:
-        arrays = {f"{layer.name}/{w.name}": keras.ops.convert_to_numpy(w).astype("float32") for w in layer.weights}
         if isinstance(layer, keras.layers.BatchNormalization):
-            arrays[f"{layer.name}/moving_variance"] += layer.epsilon - BN_EPSILON
-        tensors |= arrays
-    source, found = _recognized(name, tensors), strides(model)
+            tensors[f"{layer.name}/moving_variance"] += layer.epsilon - BN_EPSILON
+    source, found, first = _recognized(name, tensors), strides(model), normalization.of(model)
     if source.family is families.OURS:
-        source = source._replace(
-            normalization=normalization.of(model), residual=is_residual(model), **identity_mappings(model)
+        source = source._replace(residual=is_residual(model), **identity_mappings(model))
+    if first is not None or source.family is families.OURS:
+        source = source._replace(normalization=first)
+    dilated = is_dilated(model)
+    return source._replace(
+        stride_in=stride_in(found, source.family),
+        strides={} if dilated else found,
+        output_stride=_output_stride(found, source) if dilated else None,
+        input_size=tuple(model.inputs[0].shape[1:3]) if getattr(model, "inputs", None) else None,
+        **_head(model),
+    )
+
+
+def own_layers(model):
+    """The layers of a model; WeightsError where others with weights are out of sight, in models that it contains."""
+    if inner := [layer.name for layer in model.layers if isinstance(layer, keras.Model) and layer.weights]:
+        raise WeightsError(
+            f"{model.name} contains models, {', '.join(inner)}; give one of them: model.get_layer({inner[0]!r})"
         )
-    return source._replace(stride_in=stride_in(found, source.family), strides={} if is_dilated(model) else found)
+    return model.layers
+
+
+def variables(model):
+    """The variables of a network by (layer, kind), without those of a stock `Normalization` in front of it."""
+    found = {}
+    for layer in own_layers(model):
+        if getattr(layer, "lora_enabled", False) or getattr(layer, "quantization_mode", None):
+            names = ", ".join(variable.name for variable in layer.weights)
+            raise WeightsError(
+                f"the layer {layer.name} of {model.name} has other variables, {names}, since enable_lora() or "
+                "quantize(); load and convert weights before that"
+            )
+        if not isinstance(layer, keras.layers.Normalization):
+            found |= {(layer.name, variable.name): variable for variable in layer.weights}
+    return found
+
+
+def _head(model):
+    """What stands behind the last feature map, as `classifier_activation` and `pooling` in `ResNet50`."""
+    layers = keras.layers
+    found = {"classifier_activation": "softmax", "pooling": None}
+    for layer in model.layers:
+        if isinstance(layer, (layers.Dense, layers.Activation, layers.Softmax)):
+            found["classifier_activation"] = _activation(layer)
+        elif isinstance(layer, (layers.GlobalAveragePooling2D, layers.GlobalMaxPooling2D)):
+            found["pooling"] = "avg" if isinstance(layer, layers.GlobalAveragePooling2D) else "max"
+    return found
+
+
+def _activation(layer):
+    """The name of a layer's activation, or the function that has none; None for none."""
+    function = getattr(layer, "activation", keras.activations.softmax)
+    if function is keras.activations.linear:
+        return None
+    name = getattr(function, "__name__", "")
+    return name if getattr(keras.activations, name, None) is function else function
 
 
 def _keras(path):
+    operations = {"Flip": _flip()} if path.endswith(".h5") else None
     with recursion_limit(LOADING_DEPTH):
-        return _of_model(keras.saving.load_model(path, compile=False), path)
+        return _of_model(keras.saving.load_model(path, compile=False, custom_objects=operations), path)
+
+
+def _flip():
+    """The operation in front of "caffe" networks: an .h5, unlike a .keras, does not say where its class is."""
+    pixels = keras.Input((None, None, 3))
+    return type(keras.Model(pixels, keras.ops.flip(pixels, -1)).operations[-1])
 
 
 def _h5(path):
@@ -232,8 +346,13 @@ def _torch(path):
             f"{path} is damaged or holds other objects than tensors, which are never executed; in PyTorch, save the "
             "state_dict() alone"
         ) from error
-    content = content.get("state_dict", content)
-    tensors = {name: tensor.float().numpy() for name, tensor in content.items() if torch.is_tensor(tensor)}
+    for key in CHECKPOINTS:
+        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
+            content = content[key]
+            break
+    if not isinstance(content, Mapping):
+        raise WeightsError(f"{path} holds a {type(content).__name__}; in PyTorch, save the model's state_dict()")
+    tensors = {name: tensor.detach().float().numpy() for name, tensor in content.items() if torch.is_tensor(tensor)}
     return _recognized(path, tensors, **_configured(path))
 
 
@@ -268,9 +387,11 @@ def _configured(path):
         raise WeightsError(f"{path}: not a network of the paper: a stride in the first stage, or another nonlinearity")
     if "downsample_in_bottleneck" in config:
         return {"stride_in": "1x1" if config["downsample_in_bottleneck"] else "3x3"}
-    if not re.fullmatch(r"(tv_)?resnet\d+", config.get("architecture", "resnet50")):
+    if not re.fullmatch(
+        r"(tv_)?resnet\d+(_(simclr|supcon))?(_(cifar100?|svhn))?", config.get("architecture", "resnet50")
+    ):
         raise WeightsError(f"{path}: {config['architecture']} is not a network of the paper")
-    timm = config.get("pretrained_cfg", {})
+    timm = config.get("pretrained_cfg", config)  # older versions have one level
     if "mean" in timm and "std" in timm:
         return {"normalization": ([255 * value for value in timm["mean"]], [255 * value for value in timm["std"]])}
     return {}
@@ -304,9 +425,10 @@ def identity_mappings(model):
     Some of them have the same variables.
     """
     names = {layer.name for layer in model.layers}
+    preactivation = "full_preactivation" if "conv1_bn" in names else "bare_stem_preactivation"
     last = 3 if "conv2_1_3" in names else 2
     orders = {
-        "post_bn": "full_preactivation",
+        "post_bn": preactivation,
         "post_relu": "relu_only_preactivation",
         "conv2_1_bn": "bn_after_addition",
         f"conv2_1_{last}_relu": "relu_before_addition",
@@ -324,3 +446,10 @@ def identity_mappings(model):
 def is_dilated(model):
     """Whether dilation has taken the place of strides."""
     return any(max(layer.dilation_rate) > 1 for layer in model.layers if isinstance(layer, keras.layers.Conv2D))
+
+
+def _output_stride(strides, source):
+    """The network's input size by that of its last feature map."""
+    layer = lambda name: max(strides.get(source.tensor(name, "kernel"), (1, 1)))
+    blocks = [max(layer(f"conv{stage}_1_{part}") for part in (1, 2, 3)) for stage in range(2, source.stages + 2)]
+    return math.prod(blocks) * (4 if layer("conv1") == 2 else 1)

@@ -20,6 +20,7 @@ from keras_resnet.readers import (
     read,
     stride_in,
     strides,
+    variables,
 )
 
 
@@ -35,7 +36,8 @@ def load_weights(model, source):
             layer, its strides or its shortcuts would give other outputs than the source. All are listed, and nothing
             has been changed.
     """
-    source = read(source, model.name)
+    by_name = isinstance(source, str) and source == "imagenet"
+    source = read(source, read(model).network if by_name else None)
     if source.family is None:
         return _load_unnamed(model, source.name)
     problems = [*_differences(model, source), *_misfits(model, source)]
@@ -54,7 +56,7 @@ def load_weights(model, source):
 
 def _variables(model, biases):
     """The shapes of the network's variables by (layer, kind); with `biases`, also of those that are folded away."""
-    shapes = {(layer.name, v.name): tuple(v.shape) for layer in model.layers for v in layer.weights}
+    shapes = {key: tuple(variable.shape) for key, variable in variables(model).items()}
     if biases:
         shapes |= {(n, "bias"): s[-1:] for (n, kind), s in shapes.items() if kind == "kernel" and n != "fc"}
     return shapes
@@ -84,7 +86,8 @@ def _theirs(shape, family):
 def _differences(model, source):
     """What would change the outputs without showing in the tensors, a sentence each."""
     first = normalization.of(model)
-    if None not in (first, source.normalization) and not normalization.same(first, source.normalization):
+    told = [isinstance(n, (tuple, list)) or n in normalization.NAMED for n in (first, source.normalization)]
+    if all(told) and not normalization.same(first, source.normalization):
         yield (
             f"the network's first layer normalises by {normalization.words(first)}, the weights were trained with "
             f"{normalization.words(source.normalization)}; build the network with that, or without a first layer"
@@ -153,7 +156,10 @@ def _load_unnamed(model, path):
 
 
 # What torchvision's names leave open, of a `Source`.
-DESCRIBED = ("normalization", "stride_in", "residual", "activation_order", "shortcut_variant")
+DESCRIBED = (
+    *("normalization", "stride_in", "residual", "activation_order", "shortcut_variant"),
+    *("classifier_activation", "pooling", "output_stride", "input_size"),
+)
 
 
 def save_torchvision(model, path):
@@ -183,6 +189,8 @@ def save_torchvision(model, path):
         array = source.array(layer, kind)
         tensors[family.tensor(layer, kind)] = np.ascontiguousarray(np.transpose(array, axes(array.ndim, back=True)))
     known = {name: getattr(source, name) for name in DESCRIBED}
+    if callable(source.classifier_activation):
+        raise WeightsError(f"the last activation of {model.name} has no name in Keras; save it as .keras")
     metadata = {"format": "pt", METADATA: json.dumps(known, default=np.ndarray.tolist)}
     try:
         safetensors.save_file(tensors, path, metadata)

@@ -39,6 +39,27 @@ def test_cifar_multiply_adds(depth, millions):
     assert f"{count_macs(keras_resnet.CifarResNet(depth)) / 1e6:.1f}" == millions
 
 
+@pytest.mark.parametrize(
+    "layer, macs",
+    [
+        (keras.layers.DepthwiseConv2D(3, padding="same", depth_multiplier=2), 16 * 16 * 9 * 8 * 2),
+        (keras.layers.DepthwiseConv2D(3, strides=2), 7 * 7 * 9 * 8),
+        (keras.layers.Conv2D(4, 3, groups=2, padding="same"), 16 * 16 * 9 * 4 * 4),
+        (keras.layers.Dense(5), 16 * 16 * 8 * 5),
+    ],
+)
+def test_multiply_adds_by_hand(layer, macs):
+    model = keras.Sequential([keras.Input((16, 16, 8)), keras.layers.BatchNormalization(), layer])
+    assert count_macs(model) == macs
+
+
+def test_what_is_not_counted_is_refused():
+    for layer in (keras.layers.SeparableConv2D(4, 3), keras.layers.Conv2DTranspose(4, 3)):
+        model = keras.Sequential([keras.Input((16, 16, 8)), layer], name="x")
+        with pytest.raises(ValueError, match=f"{type(layer).__name__} layers, as {layer.name} of x, are not counted"):
+            count_macs(model)
+
+
 def test_any_size_needs_a_size():
     with pytest.raises(ValueError, match="input_shape="):
         count_macs(keras_resnet.ResNet18())
@@ -102,6 +123,24 @@ def test_gradient_norms_against_a_tape(images, build):
         loss = keras.losses.SparseCategoricalCrossentropy()(y, model(x, training=True))
     gradients = tape.gradient(loss, [layer.kernel.value for layer in layers])
     assert np.allclose(list(found.values()), [tf.norm(gradient) for gradient in gradients], rtol=1e-3)
+
+
+@pytest.mark.parametrize("policy", ["mixed_float16", "float16", "mixed_bfloat16"])
+def test_gradient_norms_of_other_precisions(images, policy):
+    """They are those of the float32 network of the same weights; under float16 a first loss scale overflows."""
+    x, y = images[0].astype("float32"), images[1]
+    exact = keras_resnet.CifarResNet(8, normalization="torch")
+    keras.config.set_dtype_policy(policy)
+    try:
+        model = keras_resnet.CifarResNet(8, normalization="torch")
+        model.set_weights(exact.get_weights())
+        found = gradient_norms(model, x, y)
+    finally:
+        keras.config.set_dtype_policy("float32")
+    rounded = [array.astype("float16") for array in exact.get_weights()] if policy == "float16" else exact.get_weights()
+    exact.set_weights(rounded)
+    assert found == pytest.approx(gradient_norms(exact, x, y), rel=1e-4) and min(found.values()) > 0
+    assert model.get_layer("conv2_1_1").compute_dtype == policy.removeprefix("mixed_")
 
 
 def nested():

@@ -2,6 +2,7 @@ import inspect
 import math
 import subprocess
 import sys
+import threading
 
 import keras
 import numpy as np
@@ -10,6 +11,7 @@ from conftest import by_hand, images, randomize
 
 import keras_resnet
 from keras_resnet import blocks, models
+from keras_resnet.graphs import recursion_limit
 
 FORWARD_TOLERANCE = 2e-5
 
@@ -66,6 +68,35 @@ def test_1202_builds_and_leaves_the_recursion_limit():
     assert models.logits(model).output.shape == (None, 10)
 
 
+def test_threads_share_the_recursion_limit():
+    """Python has one for the process: whoever leaves first must not lower what another one still needs."""
+    before, wanted = sys.getrecursionlimit(), 6_000
+    inside, outside = threading.Event(), threading.Event()
+
+    def recurse(depth):
+        return depth and recurse(depth - 1)
+
+    def shallow():
+        with recursion_limit(5_000):
+            inside.set()
+            outside.wait(10)
+
+    thread = threading.Thread(target=shallow)
+    thread.start()
+    inside.wait(10)
+    with recursion_limit(wanted):
+        outside.set()
+        thread.join()
+        assert sys.getrecursionlimit() == wanted
+        recurse(wanted - 500)
+        with recursion_limit(100):
+            assert sys.getrecursionlimit() == wanted
+    assert sys.getrecursionlimit() == before
+    with pytest.raises(ZeroDivisionError), recursion_limit(wanted):
+        raise ZeroDivisionError
+    assert sys.getrecursionlimit() == before
+
+
 def test_names_are_the_papers():
     model = keras_resnet.ResNet50(input_shape=(224, 224, 3))
     for name, size, channels in (
@@ -109,6 +140,18 @@ def test_pooling_and_input_tensor():
     assert keras_resnet.ResNet18(include_top=False, pooling="avg").output.shape == (None, 512)
 
 
+def test_several_inputs_behind_the_input_tensor():
+    """As in keras.applications: the model's inputs are those that the tensor was computed from."""
+    left, right = keras.Input((32, 32, 1), name="left"), keras.Input((32, 32, 2), name="right")
+    both = keras.layers.Concatenate()([left, right])
+    model = keras_resnet.CifarResNet(8, input_tensor=both, normalization="torch")
+    assert [tensor.name for tensor in model.inputs] == ["left", "right"]
+    alone = keras_resnet.CifarResNet(8, normalization="torch")
+    alone.set_weights(model.get_weights())
+    x = images(2, 32) * 100
+    assert np.allclose(model([x[..., :1], x[..., 1:]]), alone(x), atol=1e-6)
+
+
 def test_every_convolution_has_its_own_he_initialisation():
     keras.utils.set_random_seed(0)
     model = keras_resnet.CifarResNet(56)
@@ -136,6 +179,22 @@ def test_shortcut_initializer():
     assert np.std(model.get_layer("conv3_1_1").kernel) > 0.01
     zeros = keras_resnet.ResNet18(shortcut_initializer="zeros")
     assert not np.any(zeros.get_layer("conv3_1_shortcut").kernel)
+
+
+@pytest.mark.parametrize(
+    "initializer, distinct",
+    [
+        (keras.initializers.HeNormal(), True),
+        (keras.initializers.HeNormal, True),
+        ("he_normal", True),
+        (keras.initializers.HeNormal(seed=keras.random.SeedGenerator(1)), True),
+        (keras.initializers.HeNormal(seed=1), False),  # as Keras documents it
+    ],
+)
+def test_each_projection_has_a_kernel_of_its_own(initializer, distinct):
+    model = keras_resnet.CifarResNet(20, shortcut="C", shortcut_initializer=initializer)
+    kernels = [np.array(model.get_layer(f"conv4_{block}_shortcut").kernel) for block in (2, 3)]
+    assert np.array_equal(*kernels) != distinct
 
 
 def test_option_a_against_numpy():
@@ -312,13 +371,14 @@ def test_normalizations_are_those_of_keras_applications():
 
 def test_normalization_by_numbers():
     mean = np.random.default_rng(0).uniform(0, 255, (32, 32, 3)).astype("float32")
-    for normalization in ((mean, 1.0), (120.0, 60.0), ((1, 2, 3), (4, 5, 6))):
-        model = keras_resnet.CifarResNet(20, normalization=normalization)
+    four = np.arange(4.0).tolist(), [4, 5, 6, 7]
+    for normalization in ((mean, 1.0), (120.0, 60.0), ((1, 2, 3), (4, 5, 6)), ([7.0], [2.0]), four, (four[0], 2)):
+        values = np.array(normalization[0])
+        channels = values.shape[-1] if values.ndim else 3
+        model = keras_resnet.CifarResNet(8, input_shape=(32, 32, channels), normalization=normalization)
         first = keras.Model(model.input, model.get_layer("normalization").output)
-        x = images(2, 32) * 100
-        assert np.allclose(
-            first(x), (x - np.array(normalization[0])) / np.array(normalization[1]), rtol=1e-5, atol=1e-4
-        )
+        x = np.random.default_rng(0).normal(0, 100, (2, 32, 32, channels)).astype("float32")
+        assert np.allclose(first(x), (x - values) / np.array(normalization[1]), rtol=1e-5, atol=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -332,7 +392,23 @@ def test_normalization_by_numbers():
         ({"normalization": (np.zeros((8, 8, 3)), 1)}, r"found shape \(8, 8, 3\)"),
         ({"weights": "weights.keras"}, "do not exist"),
         ({"weights": __file__}, "weights is None, a Keras model, the path"),
+        ({"normalization": ([1, 2, 3], [1, 0, 1])}, "its std positive; found"),
+        ({"normalization": (float("nan"), 1)}, "mean of a normalization is finite"),
+        ({"normalization": ([1, 2], [3, 4])}, r"found shape \(2,\)"),
+        (
+            {"normalization": "torch", "input_shape": (32, 32, 1)},
+            "'torch' is for three channels, the network's .* has 1",
+        ),
+        (
+            {"normalization": "caffe", "input_shape": (32, 32, 4)},
+            "'caffe' is for three channels, the network's .* has 4",
+        ),
+        ({"activation_order": "bare_stem_preactivation"}, 'is of networks with stem="3x3"'),
         ({"input_shape": (32, 32)}, r"input_shape is \(height, width, channels\); found \(32, 32\)"),
+        ({"input_shape": (32, 32, None)}, r"found \(32, 32, None\)"),
+        ({"input_shape": (3, 224, 224)}, r"found \(3, 224, 224\), which looks like \(channels, height, width\)"),
+        ({"input_shape": (3, 224, 320)}, "which looks like"),
+        ({"input_shape": (1, 28, 28)}, "which looks like"),
         ({"output_stride": 4}, "output_stride is one of None, 8, 16; found 4"),
         ({"output_stride": 16, "stem": "3x3"}, "output_stride is one of None, 8; found 16"),
     ],
@@ -340,6 +416,27 @@ def test_normalization_by_numbers():
 def test_bad_arguments(options, message):
     with pytest.raises(ValueError, match=message):
         keras_resnet.ResNet18(**{"input_shape": (32, 32, 3), **options})
+
+
+@pytest.mark.parametrize("shape", [(1, 300, 12), (3, 300, 3), (None, None, 12), (64, 64, 200), (4, 4, 4)])
+def test_unusual_shapes_that_are_right(shape):
+    model = keras_resnet.CifarResNet(8, input_shape=shape)
+    assert model.input_shape == (None, *shape)
+
+
+@pytest.mark.parametrize(
+    "build, name",
+    [
+        (lambda **options: keras_resnet.ResNet50(**options), "ResNet50"),
+        (lambda **options: keras_resnet.PlainNet18(**options), "PlainNet18"),
+        (lambda **options: keras_resnet.CifarResNet(20, **options), "CifarResNet"),
+        (lambda **options: keras_resnet.CifarPlainNet(20, **options), "CifarPlainNet"),
+    ],
+)
+@pytest.mark.parametrize("option", ["poolng", "width", "_build"])
+def test_an_unknown_keyword_names_the_function_that_was_called(build, name, option):
+    with pytest.raises(TypeError, match=rf"^{name}\(\) has no argument '{option}'; it has include_top, weights, "):
+        build(**{option: "avg"})
 
 
 def test_a_plain_network_takes_no_shortcut():
@@ -350,8 +447,12 @@ def test_a_plain_network_takes_no_shortcut():
 
 
 def test_a_depth_is_an_integer():
-    with pytest.raises(ValueError, match="depth is an integer; found '20'"):
-        keras_resnet.CifarResNet("20")
+    for depth in ("20", 20.0, None):
+        with pytest.raises(ValueError, match=f"depth is an integer; found {depth!r}"):
+            keras_resnet.CifarResNet(depth)
+    for depth in (np.int64(8), np.uint8(8)):
+        model = keras_resnet.CifarResNet(depth, classes=np.int64(3))
+        assert model.name == "cifar_resnet8" and model.output_shape == (None, 3)
 
 
 @pytest.mark.parametrize(

@@ -202,6 +202,10 @@ def test_fine_tuning_keeps_frozen_stages_as_they_were(tmp_path, small_shapes):
         ({"init_from": "nowhere.pth"}, "--init-from the weights 'nowhere.pth' do not exist"),
         ({"init_from": None, "freeze_until": "conv2"}, "it needs --init-from"),
         ({"init_from": None, "plain": True, "preactivation": True}, "--plain is without shortcuts"),
+        (
+            {"init_from": None, "plain": True, "shortcut": "B"},
+            "--plain is without shortcuts; found --shortcut B as well",
+        ),
         ({"preactivation": True, "activation_order": "original"}, "give one of the two"),
     ],
 )

@@ -6,6 +6,7 @@ import json
 import math
 import os
 import pickle
+import re
 import subprocess
 import sys
 
@@ -136,6 +137,199 @@ def test_state_dicts_of_pytorch(tmp_path):
     for name in ("x.th", "old.th"):
         model = keras_resnet.CifarResNet(20, weights=tmp_path / name, classifier_activation=None)
         assert close(model(x), expected)
+
+
+CIFAR10 = np.array([[0.4914, 0.4822, 0.4465], [0.2023, 0.1994, 0.2010]])
+
+
+def cifar10_normalized(x):
+    return (x / 255 - CIFAR10[0]) / CIFAR10[1]
+
+
+KUANGLIU = ("downsample", "shortcut"), ("fc", "linear")
+PYTORCHCV = (
+    (r"^conv1", "features.init_block.conv"),
+    (r"^bn1", "features.init_block.bn"),
+    (r"^layer(\d)\.(\d)\.(conv|bn)(\d)", r"features.stage\1.unit\2.body.conv\4.\3"),
+    (r"^layer(\d)\.(\d)\.downsample\.0", r"features.stage\1.unit\2.identity_conv.conv"),
+    (r"^layer(\d)\.(\d)\.downsample\.1", r"features.stage\1.unit\2.identity_conv.bn"),
+    (r"unit(\d)", lambda match: f"unit{int(match[1]) + 1}"),
+    ("fc", "output"),
+)
+
+
+def renamed(tensors, pairs):
+    for pattern, replacement in pairs:
+        tensors = {re.sub(pattern, replacement, name): tensor for name, tensor in tensors.items()}
+    return tensors
+
+
+@pytest.mark.parametrize(
+    "names, widths, classes",
+    [
+        (KUANGLIU, (8, 16, 32, 64), 10),  # four stages at 32x32
+        (PYTORCHCV, (8, 16, 32), 10),
+        (PYTORCHCV, (8, 16, 32), 100),
+    ],
+)
+def test_cifar_networks_of_pytorch_against_numpy(tmp_path, names, widths, classes):
+    """Their published scripts all normalise by the same numbers."""
+    tensors = state_dict(2, widths, 3, classes=classes)
+    safetensors.save_file(renamed(tensors, names), tmp_path / "x.safetensors")
+    x = pixels(2, 32)
+    model = keras_resnet.from_weights(tmp_path / "x.safetensors")
+    assert close(models.logits(model)(x), forward(tensors, cifar10_normalized(x), None))
+    assert normalization.of(model) == "cifar10"
+
+
+def preactivated(tensors, x):
+    """The logits of pytorchcv's pre-activation networks, written out from its source."""
+
+    def act(x, name):
+        scale = tensors[f"{name}.weight"] / np.sqrt(tensors[f"{name}.running_var"] + 1e-5)
+        return np.maximum((x - tensors[f"{name}.running_mean"]) * scale + tensors[f"{name}.bias"], 0)
+
+    conv = lambda x, name, strides=1: by_hand(x, tensors[f"{name}.weight"].transpose(2, 3, 1, 0), strides)
+    x = conv(x, "features.init_block")  # and nothing behind it
+    for stage, unit in itertools.product((1, 2, 3), (1, 2)):
+        name, parts = f"features.stage{stage}.unit{unit}", itertools.count(1)
+        strides = 2 if stage > 1 and unit == 1 else 1
+        strided = 2 if f"{name}.body.conv3.conv.weight" in tensors else 1  # in bottlenecks the 3x3
+        y = first = act(x, f"{name}.body.conv1.bn")
+        for part in itertools.takewhile(lambda i, name=name: f"{name}.body.conv{i}.conv.weight" in tensors, parts):
+            y = y if part == 1 else act(y, f"{name}.body.conv{part}.bn")
+            y = conv(y, f"{name}.body.conv{part}.conv", strides if part == strided else 1)
+        x = y + (conv(first, f"{name}.identity_conv", strides) if f"{name}.identity_conv.weight" in tensors else x)
+    return act(x, "features.post_activ.bn").mean((1, 2)) @ tensors["output.weight"].T + tensors["output.bias"]
+
+
+@pytest.mark.parametrize("kernels", [(3, 3), (1, 3, 1)])
+def test_preactivation_of_pytorchcv_against_numpy(tmp_path, kernels):
+    """conv1 stands bare there, so that the first shortcut of basic blocks starts before any batch normalisation."""
+    rng, tensors, inputs, expansion = np.random.default_rng(0), {}, 8, 4 if len(kernels) == 3 else 1
+
+    def conv(name, inputs, outputs, size):
+        scale = math.sqrt(1 / (inputs * size * size))
+        tensors[f"{name}.weight"] = rng.normal(0, scale, (outputs, inputs, size, size)).astype("float32")
+
+    def bn(name, channels):
+        for part, low in (("weight", 0.5), ("running_var", 0.5), ("bias", -1), ("running_mean", -1)):
+            tensors[f"{name}.{part}"] = rng.uniform(low, low + 1, channels).astype("float32")
+
+    conv("features.init_block", 3, inputs, 3)
+    for stage, width in enumerate((8, 16, 32), 1):
+        for unit in (1, 2):
+            name, outputs, before = f"features.stage{stage}.unit{unit}", width * expansion, inputs
+            for part, size in enumerate(kernels, 1):
+                after = outputs if part == len(kernels) else width
+                bn(f"{name}.body.conv{part}.bn", before)
+                conv(f"{name}.body.conv{part}.conv", before, after, size)
+                before = after
+            if inputs != outputs:
+                conv(f"{name}.identity_conv", inputs, outputs, 1)
+            inputs = outputs
+    bn("features.post_activ.bn", inputs)
+    tensors["output.weight"] = rng.normal(0, 0.1, (10, inputs)).astype("float32")
+    tensors["output.bias"] = rng.normal(0, 0.1, 10).astype("float32")
+    safetensors.save_file(tensors, tmp_path / "x.safetensors")
+    x = pixels(2, 32)
+    expected = preactivated(tensors, cifar10_normalized(x))
+    model = keras_resnet.from_weights(tmp_path / "x.safetensors")
+    assert close(models.logits(model)(x), expected)
+    model.save(tmp_path / "x.keras")
+    assert close(models.logits(keras_resnet.from_weights(tmp_path / "x.keras"))(x), expected)
+    p2 = keras_resnet.CifarResNet(14, preactivation=True, shortcut="B", normalization="cifar10")
+    with pytest.raises(WeightsError, match="'full_preactivation', the weights were .* 'bare_stem_preactivation'"):
+        load_weights(p2, tmp_path / "x.safetensors")
+
+
+UNSAID = "nothing says how the images were normalised .*--normalization cifar10"
+
+
+@pytest.mark.parametrize(
+    "widths, options, names",
+    [
+        ((8, 16, 32), {}, ()),  # chenyaofo: torchvision's names, one mean for CIFAR-10 and another for CIFAR-100
+        ((8, 16, 32, 64), {}, ()),  # torchvision's network, its stem replaced
+        ((8, 16, 32, 64), {"classes": 100}, KUANGLIU),
+        ((8, 16, 32), {}, KUANGLIU),  # akamaster's option B too
+        ((8, 16, 32), {"projections": False, "classes": 100, "last": "linear"}, ()),
+    ],
+)
+def test_an_unknown_normalisation_is_asked_for(tmp_path, widths, options, names):
+    tensors = state_dict(1, widths, 3, **options)
+    path, x = tmp_path / "x.safetensors", pixels(2, 32)
+    safetensors.save_file(renamed(tensors, names), path)
+    with pytest.raises(WeightsError, match=UNSAID):
+        keras_resnet.from_weights(path)
+    if "last" in options:
+        return
+    expected = forward(tensors, cifar10_normalized(x), None)
+    for numbers in ("cifar10", tuple(255 * CIFAR10)):
+        model = keras_resnet.from_weights(path, numbers)
+        assert close(models.logits(model)(x), expected)
+    bare = keras_resnet.from_weights(path, normalization=None)
+    assert close(models.logits(bare)(keras_resnet.preprocess_input(x, "cifar10")), expected)
+    tensors["se.weight"] = np.zeros(3, "float32")
+    safetensors.save_file(renamed(tensors, names), path)
+    with pytest.raises(WeightsError, match="1 left over: se.weight"):  # no question about what does not fit anyway
+        keras_resnet.from_weights(path)
+
+
+def test_a_builder_and_a_run_ask_too(tmp_path):
+    safetensors.save_file(state_dict(1, (16, 32, 64), 3), tmp_path / "x.safetensors")
+    with pytest.raises(WeightsError, match=UNSAID):
+        keras_resnet.CifarResNet(8, shortcut="B", weights=tmp_path / "x.safetensors")
+    with pytest.raises(WeightsError, match=UNSAID):  # as fine-tuning builds it
+        keras_resnet.CifarResNet(8, shortcut="B", normalization=readers.read(tmp_path / "x.safetensors").normalization)
+    load_weights(keras_resnet.CifarResNet(8, shortcut="B", normalization="torch"), tmp_path / "x.safetensors")
+
+
+@pytest.mark.parametrize("nested", [True, False])
+def test_the_config_of_timms_cifar_networks(tmp_path, nested):
+    tensors = state_dict(2, (8, 16, 32, 64), 3)
+    safetensors.save_file(tensors, tmp_path / "model.safetensors")
+    said = dict(zip(("mean", "std"), CIFAR10.tolist(), strict=True))
+    config = {"architecture": "resnet18_cifar10", **({"pretrained_cfg": said} if nested else said)}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    x = pixels(2, 32)
+    model = keras_resnet.from_weights(tmp_path / "model.safetensors")
+    assert close(models.logits(model)(x), forward(tensors, cifar10_normalized(x), None))
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda tensors, torch: {name: torch.nn.Parameter(tensor) for name, tensor in tensors.items()},
+        lambda tensors, torch: {"model": tensors, "optimizer": {"lr": 0.1}, "epoch": 3},
+        lambda tensors, torch: {"model_state": tensors},
+        lambda tensors, torch: {"model_state_dict": tensors},
+        lambda tensors, torch: {"net": {f"module.{name}": t for name, t in tensors.items()}, "acc": 95.0},
+        lambda tensors, torch: {f"_orig_mod.{name}": tensor for name, tensor in tensors.items()},
+        lambda tensors, torch: {f"module._orig_mod.{name}": tensor for name, tensor in tensors.items()},
+        lambda tensors, torch: {"state_dict": {f"model.{name}": tensor for name, tensor in tensors.items()}},
+    ],
+)
+def test_checkpoints_of_training_scripts(tmp_path, wrap):
+    torch = pytest.importorskip("torch", reason='torch is not installed: pip install ".[torch]"')
+    tensors = state_dict(1, (8, 16, 32), 3, "linear", projections=False)
+    torch.save(wrap({name: torch.tensor(array) for name, array in tensors.items()}, torch), tmp_path / "x.pth")
+    x = pixels(1, 32)
+    model = keras_resnet.from_weights(tmp_path / "x.pth")
+    assert close(models.logits(model)(x), forward(tensors, torch_normalized(x), both_sides))
+
+
+def test_what_is_no_state_dict(tmp_path):
+    torch = pytest.importorskip("torch", reason='torch is not installed: pip install ".[torch]"')
+    tensors = {name: torch.tensor(array) for name, array in state_dict(1, (8, 16, 32), 3).items()}
+    torch.save(list(tensors.values()), tmp_path / "x.pth")
+    with pytest.raises(WeightsError, match=r"holds a list; in PyTorch, save the model's state_dict\(\)"):
+        readers.read(tmp_path / "x.pth")
+    torch.save(tensors | {f"module.{name}": tensor for name, tensor in tensors.items()}, tmp_path / "x.pth")
+    with pytest.raises(WeightsError, match="several networks, whose tensors differ in a prefix only: conv1.weight"):
+        readers.read(tmp_path / "x.pth")
+    with pytest.raises(WeightsError, match='a Keras model, a path or "imagenet"; found 18'):
+        readers.read(18)
 
 
 @pytest.mark.parametrize(
@@ -532,13 +726,36 @@ def test_hashes_are_those_of_keras(name):
     assert their.WEIGHTS_HASHES[name][0] == digest and address.startswith(their.BASE_WEIGHTS_PATH)
 
 
+def test_code_for_keras_applications_preprocesses_once():
+    options = {"classes": 10, "classifier_activation": None, "input_shape": (64, 64, 3)}
+    theirs, x = keras.applications.ResNet50(weights=None, **options), pixels(2, 64)
+    randomize(theirs)
+    expected = theirs(keras.applications.resnet.preprocess_input(x.copy()))
+    options["weights"] = theirs
+    model = keras_resnet.ResNet50(**options)  # normalization="auto"
+    assert close(model(keras_resnet.preprocess_input(x)), expected)
+    bare = keras_resnet.ResNet50(normalization=None, **options)
+    assert normalization.of(bare) is None and close(bare(keras_resnet.preprocess_input(x, "caffe")), expected)
+
+
 @pytest.mark.parametrize("mode", ["caffe", "torch"])
+def test_preprocess_input_is_that_of_keras_applications(mode):
+    for x in (pixels(2, 8), pixels(1, 8)[0], pixels(2, 8).astype("uint8")):
+        expected = keras.applications.imagenet_utils.preprocess_input(x.copy(), mode=mode)
+        for given in (x, keras.ops.convert_to_tensor(x)):
+            found = keras_resnet.preprocess_input(given, mode)
+            assert type(found) is type(given)
+            assert np.allclose(keras.ops.convert_to_numpy(found), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("mode", normalization.NAMED)
 def test_preprocess_input_is_the_first_layer(mode):
     x = pixels(2, 32)
     before = x.copy()
     model = keras_resnet.CifarResNet(20, normalization=mode)
     outside = keras_resnet.CifarResNet(20)
     load_weights(outside, model)
+    assert normalization.of(model) == mode
     assert np.allclose(outside(keras_resnet.preprocess_input(x, mode)), model(x), atol=1e-6)
     assert np.array_equal(x, before)
     with pytest.raises(ValueError, match="found 'tf'"):
@@ -566,6 +783,87 @@ def test_convert_says_what_is_wrong(tmp_path, monkeypatch):
     with pytest.raises(SystemExit, match="^convert.py: the weights .*x.th' do not exist$"):
         convert.main()
     assert not (tmp_path / "out.keras").exists()
+
+
+@pytest.mark.parametrize(
+    "word, expected",
+    [
+        ("auto", "auto"),
+        ("none", None),
+        ("cifar10", "cifar10"),
+        ("125,123,114/63,62,67", ([125.0, 123.0, 114.0], [63.0, 62.0, 67.0])),
+        ("120/60", ([120.0], [60.0])),
+    ],
+)
+def test_convert_takes_a_normalization(monkeypatch, word, expected):
+    monkeypatch.syspath_prepend(ROOT / "train")
+    convert = importlib.import_module("convert")
+    options = convert.parse(["x.th", "out.keras", "--normalization", word])
+    assert convert.check(options) is None and options.normalization == expected
+    for wrong in ("imagenet", "1,2,3", "1,2,3/0,1,2", "a/b", "1/2/3"):
+        options = convert.parse(["x.th", "out.keras", "--normalization", wrong])
+        assert convert.check(options).endswith(f"none or R,G,B/R,G,B with a positive std; found {wrong!r}")
+
+
+WITHOUT = """
+import runpy, sys
+
+class Without:  # as if some packages were not installed
+    def __init__(self, finder):
+        self.finder, self.missing = finder, sys.argv[1].split()
+    def find_spec(self, name, *place):
+        return None if name.partition(".")[0] in self.missing else self.finder.find_spec(name, *place)
+
+sys.meta_path[:] = map(Without, sys.meta_path)
+sys.argv = sys.argv[2:]
+sys.path.insert(0, sys.argv[0].rpartition("/")[0])
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+def without(packages, program, *arguments):
+    environment = {key: value for key, value in os.environ.items() if key != "KERAS_BACKEND"}
+    return subprocess.run(
+        [sys.executable, "-c", WITHOUT, packages, str(ROOT / "train" / program), *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        env=environment | {"PYTHONPATH": str(ROOT)},
+    )
+
+
+def test_convert_needs_no_tensorflow(tmp_path):
+    pytest.importorskip("torch", reason='torch is not installed: pip install ".[torch]"')
+    tensors = state_dict(1, (8, 16, 32), 3)
+    safetensors.save_file(tensors, tmp_path / "x.safetensors")
+    done = without(
+        "tensorflow jax", "convert.py", tmp_path / "x.safetensors", tmp_path / "x.keras", "--normalization", "cifar10"
+    )
+    assert done.returncode == 0 and "first layer: 'cifar10'" in done.stdout, done.stderr
+    x = pixels(1, 32)
+    model = keras.saving.load_model(tmp_path / "x.keras")
+    assert close(models.logits(model)(x), forward(tensors, cifar10_normalized(x), None))
+
+
+def test_convert_asks_for_the_normalisation(tmp_path):
+    safetensors.save_file(state_dict(1, (8, 16, 32), 3), tmp_path / "x.safetensors")
+    done = without("", "convert.py", tmp_path / "x.safetensors", tmp_path / "x.keras")
+    assert done.returncode and "--normalization cifar10" in done.stderr and "Traceback" not in done.stderr
+    assert not (tmp_path / "x.keras").exists()
+
+
+@pytest.mark.parametrize("missing", ["tensorflow jax torch", "keras"])
+def test_convert_says_what_it_needs(missing):
+    done = without(missing, "convert.py", "--help")
+    assert done.returncode and done.stderr.startswith("convert.py needs Keras and one of its backends TensorFlow, JAX")
+
+
+PROGRAMS = sorted(path.name for path in (ROOT / "train").glob("*.py") if "def main" in path.read_text())
+
+
+@pytest.mark.parametrize("program", [name for name in PROGRAMS if name != "convert.py"])
+def test_programs_without_tensorflow(program):
+    done = without("tensorflow", program, "--help")
+    assert done.returncode and done.stderr == f'{program} needs the package tensorflow: pip install ".[train]"\n'
 
 
 def test_convert_there_and_back(tmp_path, monkeypatch, capsys, file):
@@ -617,3 +915,197 @@ def test_identity_mappings_are_not_confused(tmp_path, order, variant, block, dep
     else:
         with pytest.raises(WeightsError, match="torchvision has no names for"):
             keras_resnet.save_torchvision(model, tmp_path / "m.safetensors")
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda: keras_resnet.CifarResNet(8, classifier_activation="sigmoid"),
+        lambda: keras_resnet.CifarResNet(8, classifier_activation=None, input_shape=(48, 40, 3)),
+        lambda: keras_resnet.CifarResNet(8, include_top=False, pooling="max", input_shape=(None, None, 3)),
+        lambda: keras_resnet.CifarResNet(11, block="bottleneck", include_top=False, pooling="avg"),
+        lambda: keras_resnet.CifarResNet(8, shortcut="C"),  # blocks of which the shape stays, in the first stage alone
+        lambda: keras_resnet.CifarResNet(8, shortcut="B"),
+        lambda: keras_resnet.CifarResNet(20, block="bottleneck", shortcut="C"),
+        lambda: keras_resnet.CifarResNet(20, block="bottleneck", shortcut="B"),
+        lambda: keras_resnet.CifarResNet(8, input_shape=(32, 32, 1), normalization=([120], [60])),
+        lambda: keras_resnet.CifarResNet(8, input_shape=(32, 32, 4), normalization=([1, 2, 3, 4], [5, 6, 7, 8])),
+        lambda: keras_resnet.CifarResNet(8, input_shape=(32, 32, 2), normalization=(np.ones((32, 32, 2)), 2.0)),
+    ],
+)
+def test_from_weights_keeps_what_is_told(tmp_path, build):
+    model = build()
+    randomize(model)
+    keras_resnet.save_torchvision(model, tmp_path / "m.safetensors")
+    x = np.random.default_rng(0).uniform(
+        0, 255, (2, *(size or 32 for size in model.input_shape[1:3]), model.input_shape[3])
+    )
+    for source in (model, tmp_path / "m.safetensors"):
+        back = keras_resnet.from_weights(source)
+        assert (back.name, back.input_shape, back.output_shape) == (model.name, model.input_shape, model.output_shape)
+        assert np.allclose(back(x), model(x), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "name, options, output_stride",
+    [
+        ("ResNet18", {}, 8),
+        ("ResNet50", {"stride_in": "1x1"}, 16),
+        ("ResNet50", {"stride_in": "3x3"}, 8),
+        ("ResNet18", {}, None),
+    ],
+)
+def test_from_weights_keeps_the_output_stride(name, options, output_stride):
+    model = getattr(keras_resnet, name)(output_stride=output_stride, include_top=False, **options)
+    source = readers.read(model)
+    assert source.output_stride == output_stride
+    if name == "ResNet18":
+        x = images(1, 64)
+        assert np.allclose(keras_resnet.from_weights(source)(x), model(x), rtol=1e-4, atol=1e-4)
+
+
+def test_from_weights_keeps_v2s_name_and_an_activation_of_ones_own(tmp_path):
+    assert keras_resnet.from_weights(keras_resnet.ResNet18V2(include_top=False)).name == "resnet18v2"
+    model = keras_resnet.CifarResNet(8, classifier_activation=lambda x: 3 * x)
+    x = images(1, 32)
+    assert np.allclose(keras_resnet.from_weights(model)(x), model(x), rtol=1e-5)
+    with pytest.raises(WeightsError, match="the last activation of cifar_resnet8 has no name in Keras; save it as"):
+        keras_resnet.save_torchvision(model, tmp_path / "m.safetensors")
+
+
+@pytest.mark.parametrize("classes, include_top", [(10, True), (1000, True), (10, False)])
+def test_imagenet_for_other_classes(tmp_path, monkeypatch, cache, classes, include_top):
+    """A trained body and a new last layer."""
+    theirs = keras.applications.ResNet50(weights=None, input_shape=(64, 64, 3))
+    randomize(theirs)
+    theirs.save(tmp_path / "published.h5")
+    digest = hashlib.sha256((tmp_path / "published.h5").read_bytes()).hexdigest()
+    monkeypatch.setitem(readers.IMAGENET, "resnet50", ((tmp_path / "published.h5").as_uri(), digest))
+    model = keras_resnet.ResNet50(include_top, "imagenet", classes=classes)
+    x = pixels(1, 64)
+    body = keras.Model(theirs.input, theirs.get_layer("conv5_block3_out").output)
+    expected = body(keras.applications.resnet.preprocess_input(x.copy()))
+    assert close(keras_resnet.features(model)(x)["conv5"], expected)
+    if include_top:
+        kernel, theirs = np.array(model.get_layer("fc").kernel), np.array(theirs.get_layer("predictions").kernel)
+        assert kernel.shape == (2048, classes) and (classes == 10 or np.array_equal(kernel, theirs))
+        assert classes == 1000 or kernel.std() == pytest.approx(0.01, rel=0.05)  # as every new last layer
+        other = keras_resnet.ResNet50(name="backbone", normalization="caffe")
+        load_weights(other, "imagenet")  # the architecture decides, not the name
+        assert np.array_equal(other.get_layer("fc").kernel, theirs)
+
+
+@pytest.mark.parametrize(
+    "name, options, message",
+    [
+        ("ResNet50", {"stem": "3x3"}, "stem='7x7'; found '3x3'"),
+        ("ResNet18", {"shortcut": "A"}, "shortcut='B'; found 'A'"),
+        ("ResNet34", {"preactivation": True}, "activation_order='original'; found 'full_preactivation'"),
+        ("ResNet50", {"input_shape": (64, 64, 1)}, "channels=3; found 1"),
+        ("ResNet50V2", {}, "for the builders of resnet18, .*; found resnet50v2"),
+    ],
+)
+def test_imagenet_is_not_fetched_for_another_network(monkeypatch, name, options, message):
+    monkeypatch.setattr(keras.utils, "get_file", lambda **_: pytest.fail("fetched"))
+    with pytest.raises(ValueError, match=message):
+        getattr(keras_resnet, name)(weights="imagenet", **options)
+    model = keras_resnet.CifarResNet(8)
+    with pytest.raises(WeightsError, match="found cifar_resnet8"):
+        load_weights(model, "imagenet")
+
+
+def test_a_network_under_a_head_is_named(tmp_path):
+    """The README's own fine-tuning."""
+    inner = keras_resnet.CifarResNet(8, include_top=False, pooling="avg")
+    model = keras.Sequential([keras.Input((32, 32, 3)), inner, keras.layers.Dense(5)], name="flowers")
+    model.save(tmp_path / "flowers.keras")
+    message = r"contains models, cifar_resnet8; give one of them: model.get_layer\('cifar_resnet8'\)"
+    for use in (
+        keras_resnet.features,
+        keras_resnet.from_weights,
+        lambda model: load_weights(model, keras_resnet.CifarResNet(8)),
+        lambda model: load_weights(inner, model),
+        lambda model: keras_resnet.save_torchvision(model, tmp_path / "x.safetensors"),
+        lambda model: keras_resnet.CifarResNet(8, weights=tmp_path / "flowers.keras"),
+    ):
+        with pytest.raises(WeightsError, match=message):
+            use(model)
+    body = model.get_layer("cifar_resnet8")
+    assert list(keras_resnet.features(body).output) == ["conv2", "conv3", "conv4"]
+    with pytest.raises(ValueError, match="x is no network of this package: it has no blocks"):
+        keras_resnet.features(keras.Sequential([keras.Input((8, 8, 3)), keras.layers.Conv2D(3, 3)], name="x"))
+
+
+def in_front(*front, **options):
+    """A network behind other layers, and the layers alone."""
+    tensor = keras.Input((32, 32, 3))
+    x = tensor
+    for layer in front:
+        x = layer(x)
+    return keras_resnet.CifarResNet(8, input_tensor=x, **options), keras.Model(tensor, x)
+
+
+def test_stock_normalization_in_front(tmp_path):
+    adapted = keras.layers.Normalization()
+    adapted.adapt(pixels(8, 32) * np.array([1.0, 0.5, 0.2], "float32"))
+    given = keras.layers.Normalization(mean=[120.0, 110.0, 100.0], variance=[3600.0, 2500.0, 1600.0])
+    image = keras.layers.Normalization(axis=(1, 2, 3))
+    image.adapt(pixels(8, 32))
+    scaled = keras.layers.Rescaling(1 / 255)
+    x = pixels(2, 32, seed=1)
+    for front in ((adapted,), (given,), (image,), (scaled,), (scaled, keras.layers.Normalization(-1, 0.5, 0.04))):
+        model, _ = in_front(keras.layers.RandomFlip(), *front)
+        model.save(tmp_path / "m.keras")
+        for source in (model, tmp_path / "m.keras"):
+            back = keras_resnet.from_weights(source)
+            assert np.allclose(back(x), model(x, training=False), atol=1e-5)
+            assert back.layers[1].name == "normalization"
+    behind, other = in_front(adapted)[0], in_front(adapted)[0]
+    load_weights(behind, other)
+    assert np.allclose(behind(x), other(x))
+    unchanged(behind, model, "the network's first layer normalises by")
+
+
+def test_other_layers_in_front_are_asked_about():
+    for front in (
+        (lambda x: x / 100,),
+        (keras.layers.Resizing(32, 32),),
+        (keras.layers.Rescaling(0.5), lambda x: keras.ops.flip(x, -1)),
+    ):
+        model, layers = in_front(*front)
+        with pytest.raises(WeightsError, match=UNSAID):
+            keras_resnet.from_weights(model)
+        x = pixels(1, 32)
+        outside = layers(x, training=False)  # Keras calls such layers in training mode otherwise
+        assert np.allclose(keras_resnet.from_weights(model, None)(outside), model(x, training=False), atol=1e-6)
+    theirs = keras.applications.ResNet50(
+        weights=None, include_top=False, input_tensor=keras.layers.Rescaling(1 / 255)(keras.Input((64, 64, 3)))
+    )
+    assert normalization.same(readers.read(theirs).normalization, (0.0, 255.0))  # not what is usual there
+
+
+def test_h5_of_a_caffe_network(tmp_path):
+    model = keras_resnet.CifarResNet(8, normalization="caffe")
+    randomize(model)
+    model.save(tmp_path / "m.h5")
+    x = pixels(2, 32)
+    assert np.allclose(keras_resnet.from_weights(tmp_path / "m.h5")(x), model(x), atol=1e-6)
+    assert np.allclose(keras_resnet.CifarResNet(8, weights=tmp_path / "m.h5")(x), model(x), atol=1e-6)
+
+
+@pytest.mark.parametrize("change", [lambda layer: layer.enable_lora(2), lambda layer: layer.quantize("int8")])
+def test_lora_and_quantized_layers_are_refused(tmp_path, change):
+    model, other = keras_resnet.CifarResNet(8), keras_resnet.CifarResNet(8)
+    change(model.get_layer("fc"))
+    model.save(tmp_path / "m.keras")
+    for use in (
+        keras_resnet.from_weights,
+        lambda model: load_weights(model, other),
+        lambda model: load_weights(other, model),
+        lambda model: load_weights(other, tmp_path / "m.keras"),
+        lambda model: keras_resnet.save_torchvision(model, tmp_path / "x.safetensors"),
+    ):
+        with pytest.raises(
+            WeightsError, match=r"the layer fc of cifar_resnet8 has other variables, .* enable_lora\(\)"
+        ):
+            use(model)

@@ -8,13 +8,15 @@
 
 The network follows from the tensors. OUT.keras takes RGB pixels in [0, 255], as train/evaluate.py gives them. A tensor
 too many, too few or of another shape is an error, and then nothing is written. docs/weights.md has what is checked.
+Files of PyTorch networks for small images often do not say how the input was normalised; then --normalization does.
+It runs on any backend of Keras, without TensorFlow too.
 """
 
 import argparse
 import os
 import sys
 
-import quiet  # noqa: F401, first, before anything that imports TensorFlow
+import any_backend  # noqa: F401, first, before Keras
 
 # isort: split
 import keras_resnet
@@ -25,6 +27,13 @@ def parse(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("source", metavar="SOURCE", help=f"weights: {', '.join(readers.READERS)}")
     parser.add_argument("out", metavar="OUT", help=".keras, or .safetensors with torchvision's names")
+    parser.add_argument(
+        "--normalization",
+        default="auto",
+        metavar="N",
+        help=f"{', '.join(normalization.NAMED)}, none (the input is normalised outside), or mean and std of pixels in "
+        "[0, 255], as 125,123,114/63,62,67. Default: what the source says",
+    )
     return parser.parse_args(arguments)
 
 
@@ -34,7 +43,21 @@ def check(options):
         return f"OUT ends in .keras or .safetensors; found {options.out!r}"
     if not os.path.isdir(os.path.dirname(options.out) or "."):
         return f"{options.out} cannot be written: there is no folder {os.path.dirname(options.out)}"
+    try:
+        options.normalization = parse_normalization(options.normalization)
+    except ValueError:
+        names = ", ".join(normalization.NAMED)
+        return f"--normalization is {names}, none or R,G,B/R,G,B with a positive std; found {options.normalization!r}"
     return None
+
+
+def parse_normalization(word):
+    """`normalization` of `from_weights`; ValueError where the word says none."""
+    if word in ("auto", "none", *normalization.NAMED):
+        return None if word == "none" else word
+    mean, std = ([float(number) for number in part.split(",")] for part in word.split("/"))
+    normalization.numbers((mean, std))
+    return mean, std
 
 
 def main():
@@ -44,7 +67,7 @@ def main():
         sys.exit(f"convert.py: {wrong}")
     try:
         source = readers.read(options.source)
-        model = keras_resnet.from_weights(source)
+        model = keras_resnet.from_weights(source, options.normalization)
         if options.out.endswith(".keras"):
             model.save(options.out)
         else:

@@ -1,12 +1,15 @@
-"""Imports TensorFlow, on which the programs run, without the lines about its build that it writes first."""
+"""Imports TensorFlow, on which the programs run, without the lines about its build that it writes first.
+
+Without TensorFlow, or on another backend, the program ends here and says what to do.
+"""
 
 import os
 import sys
 
+program = os.path.basename(sys.argv[0])
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 backend = os.environ.setdefault("KERAS_BACKEND", "tensorflow")
 if backend != "tensorflow":
-    program = os.path.basename(sys.argv[0])
     sys.exit(
         f"{program} runs on TensorFlow; KERAS_BACKEND is {backend}. Unset it, or use the networks and the optimizer of "
         "keras_resnet in Keras code of your own, which run on any backend."
@@ -18,6 +21,11 @@ try:
     import tensorflow as tf
 
     tf.config.list_physical_devices()
+    missing = None
+except ModuleNotFoundError as error:
+    missing = error.name
 finally:
     sys.stderr.flush()
     os.dup2(_stderr, 2)
+if missing:
+    sys.exit(f'{program} needs the package {missing}: pip install ".[train]"')

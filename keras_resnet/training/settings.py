@@ -85,6 +85,10 @@ class Settings:
             )
         if self.plain and (self.preactivation or self.activation_order or self.shortcut_variant):
             raise RunError("--plain is without shortcuts, which --preactivation and the other variants of P2 are about")
+        if self.plain and self.shortcut != self._defaults()["shortcut"]:
+            raise RunError(
+                f"--plain is without shortcuts; found --shortcut {self.shortcut} as well; give one of the two"
+            )
         if self.preactivation and self.activation_order:
             raise RunError("--preactivation is --activation-order full_preactivation; give one of the two")
         if self.freeze_until and not self.init_from:

@@ -1,0 +1,163 @@
+"""Canaries: this package reaches into Keras and TensorFlow in some places. Where one changes, its sentence says so.
+
+`REACHED` has every place; `test_all_places_are_known` finds one that is missing.
+"""
+
+import ast
+import inspect
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from conftest import ROOT
+from keras.src.backend.tensorflow.trainer import TensorFlowTrainer
+from tensorflow.python.distribute import collective_all_reduce_strategy
+
+import keras_resnet
+
+
+def network():
+    inputs = keras.Input((8, 8, 3))
+    x = keras.layers.Conv2D(3, 1, name="conv")(inputs)
+    return keras.Model(inputs, keras.layers.Add(name="add")([keras.layers.ReLU()(x), keras.layers.Softmax()(x)]))
+
+
+def history():
+    model = network()
+    return model.get_layer("conv").output._keras_history.operation is model.get_layer("conv")
+
+
+def nodes():
+    conv = network().get_layer("conv")
+    return len(conv._inbound_nodes) == 1 and len(conv._outbound_nodes) == 2
+
+
+def nodes_by_depth():
+    found = [node.operation.name for nodes in network()._nodes_by_depth.values() for node in nodes]
+    return {"conv", "add"} < set(found) and len(found) == 5
+
+
+def flattened():
+    inner = keras.Sequential([keras.Input((8, 8, 3)), keras.layers.BatchNormalization(name="bn")])
+    return "bn" in {layer.name for layer in keras.Sequential([inner])._flatten_layers()}
+
+
+def decaying():
+    optimizer = keras.optimizers.SGD()
+    kernel, bias = keras.Variable(np.ones(1), name="kernel"), keras.Variable(np.ones(1), name="bias")
+    optimizer.exclude_from_weight_decay(var_names=["bias"])
+    optimizer.build([kernel, bias])
+    return (optimizer._use_weight_decay(kernel), optimizer._use_weight_decay(bias)) == (True, False)
+
+
+def initial_epoch():
+    epochs = []
+    model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1)])
+    model.compile(loss="mse")
+
+    class Later(keras.callbacks.Callback):
+        def on_train_begin(self, logs=None):
+            self.model._initial_epoch = 2
+
+        def on_epoch_begin(self, epoch, logs=None):
+            epochs.append(epoch)
+
+    model.fit(np.ones((1, 1)), np.ones((1, 1)), epochs=3, verbose=0, callbacks=[Later()])
+    return epochs == [2]
+
+
+def symbolic_build():
+    takes = lambda function: list(inspect.signature(function).parameters)
+    return takes(TensorFlowTrainer._maybe_symbolic_build) == ["self", "iterator", "data_batch"] and takes(
+        TensorFlowTrainer._symbolic_build
+    ) == ["self", "iterator", "data_batch"]
+
+
+def strategy_of_a_model():
+    with tf.distribute.MirroredStrategy(["CPU:0"]).scope():
+        inside = network()
+    return inside._distribute_strategy is inside.distribute_strategy and inside._distribute_strategy is not None
+
+
+def several_workers(*names):
+    source = inspect.getsource(collective_all_reduce_strategy)
+    return lambda: all(f"self.{name} =" in source for name in names)
+
+
+def cardinality():
+    strategy = tf.distribute.MirroredStrategy(["CPU:0"])
+    data = strategy.distribute_datasets_from_function(lambda context: tf.data.Dataset.range(6))
+    data._cardinality //= 2
+    return int(data.cardinality) == 3
+
+
+def flip():
+    pixels = keras.Input((4, 4, 3))
+    operation = keras.Model(pixels, keras.ops.flip(pixels, axis=-1)).operations[-1]
+    return type(operation).__name__ == "Flip" and operation.axis == -1
+
+
+REACHED = {
+    "_keras_history": (history, "a symbolic tensor no longer says which layer it is of: folding"),
+    "_inbound_nodes": (nodes, "a layer no longer says how often it is called: folding"),
+    "_outbound_nodes": (nodes, "a layer no longer says what follows it: folding"),
+    "_nodes_by_depth": (nodes_by_depth, "a model no longer lists its calls of layers: folding"),
+    "_flatten_layers": (flattened, "a model no longer gives the layers of inner models: analysis.recalibrate_bn"),
+    "_use_weight_decay": (decaying, "an optimizer no longer says which variables decay: optimizers.SGD"),
+    "_initial_epoch": (initial_epoch, "a callback can no longer set the first epoch of fit: optimizers"),
+    "_maybe_symbolic_build": (symbolic_build, "fit builds the model in another way: distribution._adapt_keras"),
+    "_symbolic_build": (symbolic_build, "a model is built from a batch in another way: distribution._adapt_keras"),
+    "keras.src.backend.tensorflow.trainer": (symbolic_build, "the trainer of TensorFlow has moved: distribution"),
+    "_distribute_strategy": (strategy_of_a_model, "a model keeps its strategy elsewhere: distribution"),
+    "_cardinality": (cardinality, "a distributed data set counts its batches elsewhere: distribution.datasets"),
+    "_is_chief": (several_workers("_is_chief"), "a strategy no longer says whether this is the chief: distribution"),
+    "_id_in_cluster": (several_workers("_id_in_cluster"), "a strategy no longer says its number: distribution"),
+    "_num_workers": (several_workers("_num_workers"), "a strategy no longer counts its workers: distribution"),
+    "_task_type": (several_workers("_task_type"), "a strategy no longer says its task: distribution"),
+    "_task_id": (several_workers("_task_id"), "a strategy no longer says its task: distribution"),
+    "Flip": (flip, "the operation of keras.ops.flip has another name or axis: normalization.of, readers"),
+}
+
+
+@pytest.mark.parametrize("place", REACHED)
+def test_canary(place):
+    works, sentence = REACHED[place]
+    try:
+        found = works()
+    except Exception as error:
+        found = f"{type(error).__name__}: {error}"
+    assert found is True, f"Keras {keras.__version__}, TensorFlow {tf.__version__}, {place}: {sentence}. {found}"
+
+
+def private(name):
+    return name.startswith("_") and not name.startswith("__")
+
+
+def places(tree):
+    """Private names of other packages that a module uses: attributes, words of `getattr`, and modules."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and private(node.attr):
+            yield node.attr
+        elif isinstance(node, ast.Call) and getattr(node.func, "id", "") in ("getattr", "hasattr", "setattr"):
+            yield from (word.value for word in node.args[1:2] if private(str(getattr(word, "value", ""))))
+        elif isinstance(node, (ast.Import, ast.ImportFrom)):
+            modules = [getattr(node, "module", None) or "", *(alias.name for alias in node.names)]
+            yield from (module for module in modules if module.startswith(("keras.src", "tensorflow.python")))
+
+
+def own_names(tree):
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+            yield node.name
+        elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store) and ast.unparse(node.value) == "self":
+            yield node.attr
+
+
+def test_all_places_are_known():
+    files = [*(ROOT / "keras_resnet").rglob("*.py"), *(ROOT / "train").rglob("*.py")]
+    trees = [ast.parse(path.read_text()) for path in files]
+    own = {name for tree in trees for name in own_names(tree)} | set(dir(keras_resnet.readers.Source))
+    found = {place for tree in trees for place in places(tree)} - own
+    assert {"_keras_history", "_use_weight_decay", "keras.src.backend.tensorflow.trainer"} <= found
+    assert found <= REACHED.keys(), "private parts of Keras or TensorFlow without a canary in REACHED"

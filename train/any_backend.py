@@ -1,0 +1,14 @@
+"""Chooses a backend of Keras that is installed, for programs that run on any of them; the first of several."""
+
+import importlib.util
+import os
+import sys
+
+installed = [name for name in ("tensorflow", "jax", "torch") if importlib.util.find_spec(name)]
+if not (installed and importlib.util.find_spec("keras")):
+    sys.exit(
+        f"{os.path.basename(sys.argv[0])} needs Keras and one of its backends TensorFlow, JAX and PyTorch: "
+        'pip install ".[train]"; or pip install . and jax or torch'
+    )
+if os.environ.setdefault("KERAS_BACKEND", installed[0]) == "tensorflow":
+    import quiet  # noqa: F401

@@ -24,6 +24,13 @@ class EvaluationError(Exception):
     """This cannot be evaluated. The message says what was looked for, what was found and what to do."""
 
 
+# What may stand behind a classifier's last activation.
+LOOKED_THROUGH = tuple(
+    getattr(keras.layers, name)
+    for name in ("Average", "AveragePooling2D", "Dropout", "Flatten", "GlobalAveragePooling2D", "Identity", "Reshape")
+)
+
+
 class Result(typing.NamedTuple):
     """What came out.
 
@@ -134,8 +141,7 @@ def evaluate(classifiers, examples, classes, protocol="center", *, crop=224, bat
 
     Args:
         classifiers: a `keras.Model`, or a list of them. Input: (batch, height, width, 3). Output: (batch, classes),
-            probabilities or logits: what is nowhere negative and sums to 1 is probabilities, to anything else a
-            softmax is applied.
+            probabilities or logits, as `gives_logits` tells: to logits a softmax is applied.
         examples: a `tf.data.Dataset` of (image, label), unbatched and in the same order each time it is read. Images:
             (height, width, 3), RGB in [0, 255]. Labels: integers in [0, classes).
         classes: the classes' names.
@@ -161,8 +167,9 @@ def evaluate(classifiers, examples, classes, protocol="center", *, crop=224, bat
     if not 0 < len(classifiers) == len(preprocess):
         raise ValueError(f"each classifier has one preprocess; found {len(classifiers)} and {len(preprocess)}")
     members = [_Member(_compiled(model, plan), p) for model, p in zip(classifiers, preprocess, strict=True)]
-    outputs = [_check(member, examples, plan, len(classes)) for member in members]
-    softmax = [not are_probabilities(output) for output in outputs]
+    for member in members:
+        _check(member, examples, plan, len(classes))
+    softmax = [gives_logits(model) for model in classifiers]
 
     n = int(examples.cardinality())  # negative where it is not known
     progress = keras.utils.Progbar(n * len(plan.passes) if n > 0 else None, unit_name="image", verbose=verbose)
@@ -216,9 +223,45 @@ def _mean_probabilities(members, softmax, batch, n):
     return total / len(members)
 
 
-def are_probabilities(outputs):
-    """Whether a classifier's outputs, an array (batch, classes), are probabilities and not logits."""
-    return outputs.min() >= 0 and np.allclose(outputs.sum(axis=1), 1, atol=0.01)  # bfloat16 is not more exact
+def gives_logits(model):
+    """Whether a classifier ends before its softmax, which its last layers tell.
+
+    Args:
+        model: a functional `keras.Model`. Behind its last activation there may be averages, of positions or of several
+            networks, and layers that change no value.
+
+    Returns:
+        True for a linear end, and for a log-softmax, which a softmax turns into probabilities as well; False for a
+        softmax and for sigmoids, whose outputs are taken as they are.
+
+    Raises:
+        EvaluationError: the model ends otherwise.
+    """
+    ends = _last_activations(model)
+    if ends in ({"linear"}, {"logsoftmax"}):
+        return True
+    if ends in ({"softmax"}, {"sigmoid"}):
+        return False
+    found = " and ".join(sorted(ends)) or "no layer that is known"
+    raise EvaluationError(
+        f"{model.name} ends in {found}; a classifier ends in a softmax, in sigmoids or, for logits, in a linear layer. "
+        'Add keras.layers.Softmax() or keras.layers.Activation("sigmoid") to it.'
+    )
+
+
+def _last_activations(model):
+    """The names of the functions, or the kinds of layers, whose values are the outputs of a model."""
+    ends, tensors = set(), list(getattr(model, "outputs", None) or ())
+    while tensors:
+        layer, call, output = tensors.pop()._keras_history
+        name = getattr(getattr(layer, "activation", None), "__name__", type(layer).__name__)
+        if isinstance(layer, keras.Model):
+            tensors.append(layer.outputs[output])
+        elif isinstance(layer, LOOKED_THROUGH) or (isinstance(layer, keras.layers.Activation) and name == "linear"):
+            tensors += layer._inbound_nodes[call].input_tensors
+        else:
+            ends.add(name.lower().replace("_", ""))
+    return ends
 
 
 def _averaging(members, plan):
@@ -287,7 +330,7 @@ def _check_size(model, images):
 
 
 def _check(member, examples, plan, classes):
-    """Shows the first example to a classifier in every size; returns the outputs.
+    """Shows the first example to a classifier in every size.
 
     It is done before the work begins, so that what does not fit is known in time.
     """
@@ -312,7 +355,6 @@ def _check(member, examples, plan, classes):
                 f"{member.model.name} has {output.shape[1]} classes and the data {classes}; a model is tested on the "
                 "classes that it was trained for"
             )
-    return np.concatenate(outputs)
 
 
 def _by(size):

@@ -3,6 +3,8 @@
 P1 is "Deep Residual Learning for Image Recognition" (arXiv 1512.03385).
 """
 
+import collections
+
 import keras
 import numpy as np
 from keras import layers
@@ -20,11 +22,13 @@ def fold(model, dtype="float32", batch_norm=True):
         model: a functional `keras.Model`. It stays as it is.
         dtype: of weights and arithmetic, for example "float32" or "bfloat16". Input, normalization, softmax and output
             stay float32.
-        batch_norm: whether to fold batch normalisations. One that does not follow a convolution, or shares it with
-            another layer (as after the additions of pre-activation networks), stays.
+        batch_norm: whether to fold batch normalisations. One stays that does not follow a convolution (as after the
+            additions of pre-activation networks), that normalises another axis than the channels, or whose convolution
+            is applied twice, feeds another layer as well or is an output.
 
     Returns:
-        A `keras.Model` of stock layers with the names of `model`'s. In float32 its outputs are the same within 1e-5.
+        A `keras.Model` of stock layers with the names of `model`'s, and the same structure of inputs and outputs. In
+        float32 its outputs are the same within 1e-5.
     """
     if isinstance(model, keras.Sequential):
         model = keras.Model(model.inputs[0], model.outputs[0], name=model.name)
@@ -48,14 +52,19 @@ def fold(model, dtype="float32", batch_norm=True):
 
     with recursion_limit(LOADING_DEPTH):
         copy = keras.models.clone_model(model, clone_function=clone, call_function=call)
-        if copy.output.dtype != "float32":
-            outputs = layers.Activation("linear", dtype="float32", name="float32")(copy.output)
-            copy = keras.Model(copy.input, outputs, name=model.name)
+        if dtype != "float32":
+            copy = keras.Model(copy.input, keras.tree.map_structure(_to_float32, copy.output), name=model.name)
     for layer in copy.layers:
         if layer.weights and not isinstance(layer, keras.Model):
             source = model.get_layer(layer.name)
             layer.set_weights(_weights(source, folded[layer.name]) if layer.name in folded else source.get_weights())
     return copy
+
+
+def _to_float32(output):
+    if output.dtype == "float32" or not keras.backend.is_float_dtype(output.dtype):
+        return output
+    return layers.Activation("linear", dtype="float32", name=f"{output._keras_history.operation.name}_float32")(output)
 
 
 def _is_exact(layer):
@@ -67,14 +76,20 @@ def _is_exact(layer):
 
 def _foldable(model):
     """The batch normalisations that alone follow a convolution, by the convolution's name."""
+    nodes = [node for nodes in model._nodes_by_depth.values() for node in nodes]  # a layer has those of all its models
+    makers = {id(tensor): node.operation for node in nodes for tensor in node.outputs}
+    calls = collections.Counter(id(node.operation) for node in nodes)
+    uses = collections.Counter(map(id, [*model.outputs, *(tensor for node in nodes for tensor in node.input_tensors)]))
     found = {}
-    for layer in model.layers:
-        if type(layer) is layers.BatchNormalization and len(layer._inbound_nodes) == 1:
-            convolution = layer.input._keras_history.operation
-            linear = getattr(convolution, "activation", None) is keras.activations.linear
-            alone = len(convolution._outbound_nodes) == 1 and convolution.output is not model.output
-            if type(convolution) is layers.Conv2D and linear and alone:
-                found[convolution.name] = layer
+    for bn, inputs in ((node.operation, node.input_tensors) for node in nodes if node.input_tensors):
+        convolution = makers[id(inputs[0])]
+        if type(bn) is layers.BatchNormalization and type(convolution) is layers.Conv2D:
+            alone = calls[id(bn)] == calls[id(convolution)] == uses[id(inputs[0])] == 1
+            plain = len(convolution.weights) == 1 + convolution.use_bias  # neither LoRA's weights nor scales of int8
+            linear = convolution.activation is keras.activations.linear
+            channels = {"channels_last": 3, "channels_first": 1}[convolution.data_format]
+            if alone and plain and linear and bn.axis % 4 == channels:
+                found[convolution.name] = bn
     return found
 
 

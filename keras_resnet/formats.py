@@ -28,6 +28,7 @@ def write(model, folder, format, crop, calibration=None):
 
     Raises:
         ExportError: what writes this format is not installed, or the runtime gives other answers.
+        OSError: the folder cannot be written.
     """
     size = [length or crop for length in model.input_shape[1:3]]
     path = os.path.join(folder, NAMES[format])
@@ -40,15 +41,17 @@ def write(model, folder, format, crop, calibration=None):
         raise ExportError(
             f'{format} needs packages that are not installed, pip install ".[export]": {error}'
         ) from error
+    except RuntimeError as error:  # OpenVINO's, of a full disk
+        raise OSError(error) from error
     try:
         answers = RUNNERS[format](path, images)
     except ImportError:
         return None
-    difference = float(np.abs(answers - expected).max())
-    if calibration is None and difference > TOLERANCE:
-        raise ExportError(
-            f"{model.name} in {format} differs from the network by {difference:.1e}, more than {TOLERANCE}"
-        )
+    if answers.shape != expected.shape:
+        raise ExportError(f"{model.name} in {format} answers {answers.shape} where the network does {expected.shape}")
+    difference, most = float(np.abs(answers - expected).max()), TOLERANCE if calibration is None else 1
+    if not difference <= most:  # a difference that is NaN is none either
+        raise ExportError(f"{model.name} in {format} differs from the network by {difference:.1e}, more than {most}")
     return difference
 
 

@@ -4,11 +4,14 @@ A folder NAME/ holds versions, NAME/1, NAME/2 and so on. A server that watches i
 because a version appears whole or not at all. docs/serving.md shows how they are served.
 """
 
+import contextlib
+import fcntl
 import importlib.metadata
 import json
 import os
 import shutil
 import tempfile
+import time
 
 import keras
 import numpy as np
@@ -27,20 +30,24 @@ DTYPES = ("float32", "bfloat16", "int8")
 FORMATS = ("saved_model", *formats.WRITERS)
 WARMUP = os.path.join("assets.extra", "tf_serving_warmup_requests")  # where TF Serving looks for it
 ABOUT = "about.json"
+UNFINISHED, REMOVED = ".unfinished-", ".removed-"  # names of folders that no server looks at
+NEW = 60  # seconds in which a new unfinished folder becomes a locked one
+LAST_VERSION = 2**63 - 1  # a server counts in int64
 
 
 def export(
     model, folder, *, classes=None, version=None, format="saved_model", batch_norm="fold", dtype="float32",
-    calibration=None, top_k=TOP_K, crop=None, keep=None, about=None,
+    calibration=None, top_k=TOP_K, crop=None, max_pixels=signatures.MAX_PIXELS, keep=None, about=None,
 ):  # fmt: skip
     """Writes FOLDER/VERSION/, whole or not at all.
 
     Args:
         model: a functional `keras.Model`. Input: (batch, height, width, 3), RGB pixels in [0, 255]; a network that was
-            built with `normalization` takes them. Output: (batch, classes), probabilities or logits.
+            built with `normalization` takes them. Output: (batch, classes), probabilities or logits, to which a
+            softmax is added. The outputs of sigmoids are served as they are, as `probabilities`.
         folder: of the versions; its name is the model's name for the server.
         classes: the classes' names; default "0", "1" and so on.
-        version: a positive integer that is not there yet; default the next one.
+        version: an integer from 1 to 2^63 - 1 that is not there yet; default the next one.
         format: "saved_model", "openvino", "onnx" or "litert".
         batch_norm: "fold" into the convolutions, the same within 1e-5, or "keep".
         dtype: of weights and arithmetic: "float32"; "bfloat16" in a SavedModel; "int8" for OpenVINO and LiteRT, with
@@ -49,6 +56,8 @@ def export(
             that will be seen. The first 300 are cropped as files are, and the ranges of activations are fitted to them.
         top_k: how many classes the answers `classes`, `scores` and `labels` hold.
         crop: size in pixels of the crops that are made of files; default the network's, or 224 where it takes any.
+        max_pixels: of a file that a SavedModel is sent. A larger image is refused before it is decoded, which takes
+            three bytes a pixel.
         keep: how many versions to keep, the newest ones; default all.
         about: a dictionary of what else is to stand in VERSION/about.json.
 
@@ -62,13 +71,14 @@ def export(
         ExportError: the model is no classifier, the folder cannot be written, or an argument is out of range.
     """
     folder = os.path.abspath(folder)
-    _check_choices(format, batch_norm, dtype, calibration, keep, top_k)
+    _check_choices(format, batch_norm, dtype, calibration, keep=keep, top_k=top_k, max_pixels=max_pixels)
     network, outputs = _check_classifier(model)
     classes = [str(i) for i in range(outputs)] if classes is None else [str(name) for name in classes]
     if len(classes) != outputs:
         raise ExportError(f"{model.name} has {outputs} classes; found {len(classes)} names of classes")
     crop = _crop(model, crop)
     preprocess = signatures.preprocessing(crop)
+    images = None if calibration is None else _crops(calibration, preprocess)
     written = {
         **_origin(),
         **(about or {}),
@@ -79,28 +89,23 @@ def export(
         "dtype": dtype,
         "input_shape": model.input_shape,
         "preprocessing": preprocess._asdict(),
+        "max_pixels": max_pixels,
         "classes": classes,
     }
-    temporary = _open(folder, version)
-    try:
+    with _unfinished(folder, version) as (temporary, file):
         with recursion_limit(LOADING_DEPTH):
             network = fold(network, "float32" if dtype == "int8" else dtype, batch_norm == "fold")
             if format == "saved_model":
-                signatures.save(network, temporary, classes, min(top_k, outputs), preprocess)
+                signatures.save(network, temporary, classes, min(top_k, outputs), preprocess, max_pixels)
                 os.makedirs(os.path.join(temporary, os.path.dirname(WARMUP)))
-                with tf.io.TFRecordWriter(os.path.join(temporary, WARMUP)) as file:
+                with tf.io.TFRecordWriter(os.path.join(temporary, WARMUP)) as requests:
                     for log in signatures.warmup_requests(os.path.basename(folder), model.input_shape, crop):
-                        file.write(log.SerializeToString())
+                        requests.write(log.SerializeToString())
             else:
-                images = None if calibration is None else _crops(calibration, preprocess)
                 written["largest_difference"] = formats.write(network, temporary, format, crop, images)
-        with open(os.path.join(temporary, ABOUT), "w") as file:
-            json.dump(written, file, indent=2)
+        json.dump(written, file, indent=2)
+        file.flush()
         path = _publish(temporary, folder, version)
-    except OSError as error:
-        raise ExportError(f"{folder} could not be written: {error}") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
     for old in versions(folder)[:-keep] if keep else []:
         _remove(folder, old)
     return path
@@ -138,7 +143,7 @@ def versions(folder):
     return sorted(int(name) for name in names if name.isdecimal())
 
 
-def _check_choices(format, batch_norm, dtype, calibration, keep, top_k):
+def _check_choices(format, batch_norm, dtype, calibration, **positive):
     for argument, value, choices in (
         ("format", format, FORMATS),
         ("batch_norm", batch_norm, ("fold", "keep")),
@@ -154,7 +159,7 @@ def _check_choices(format, batch_norm, dtype, calibration, keep, top_k):
         )
     if (dtype == "int8") != (calibration is not None):
         raise ExportError("int8 is fitted to images that are given for calibration; another dtype takes none")
-    for argument, value in (("keep", keep), ("top_k", top_k)):
+    for argument, value in positive.items():
         if value is not None and value < 1:
             raise ExportError(f"{argument} is positive; found {value}")
 
@@ -166,12 +171,18 @@ def _check_classifier(model):
         raise ExportError(f"{model.name} has the input shape {shape}; what is exported takes (batch, height, width, 3)")
     if not (isinstance(outputs, tuple) and len(outputs) == 2 and outputs[1]):
         raise ExportError(f"{model.name} is no classifier: its output is {outputs} instead of (batch, classes)")
+    try:
+        logits = evaluation.gives_logits(model)
+    except evaluation.EvaluationError as error:
+        raise ExportError(str(error)) from error
+    if logits and outputs[1] == 1:
+        raise ExportError(f"{model.name} has one linear output; the softmax of one class is always 1")
     with recursion_limit(LOADING_DEPTH):
         probe = np.random.default_rng(0).uniform(0, 255, (1, *(length or 64 for length in shape[1:3]), 3))
         answer = keras.ops.convert_to_numpy(model(probe.astype("float32"), training=False)).astype("float64")
         if not np.isfinite(answer).all():
             raise ExportError(f"{model.name} gives outputs that are not finite; has its training diverged?")
-        if not evaluation.are_probabilities(answer):
+        if logits:
             softmax = layers.Softmax(dtype="float32", name="probabilities")(model.outputs[0])
             model = keras.Model(model.inputs[0], softmax, name=model.name)
     return model, outputs[1]
@@ -197,27 +208,59 @@ def _crops(images, preprocess):
     return np.stack(crops)
 
 
-def _open(folder, version):
-    """Makes a folder beside the versions that a server does not look at, because its name is no number."""
+@contextlib.contextmanager
+def _unfinished(folder, version):
+    """A folder beside the versions that a server does not look at, because its name is no number, and its about.json.
+
+    The file is locked as long as it is open, so that another export knows that this one is running. What remains of
+    the folder in the end is removed.
+    """
     if version is not None:
-        if version < 1:
-            raise ExportError(f"a version is a positive number; found {version}")
+        if not 1 <= version <= LAST_VERSION:
+            raise ExportError(f"a version is a number from 1 to {LAST_VERSION}; found {version}")
         if version in versions(folder):
             raise ExportError(f"{os.path.join(folder, str(version))} exists; a version is never overwritten")
     try:
         os.makedirs(folder, exist_ok=True)
-        temporary = tempfile.mkdtemp(prefix=".unfinished-", dir=folder)
+        _remove_left_over(folder)
+        temporary = tempfile.mkdtemp(prefix=UNFINISHED, dir=folder)
         os.chmod(temporary, 0o755)  # the server is often another user
     except OSError as error:
         raise ExportError(f"{folder} cannot be written: {error}") from error
-    return temporary
+    try:
+        with open(os.path.join(temporary, ABOUT), "w") as file:
+            with contextlib.suppress(OSError):  # some file systems have no locks
+                fcntl.flock(file, fcntl.LOCK_EX)
+            yield temporary, file
+    except (OSError, tf.errors.OpError) as error:
+        free = shutil.disk_usage(folder).free / 1e6
+        reason = str(error).splitlines()[0]
+        raise ExportError(f"{folder} could not be written, {free:.1f} MB are free there: {reason}") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _remove_left_over(folder):
+    """Removes what exports and removals that were killed have left; not what is locked, or about to be."""
+    for entry in os.scandir(folder):
+        if entry.name.startswith(REMOVED):
+            shutil.rmtree(entry, ignore_errors=True)
+        elif entry.name.startswith(UNFINISHED):
+            with contextlib.suppress(OSError):  # locked, or there are no locks
+                if time.time() - entry.stat().st_mtime > NEW:
+                    with open(os.path.join(entry, ABOUT), "a") as file:
+                        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                        shutil.rmtree(entry)
 
 
 def _publish(temporary, folder, version):
     """Renames the folder to its version: the next one, if `version` is None."""
     os.sync()  # so that after a power cut, too, what has its name is whole
     while True:
-        path = os.path.join(folder, str(version or max(versions(folder), default=0) + 1))
+        number = version or max(versions(folder), default=0) + 1
+        if number > LAST_VERSION:
+            raise ExportError(f"{folder} holds the last version, {LAST_VERSION}; give a version that is free")
+        path = os.path.join(folder, str(number))
         try:
             os.rename(temporary, path)
             return path
@@ -229,15 +272,17 @@ def _publish(temporary, folder, version):
 
 def _remove(folder, version):
     """A server never sees half a version, neither here."""
-    hidden = tempfile.mkdtemp(prefix=".removed-", dir=folder)
+    hidden = tempfile.mkdtemp(prefix=REMOVED, dir=folder)
     os.rename(os.path.join(folder, str(version)), os.path.join(hidden, str(version)))
-    shutil.rmtree(hidden)
+    shutil.rmtree(hidden, ignore_errors=True)
 
 
 def _origin():
     """Who wrote this: the git commit, None outside of a repository, and the versions of packages."""
-    names = ("keras-deep-residual", "keras", "tensorflow")
-    return {"git_commit": origin.commit(), "versions": {name: importlib.metadata.version(name) for name in names}}
+    own = "keras-deep-residual"
+    # TensorFlow's distribution has other names, too: tensorflow-cpu, tf-nightly.
+    versions = {own: importlib.metadata.version(own), "keras": keras.__version__, "tensorflow": tf.__version__}
+    return {"git_commit": origin.commit(), "versions": versions}
 
 
 def _read_json(path):

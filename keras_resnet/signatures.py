@@ -13,6 +13,8 @@ from keras_resnet.data import imagenet, views
 
 SMALL = 64  # up to this size of its input a network sees whole images, as in CIFAR's test (P1 4.2)
 DECODED_AT_ONCE = 16
+MAX_PIXELS = 50_000_000  # of a file: 150 MB once it is decoded, 16 of them at a time
+PNG, PNG_SIZE = b"\x89PNG\r\n\x1a\n", 16  # a PNG file begins like this; where its width and height are, 4 bytes each
 FILE = "image/encoded"  # the feature of a tf.Example, as ImageNet's records have it
 CLASSIFY = "classify"
 
@@ -30,7 +32,7 @@ def preprocessing(crop):
     return Preprocessing(crop if crop <= SMALL else imagenet.shorter_sides(crop)[0], crop)
 
 
-def save(model, path, classes, top_k, preprocess):
+def save(model, path, classes, top_k, preprocess, max_pixels=MAX_PIXELS):
     """Writes a SavedModel with the signatures.
 
     Args:
@@ -40,12 +42,17 @@ def save(model, path, classes, top_k, preprocess):
         classes: the names of the classes.
         top_k: how many classes `classes`, `scores` and `labels` hold.
         preprocess: a `Preprocessing`.
+        max_pixels: of an image in a file; a larger one fails its request before it is decoded.
     """
     names, pixels = tf.constant(classes), model.input_shape
 
     @tf.function(input_signature=[tf.TensorSpec(pixels, "float32")], autograph=False)
     def answer(images):
-        probabilities = model(images, training=False)
+        images = tf.ensure_shape(images, pixels)  # a session does not check what it is fed
+        images = tf.debugging.check_numerics(images, "pixels")
+        n, shape = tf.shape(images)[0], tf.shape(images)[1:]
+        one = lambda: tf.zeros(tf.concat([[1], shape], 0))  # oneDNN's convolutions refuse an empty batch
+        probabilities = model(tf.cond(n > 0, lambda: images, one), training=False)[:n]
         scores, numbers = tf.math.top_k(probabilities, top_k)
         labels = tf.gather(names, numbers)
         return {"probabilities": probabilities, "classes": numbers, "scores": scores, "labels": labels}
@@ -57,7 +64,7 @@ def save(model, path, classes, top_k, preprocess):
         return answer(tf.cast(images, "float32"))
 
     def predict_bytes(image_bytes):
-        return answer(decode(image_bytes, preprocess))
+        return answer(decode(image_bytes, preprocess, max_pixels))
 
     def classify(inputs):
         examples = tf.io.parse_example(inputs, {FILE: tf.io.FixedLenFeature((), "string")})
@@ -78,23 +85,44 @@ def save(model, path, classes, top_k, preprocess):
     methods.save()
 
 
-def decode(files, preprocess):
+def decode(files, preprocess, max_pixels=MAX_PIXELS):
     """Images of a batch of files.
 
     Args:
         files: string (batch,), the contents of JPEG or PNG files.
         preprocess: a `Preprocessing`.
+        max_pixels: a file whose head announces more is not decoded.
 
     Returns:
         float32 (batch, crop, crop, 3), RGB in [0, 255]. If one of the files cannot be decoded, running the graph
         fails with an InvalidArgumentError that says which ones, counted from 0.
     """
     side, crop, _ = preprocess
-    image = lambda file: (imagenet.center_crop(imagenet.decode(file), crop, side),)
+
+    def image(file):
+        with tf.control_dependencies([tf.debugging.assert_less_equal(_pixels(file), tf.constant(max_pixels, "int64"))]):
+            return (imagenet.center_crop(imagenet.decode(tf.identity(file)), crop, side),)
+
     _, lost, (images,) = imagenet.attempt(image, (files,), DECODED_AT_ONCE)
-    what = ["no JPEG or PNG image, or damaged: of this batch, counted from 0, number", lost]
+    what = [
+        f"no JPEG or PNG image, or damaged, or of more than {max_pixels} pixels: of this batch, counted from 0, number",
+        lost,
+    ]
     with tf.control_dependencies([tf.debugging.Assert(tf.size(lost) == 0, what, summarize=20)]):
         return tf.ensure_shape(images, (None, crop, crop, 3))
+
+
+def _pixels(file):
+    """How many pixels a JPEG or PNG file announces in its head, int64; of others more than any limit, or an error."""
+
+    def png():
+        is_png = tf.strings.substr(file, 0, len(PNG)) == PNG
+        size = tf.io.decode_raw(tf.strings.substr(file, PNG_SIZE, 8), "int32", little_endian=False)
+        return tf.where(is_png, size, tf.int32.max)
+
+    is_jpeg = tf.strings.substr(file, 0, len(imagenet.JPEG)) == imagenet.JPEG
+    size = tf.cond(is_jpeg, lambda: tf.io.extract_jpeg_shape(file)[:2], png)
+    return tf.reduce_prod(tf.cast(size, "int64"))
 
 
 def warmup_requests(name, input_shape, crop):

@@ -2,8 +2,8 @@
 
     python c_api.py FOLDER_OF_TENSORFLOW SAVED_MODEL REQUEST.pickle ANSWER.pickle
 
-A request is a list of (input tensor's name, array, {output: tensor's name}). The answer is a list of {output: array},
-or of the error's message.
+A request is a list of (input tensor's name, array, {output: tensor's name}). The answer is a list of pairs: {output:
+array} or the error's message, and the peak of memory until then, in MB.
 """
 
 import ctypes
@@ -100,6 +100,12 @@ class TensorFlow:
         return dict(zip(outputs, map(self.array, fetched), strict=True))
 
 
+def peak_memory():
+    """In MB, of this program alone: getrusage's also counts the one that started it."""
+    with open("/proc/self/status") as file:
+        return next(int(line.split()[1]) / 1000 for line in file if line.startswith("VmHWM"))
+
+
 def main(folder, path, request, answer):
     tensorflow = TensorFlow(folder)
     tensorflow.load(path)
@@ -107,9 +113,10 @@ def main(folder, path, request, answer):
     with open(request, "rb") as file:
         for name, array, outputs in pickle.load(file):
             try:
-                answers.append(tensorflow.run(name, array, outputs))
+                found = tensorflow.run(name, array, outputs)
             except RuntimeError as error:
-                answers.append(str(error))
+                found = str(error)
+            answers.append((found, peak_memory()))
     assert "tensorflow" not in sys.modules
     with open(answer, "wb") as file:
         pickle.dump(answers, file)

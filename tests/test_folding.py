@@ -90,3 +90,104 @@ def test_bfloat16_is_inside_only():
     expected, found = model.predict(x, verbose=0), half.predict(x, verbose=0)
     assert 0 < abs(found - expected).max() < 0.05
     np.testing.assert_allclose(found.sum(1), 1, atol=1e-5)
+
+
+def normalized(x, axis=-1):
+    return layers.BatchNormalization(axis, gamma_initializer="ones")(x)
+
+
+def used_twice(inputs):
+    """One convolution, two batch normalisations."""
+    convolution = layers.Conv2D(3, 3, padding="same")
+    return normalized(convolution(normalized(convolution(inputs))))
+
+
+def normalized_twice(inputs):
+    """Two convolutions, one batch normalisation."""
+    bn = layers.BatchNormalization()
+    return layers.Add()([bn(layers.Conv2D(4, 1)(inputs)), bn(layers.Conv2D(4, 3, padding="same")(inputs))])
+
+
+def itself_an_output(inputs):
+    convolved = layers.Conv2D(4, 3)(inputs)
+    return {"before": convolved, "after": normalized(convolved)}
+
+
+def over_rows(inputs):
+    return normalized(layers.Conv2D(8, 3, padding="same")(inputs), axis=1)
+
+
+def adapted(inputs):
+    """LoRA: the kernel is not all that is multiplied with."""
+    convolution = layers.Conv2D(4, 3)
+    outputs = normalized(convolution(inputs))
+    convolution.enable_lora(2)
+    return outputs
+
+
+def over_negative_axis(inputs):
+    return [layers.ReLU()(normalized(layers.Conv2D(8, 3)(inputs), axis=-1))]
+
+
+def over_last_axis(inputs):
+    return layers.ReLU()(normalized(layers.Conv2D(8, 3)(inputs), axis=3))
+
+
+def twice_a_network(inputs):
+    part = layers.Input(inputs.shape[1:])
+    network = keras.Model(part, normalized(layers.Conv2D(3, 3, padding="same")(part)), name="part")
+    return network(network(inputs))
+
+
+@pytest.mark.parametrize(
+    "build, left",
+    [
+        (used_twice, 2),
+        (normalized_twice, 1),
+        (itself_an_output, 1),
+        (over_rows, 1),
+        (adapted, 1),
+        (over_negative_axis, 0),
+        (over_last_axis, 0),
+        (twice_a_network, 0),
+    ],
+    ids=lambda value: getattr(value, "__name__", None),
+)
+def test_every_graph_is_right_or_left_alone(build, left):
+    inputs = layers.Input((8, 8, 3))
+    model = keras.Model(inputs, build(inputs))
+    rng = np.random.default_rng(3)
+    for variable in model.variables:
+        variable.assign(rng.uniform(0.2, 1, variable.shape))
+    folded = fold(model)
+    parts = [layer for layer in folded.layers if isinstance(layer, keras.Model)]
+    assert sum(map(normalizations, [folded, *parts])) == left
+    x = images(2, 8, 8) / 255
+    keras.tree.map_structure(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), folded(x), model(x))
+
+
+def test_other_models_of_the_same_layers_change_nothing():
+    """Nothing but the model's own graph counts: neither another use of its layers nor one without them."""
+    model = trained(keras_resnet.CifarResNet(8, normalization=(120.0, 60.0)))
+    expected = np.array(model(images(2, 32, 32)))
+    other = layers.Input((16, 16, 16))
+    again = model.get_layer("conv2_1_1")(model.get_layer("conv2_1_2")(other))
+    keras.Model(other, layers.BatchNormalization()(again))
+    model.get_layer("conv2_1_2_bn")(other)
+    folded = fold(model)
+    assert normalizations(folded) == 0
+    np.testing.assert_allclose(folded(images(2, 32, 32)), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype, tolerance", [("float32", 1e-5), ("bfloat16", 0.05)])
+def test_every_output_of_a_network_stays(dtype, tolerance):
+    model = trained(keras_resnet.CifarResNet(8, normalization=(120.0, 60.0)))
+    features = keras_resnet.features(model)
+    folded = fold(features, dtype)
+    assert normalizations(folded) == 0
+    x = images(2, 32, 32)
+    expected, found = features(x), folded(x)
+    assert list(found) == ["conv2", "conv3", "conv4"]
+    for name, maps in expected.items():
+        assert found[name].dtype == "float32"
+        np.testing.assert_allclose(found[name], maps, atol=tolerance * np.abs(maps).max())

@@ -1,30 +1,37 @@
 import base64
+import importlib.metadata
 import io
 import json
 import os
 import pathlib
 import pickle
+import resource
 import shutil
 import socket
+import struct
 import subprocess
 import sys
 import threading
 import time
 import urllib.request
+import zlib
 
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from conftest import ROOT
+from conftest import ROOT, shared
+from keras import layers
+from PIL import Image
 from tensorflow.core.example import example_pb2
 from tensorflow.core.protobuf import meta_graph_pb2, saved_model_pb2
 from tensorflow_serving.apis import get_model_metadata_pb2, predict_pb2, prediction_log_pb2
 from test_folding import trained
 
 import keras_resnet
-from keras_resnet import serving, signatures
-from keras_resnet.data import imagenet, views
+from keras_resnet import evaluation, formats, serving, signatures
+from keras_resnet.data import imagenet, sources, views
+from keras_resnet.folding import fold
 from keras_resnet.graphs import recursion_limit
 
 CLASSES = tuple("abcdefghij")
@@ -34,6 +41,8 @@ SIGNATURES = {
     "predict_bytes": ("image_bytes", tf.string),
     "classify": ("inputs", tf.string),
 }
+FROZEN, BF16 = {"TF_ONEDNN_ASSUME_FROZEN_WEIGHTS": "1"}, {"TF_SET_ONEDNN_FPMATH_MODE": "BF16"}
+SWITCHES = {"as it is": {}, "frozen": FROZEN, "BF16": BF16, "frozen, BF16": FROZEN | BF16}
 
 
 def pixels(n=3, height=32, width=32, seed=0):
@@ -59,6 +68,11 @@ def signature_defs(path):
 
 def serve(path, *requests):
     """Answers to (signature, array), by TensorFlow's C API in a process without its Python."""
+    return [answer for answer, _ in served(path, *requests)]
+
+
+def served(path, *requests):
+    """The same, each with the process' peak of memory until then, in MB."""
     signature = signature_defs(path)
     asked = []
     for name, array in requests:
@@ -146,6 +160,66 @@ def test_a_malformed_image_is_named(exported):
     assert answers[2]["scores"].shape == (1, 3)  # the server goes on
 
 
+@pytest.mark.parametrize("name", ["serving_default", "predict_uint8"])
+def test_pixels_of_another_shape_are_refused(name, exported):
+    """They would be broadcast: along height and width by option A's padding, along channels by the normalization."""
+    images = pixels().astype(SIGNATURES[name][1].as_numpy_dtype)
+    wrong = images[:, :1, :1], images[..., :1], images[:, :, :16], images[0], images
+    *refused, answer = serve(exported, *((name, array) for array in wrong))
+    for array, message in zip(wrong, refused, strict=False):
+        shape = ",".join(map(str, array.shape))
+        assert f"[{shape}] is not compatible with expected shape [?,32,32,3]" in message
+    assert answer["scores"].shape == (3, 3)  # the server goes on
+
+
+def test_pixels_that_are_no_numbers_are_refused(exported):
+    images = np.repeat(pixels().astype("float32")[None], 2, axis=0)
+    images[0, 1, 2, 3, 0], images[1, 2, 31, 31, 2] = np.nan, -np.inf
+    nan, infinite = serve(exported, *(("serving_default", array) for array in images))
+    assert "pixels : Tensor had NaN values" in nan and "pixels : Tensor had Inf values" in infinite
+
+
+def test_an_empty_batch_has_an_empty_answer(exported):
+    images = pixels()[:0]
+    requests = images.astype("float32"), images, strings(), strings()
+    for name, answer in zip(SIGNATURES, serve(exported, *zip(SIGNATURES, requests, strict=True)), strict=True):
+        shapes = {"probabilities": (0, 10), "classes": (0, 3), "scores": (0, 3), "labels": (0, 3)}
+        assert {key: array.shape for key, array in answer.items()} == {key: shapes[key] for key in answer}, name
+
+
+def bomb(width, height):
+    """A small PNG file of black pixels."""
+    rows = zlib.compressobj()
+    chunk = lambda kind, data: struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+    head = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 1, 0, 0, 0, 0))
+    data = b"".join(rows.compress(bytes(1 + (width + 7) // 8)) for _ in range(height)) + rows.flush()
+    return b"\x89PNG\r\n\x1a\n" + head + chunk(b"IDAT", data) + chunk(b"IEND", b"")
+
+
+def test_a_huge_image_is_refused_before_it_is_decoded(exported):
+    (fine, before), (message, after) = served(
+        exported,
+        ("predict_bytes", strings(bomb(64, 64))),
+        ("predict_bytes", strings(bomb(64, 64), bomb(20_000, 20_000))),
+    )
+    assert fine["scores"].shape == (1, 3)
+    assert "of more than 50000000 pixels: of this batch, counted from 0, number] [1]" in message
+    assert after - before < 200  # MB; decoded it has 1,200
+
+
+def test_the_limit_of_pixels_is_to_the_pixel(small, tmp_path):
+    path = serving.export(small, tmp_path / "m", max_pixels=40 * 30)
+    gif = io.BytesIO()
+    Image.new("RGB", (40, 30)).save(gif, "GIF")  # its head announces nothing in PNG's place, and TensorFlow decodes it
+    jpeg = lambda *shape: tf.io.encode_jpeg(np.zeros((*shape, 3), "uint8")).numpy()
+    files = bomb(40, 30), jpeg(40, 30), bomb(41, 30), jpeg(30, 41), gif.getvalue()
+    good, *others = serve(path, ("predict_bytes", strings(*files[:2])), *(("predict_bytes", strings(f)) for f in files))
+    assert good["scores"].shape == (2, 5)
+    assert [isinstance(answer, str) for answer in others] == [False, False, True, True, True]
+    with open(os.path.join(path, serving.ABOUT)) as file:
+        assert json.load(file)["max_pixels"] == 1200
+
+
 def test_signatures_are_what_clients_ask_for(exported):
     """The messages of tensorflow-serving-api, and the REST form."""
     found = signature_defs(exported)
@@ -212,9 +286,170 @@ def test_a_version_appears_whole_or_not_at_all(small, tmp_path, listing, monkeyp
         raise OSError("No space left on device")
 
     monkeypatch.setattr(signatures, "save", save)
-    with pytest.raises(serving.ExportError, match="could not be written: No space left"):
+    with pytest.raises(serving.ExportError, match="could not be written, .* MB are free there: No space left"):
         serving.export(small, tmp_path / "m")
     assert seen == [[]] and os.listdir(tmp_path / "m") == []
+
+
+@pytest.mark.parametrize("format", ["saved_model", "openvino"])
+def test_a_full_disk_is_said(format, small, tmp_path):
+    if format != "saved_model":
+        pytest.importorskip(format)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))  # the weights have 300,000 bytes
+    try:
+        with pytest.raises(serving.ExportError, match=r"m could not be written, [\d.]+ MB are free there: ."):
+            serving.export(small, tmp_path / "m", format=format)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert os.listdir(tmp_path / "m") == []
+
+
+def test_what_killed_exports_left_is_removed_but_not_what_others_write(small, tmp_path):
+    folder = tmp_path / "m"
+    (folder / ".unfinished-killed").mkdir(parents=True)
+    (folder / ".unfinished-killed" / serving.ABOUT).write_text("{")  # a dead process holds no lock
+    for name in (".unfinished-empty", ".unfinished-new", ".removed-half", ".other"):
+        (folder / name).mkdir()
+    with serving._unfinished(folder, None) as (running, _):
+        for path in folder.glob(".*[!w]"):  # all but the new one, which might not be locked yet
+            os.utime(path, (time.time() - serving.NEW - 1,) * 2)
+        assert serving.export(small, folder) == str(folder / "1")
+        assert set(os.listdir(folder)) == {"1", ".other", ".unfinished-new", os.path.basename(running)}
+    assert set(os.listdir(folder)) == {"1", ".other", ".unfinished-new"}
+
+
+def test_the_last_version_is_that_of_a_server(small, tmp_path):
+    with pytest.raises(serving.ExportError, match="from 1 to 9223372036854775807; found 9223372036854775808"):
+        serving.export(small, tmp_path / "m", version=2**63)
+    path = serving.export(small, tmp_path / "m", version=2**63 - 1)
+    assert path.endswith("/9223372036854775807")
+    with pytest.raises(serving.ExportError, match="holds the last version"):
+        serving.export(small, tmp_path / "m")
+    assert len(os.listdir(tmp_path / "m")) == 1
+
+
+@pytest.mark.parametrize("answer", [np.full((2, 10), np.nan), np.zeros((1, 10)), np.full((2, 10), 0.5)])
+def test_another_runtimes_wrong_answers_are_no_export(answer, small, tmp_path, monkeypatch):
+    monkeypatch.setitem(formats.WRITERS, "onnx", lambda *arguments: None)
+    monkeypatch.setitem(formats.RUNNERS, "onnx", lambda path, images: answer)
+    with pytest.raises(serving.ExportError, match="in onnx (differs from the network by|answers .1, 10. where)"):
+        serving.export(small, tmp_path / "m", format="onnx")
+    assert os.listdir(tmp_path / "m") == []
+
+
+def test_int8_that_is_not_finite_is_no_export(small, tmp_path, monkeypatch):
+    monkeypatch.setitem(formats.WRITERS, "litert", lambda *arguments: None)
+    monkeypatch.setitem(formats.RUNNERS, "litert", lambda path, images: np.full((2, 10), np.nan))
+    images = tf.data.Dataset.from_tensor_slices(pixels(2))
+    with pytest.raises(serving.ExportError, match="by nan"):
+        serving.export(small, tmp_path / "m", format="litert", dtype="int8", calibration=images)
+
+
+def test_tensorflow_by_another_name_is_a_version_too(small, tmp_path, monkeypatch):
+    """tensorflow-cpu and tf-nightly have no distribution that is called tensorflow."""
+    known = importlib.metadata.version
+
+    def version(name):
+        if name == "tensorflow":
+            raise importlib.metadata.PackageNotFoundError(name)
+        return known(name)
+
+    monkeypatch.setattr(importlib.metadata, "version", version)
+    monkeypatch.setattr(signatures, "save", lambda *arguments: None)
+    with open(os.path.join(serving.export(small, tmp_path / "m"), serving.ABOUT)) as file:
+        assert json.load(file)["versions"]["tensorflow"] == tf.__version__
+
+
+def ending(*last, classes=10):
+    """A classifier of the mean colour: what a linear layer says of it, and then the last layers."""
+    kernel = np.random.default_rng(4).normal(0, 0.02, (3, classes))
+    inputs = x = keras.Input((8, 8, 3))
+    for layer in (layers.GlobalAveragePooling2D(), layers.Dense(classes), *last):
+        x = layer(x)
+    model = keras.Model(inputs, x)
+    dense = next(layer for layer in model.layers if isinstance(layer, layers.Dense))
+    dense.set_weights([kernel, np.ones(classes)])
+    return model
+
+
+def within(model):
+    inputs = keras.Input((8, 8, 3))
+    return keras.Model(inputs, layers.Dropout(0.5)(model(inputs)))
+
+
+def averaged(*models):
+    inputs = keras.Input((8, 8, 3))
+    return keras.Model(inputs, layers.Average()([model(inputs) for model in models]))
+
+
+def by_positions(activation):
+    inputs = keras.Input((8, 8, 3))
+    return keras.Model(inputs, layers.GlobalAveragePooling2D()(layers.Conv2D(10, 1, activation=activation)(inputs)))
+
+
+as_bfloat16 = lambda: keras.Sequential([ending(layers.Softmax()), layers.Activation("linear", dtype="bfloat16")])
+
+
+@pytest.mark.parametrize(
+    "model, logits",
+    [
+        (lambda: ending(), True),
+        (lambda: ending(layers.Activation("linear"), layers.Flatten()), True),
+        (lambda: ending(layers.Activation("log_softmax")), True),
+        (lambda: ending(keras.ops.log_softmax), True),
+        (lambda: ending(layers.Softmax()), False),
+        (lambda: ending(layers.Activation("softmax")), False),
+        (lambda: ending(keras.ops.softmax), False),
+        (lambda: ending(layers.Dense(10, activation="softmax")), False),
+        (lambda: ending(layers.Activation("sigmoid")), False),
+        (lambda: ending(layers.Softmax(), layers.Reshape((10,)), layers.Identity()), False),
+        (lambda: within(ending(layers.Softmax())), False),
+        (lambda: within(within(ending())), True),
+        (lambda: averaged(ending(layers.Softmax()), ending(layers.Softmax())), False),
+        (lambda: by_positions("softmax"), False),
+        (lambda: by_positions(None), True),
+        (as_bfloat16, False),
+        (lambda: fold(ending(layers.Dense(10, activation="softmax")), "bfloat16"), False),
+    ],
+)
+def test_the_last_activation_is_looked_at(model, logits):
+    assert evaluation.gives_logits(model()) is logits
+
+
+@pytest.mark.parametrize(
+    "model, ends",
+    [
+        (lambda: ending(layers.ReLU()), "relu"),
+        (lambda: ending(layers.Activation("tanh")), "tanh"),
+        (lambda: ending(layers.Softmax(), layers.Rescaling(2.0)), "rescaling"),
+        (lambda: averaged(ending(), ending(layers.Softmax())), "linear and softmax"),
+        (lambda: ending(classes=1), "one linear output; the softmax of one class is always 1"),
+    ],
+)
+def test_a_network_that_ends_otherwise_is_refused(model, ends, tmp_path):
+    with pytest.raises(serving.ExportError, match=f"(ends in {ends}; a classifier ends in|has {ends})"):
+        serving.export(model(), tmp_path / "m")
+    assert not (tmp_path / "m").exists()
+
+
+@pytest.mark.parametrize(
+    "last, function",
+    [([], tf.nn.softmax), ([layers.Activation("sigmoid")], tf.sigmoid), ([layers.Softmax()], tf.nn.softmax)],
+    ids=["linear", "sigmoid", "softmax"],
+)
+def test_a_network_is_served_and_evaluated_as_it_predicts(last, function, tmp_path):
+    """These logits are positive and add up to 1 for the first image, as probabilities do."""
+    model = ending(*last)
+    dense = next(layer for layer in model.layers if isinstance(layer, layers.Dense))
+    dense.set_weights([np.full((3, 10), 1e-9), np.arange(10) / 45])
+    images = pixels(4, 8, 8)
+    expected = function(np.tile(np.arange(10) / 45, (4, 1)).astype("float32"))
+    (answer,) = serve(serving.export(model, tmp_path / "m"), ("predict_uint8", images))
+    np.testing.assert_allclose(answer["probabilities"], expected, atol=1e-5)
+    data = tf.data.Dataset.from_tensor_slices((images, np.zeros(4, "int64")))
+    result = evaluation.evaluate(model, data, CLASSES, "single", verbose=0)
+    np.testing.assert_allclose(result.probabilities, expected, atol=1e-5)
 
 
 def test_logits_become_probabilities(tmp_path):
@@ -263,7 +498,8 @@ def broken(small):
         (lambda small: small, {"dtype": "int8"}, "for the formats openvino and litert; found saved_model"),
         (lambda small: small, {"dtype": "int8", "format": "litert"}, "images that are given for calibration"),
         (lambda small: small, {"dtype": "bfloat16", "format": "onnx"}, "bfloat16 is for saved_model"),
-        (lambda small: small, {"version": 0}, "a version is a positive number; found 0"),
+        (lambda small: small, {"version": 0}, "a version is a number from 1 to 9223372036854775807; found 0"),
+        (lambda small: small, {"max_pixels": 0}, "max_pixels is positive; found 0"),
         (lambda small: small, {"keep": 0}, "keep is positive; found 0"),
         (lambda small: small, {"crop": 224}, "crop is 32, the size that cifar_resnet8 takes; found 224"),
         (lambda small: keras_resnet.CifarResNet(8, include_top=False), {}, "is no classifier"),
@@ -302,6 +538,8 @@ def test_the_program_exports_a_run(small, tmp_path):
     np.testing.assert_allclose(answer["probabilities"], small.predict(pixels(), verbose=0), atol=1e-5)
     assert answer["scores"].shape == (3, 2)
 
+    named = program(run, "--output", tmp_path / "models", "--name", "../eight")
+    assert named.stderr == "export.py: --name is the name of a folder in --output, not a path; found '../eight'\n"
     failed = program(run.parent)
     assert failed.returncode == 1
     message = f"{run.parent} holds no model.keras; a run has one when it is finished"
@@ -395,6 +633,66 @@ def test_a_version_is_swapped_under_load(small, tmp_path):
             server.terminate()
     assert not failures, failures[0]
     assert set(versions) == {1, 2} and versions == sorted(versions)
+
+
+def rounded(network):
+    """What the second switch computes where a processor has AMX: the factors of each product in bfloat16."""
+    to_bfloat16 = lambda x: keras.ops.cast(keras.ops.cast(x, "bfloat16"), "float32")
+    multiplies = lambda layer: isinstance(layer, (layers.Conv2D, layers.Dense))
+    call = lambda layer, *args: layer(*map(to_bfloat16, args) if multiplies(layer) else args)
+    folded = fold(network)
+    copy = keras.models.clone_model(folded, call_function=call)
+    copy.set_weights(folded.get_weights())
+    for layer in filter(multiplies, copy.layers):
+        layer.kernel.assign(to_bfloat16(layer.kernel))
+    return copy
+
+
+def with_switches(network, requests, folder, monkeypatch, **options):
+    """For each arithmetic its probabilities, (n, classes), those of float32 first."""
+    paths = {
+        "float32": serving.export(network, folder / "float32", **options),
+        "bfloat16": serving.export(network, folder / "bfloat16", dtype="bfloat16", **options),
+        "by hand": serving.export(rounded(network), folder / "by_hand", **options),
+    }
+    runs = [(name, switch) for name in ("float32", "bfloat16") for switch in SWITCHES] + [("by hand", "as it is")]
+    for name, switch in runs:
+        with monkeypatch.context() as patch:
+            for variable, value in SWITCHES[switch].items():
+                patch.setenv(variable, value)
+            answers = serve(paths[name], *requests)
+        yield name, switch, np.concatenate([answer["probabilities"] for answer in answers])
+
+
+@pytest.mark.slow
+def test_what_switches_cost_with_cifars_weights(cifar10_dir, tmp_path, monkeypatch):
+    """What docs/serving.md says of oneDNN's switches: 10,000 photographs, trained weights."""
+    network = keras_resnet.from_weights(str(shared("weights") / "resnet20-12fca82f.th"))
+    test = sources.load("cifar10", cifar10_dir).test
+    requests = [("predict_uint8", test.images[i : i + 1000]) for i in range(0, 10_000, 1000)]
+    exact = None
+    for name, switch, found in with_switches(network, requests, tmp_path, monkeypatch):
+        exact = found if exact is None else exact
+        largest, other = np.abs(found - exact).max(), (found.argmax(1) != exact.argmax(1)).mean()
+        error = (found.argmax(1) != test.labels).mean()
+        print(f"{name}, {switch}: {largest:.1e}, {other:.2%} other, error {error:.2%}")
+        if name == "float32" and "BF16" not in switch:
+            assert largest < 1e-5 and round(error, 4) == 0.0827
+        else:
+            assert largest < 0.25 and other < 0.005 and error == pytest.approx(0.0827, abs=2e-3)
+
+
+@pytest.mark.slow
+def test_what_switches_cost_with_random_weights(photographs_dir, tmp_path, monkeypatch):
+    """The same for ResNet-50, whose random weights tell 200 photographs hardly apart: in shares of what they differ."""
+    files = [path.read_bytes() for path in sorted(pathlib.Path(photographs_dir).glob("*/*"))]
+    requests = [("predict_bytes", strings(*files[i : i + 20])) for i in range(0, len(files), 20)]
+    network, exact = trained(keras_resnet.ResNet50(normalization="torch"), gain=0.5), None
+    for name, switch, found in with_switches(network, requests, tmp_path, monkeypatch, crop=224):
+        exact = found if exact is None else exact
+        share = np.sqrt(np.mean((found - exact) ** 2) / np.mean((exact - exact.mean(axis=0)) ** 2))
+        print(f"{name}, {switch}: {share:.1e} of the photographs' differences")
+        assert share < (1e-2 if name == "float32" and "BF16" not in switch else 1)
 
 
 @pytest.mark.slow

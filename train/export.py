@@ -23,6 +23,7 @@ import tensorflow as tf
 
 from keras_resnet import evaluation, serving
 from keras_resnet.data import folders, imagenet, sources
+from keras_resnet.signatures import MAX_PIXELS
 
 
 def parse(arguments=None):
@@ -31,7 +32,7 @@ def parse(arguments=None):
     add("model", metavar="MODEL", help=".keras file, or folder of a run")
     add("--output", default="saved_models", metavar="DIR", help="folder of models (default saved_models)")
     add("--name", help="of the model (default that of the run or file, and -FORMAT unless it is a SavedModel)")
-    add("--version", type=int, help="default the next one")
+    add("--version", type=int, help="from 1 to 2^63 - 1 (default the next one)")
     add("--format", default="saved_model", choices=serving.FORMATS, help="default saved_model")
     add("--no-fold", action="store_true", help="keep batch normalisation as layers")
     add("--dtype", default="float32", choices=serving.DTYPES, help="of weights and arithmetic (default float32)")
@@ -39,9 +40,21 @@ def parse(arguments=None):
     add("--data-dir", metavar="DIR", help="data sets prepared by tensorflow-datasets, for --calibrate cifar10")
     add("--classes", metavar="FILE", help="a JSON list of names (default classes.json beside the model)")
     add("--top-k", type=int, default=serving.TOP_K, help=f"classes in an answer (default {serving.TOP_K})")
+    add("--max-pixels", type=int, default=MAX_PIXELS, help=f"of a file that is sent (default {MAX_PIXELS:,})")
     add("--crop", type=int, help="size of the crops made of files (default the network's, or the run's)")
     add("--keep", type=int, metavar="N", help="remove all but the newest N versions")
     return parser.parse_args(arguments)
+
+
+def model_name(options):
+    """The name of the folder of versions: one component of a path."""
+    if options.name is None:
+        path = os.path.abspath(options.model)
+        name = os.path.basename(path if os.path.isdir(path) else os.path.splitext(path)[0])
+        return name if options.format == "saved_model" else f"{name}-{options.format}"
+    if options.name in ("", ".", "..") or os.path.basename(options.name) != options.name:
+        raise serving.ExportError(f"--name is the name of a folder in --output, not a path; found {options.name!r}")
+    return options.name
 
 
 def read_classes(path):
@@ -69,9 +82,7 @@ def calibration(options):
 def main():
     options = parse()
     try:
-        name = options.name or os.path.splitext(os.path.basename(os.path.abspath(options.model)))[0]
-        if options.format != "saved_model" and not options.name:
-            name = f"{name}-{options.format}"
+        name = model_name(options)
         path = serving.export_run(
             options.model,
             os.path.join(options.output, name),
@@ -83,6 +94,7 @@ def main():
             calibration=options.calibrate and calibration(options),
             top_k=options.top_k,
             crop=options.crop,
+            max_pixels=options.max_pixels,
             keep=options.keep,
         )
         with open(os.path.join(path, serving.ABOUT)) as file:

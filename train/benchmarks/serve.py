@@ -1,8 +1,11 @@
 """ResNet-50 as it is served: our exports against keras.applications' own, with the same options and random weights.
 
-SavedModels run in a session of TensorFlow's C++ runtime, as in TF Serving, without the network between.
+SavedModels run in a session of TensorFlow's C++ runtime, as in TF Serving, without the network between. TensorFlow
+reads its environment when it starts: what needs other variables runs in a process of its own, in turn with the rest.
 """
 
+import concurrent.futures
+import multiprocessing
 import os
 import statistics
 import tempfile
@@ -24,6 +27,8 @@ except ImportError:
 SIZE = imagenet.IMAGE_SIZE
 HEIGHT, WIDTH = 375, 500  # of the images whose files are sent: those of many of ImageNet's
 PAUSE = 0.1  # seconds, in which the threads of the one before come to rest
+FROZEN = {"TF_ONEDNN_ASSUME_FROZEN_WEIGHTS": "1"}
+BF16 = {"TF_SET_ONEDNN_FPMATH_MODE": "BF16"}
 
 
 def session(path, signature="serving_default"):
@@ -35,6 +40,38 @@ def session(path, signature="serving_default"):
     found = meta.signature_def[signature]
     (inputs,) = found.inputs.values()
     return running.make_callable([info.name for info in found.outputs.values()], [inputs.name])
+
+
+def timed(work):
+    """A function from `work`'s argument to the seconds that it takes."""
+
+    def seconds(argument):
+        begin = time.perf_counter()
+        work(argument)
+        return time.perf_counter() - begin
+
+    return seconds
+
+
+def timed_elsewhere(path, variables):
+    """The same of a SavedModel's session in a process with these environment variables."""
+    before = dict(os.environ)
+    os.environ.update(variables)
+    process = concurrent.futures.ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), _load, [path])
+    process.submit(_call, np.zeros((1, SIZE, SIZE, 3), "float32")).result()  # it has started
+    for name in variables.keys() - before.keys():
+        del os.environ[name]
+    os.environ.update(before)
+    return lambda images: process.submit(_call, images).result()
+
+
+def _load(path):
+    global _loaded  # of the process
+    _loaded = timed(session(path))
+
+
+def _call(images):
+    return _loaded(images)
 
 
 def openvino_request(path, precision=None):
@@ -95,10 +132,10 @@ def torch_network():
 
 
 def rivals(folder):
-    """Functions from images, float32 (batch, 224, 224, 3), by name; the first is what the others are compared with."""
+    """Functions from images, float32 (batch, 224, 224, 3), to seconds, by name; with the first the rest is compared."""
     keras.applications.ResNet50(weights=None).export(f"{folder}/applications", verbose=False)
     model = keras_resnet.ResNet50(input_shape=(SIZE, SIZE, 3))
-    works = {"keras.applications, SavedModel": session(f"{folder}/applications")}
+    works = {"keras.applications, SavedModel": timed(session(f"{folder}/applications"))}
     noise = np.random.default_rng(0).uniform(0, 255, (16, SIZE, SIZE, 3)).astype("float32")
     exports = (
         ("SavedModel, not folded", {"batch_norm": "keep"}, session),
@@ -115,25 +152,30 @@ def rivals(folder):
     )
     for name, options, load in exports:
         try:
-            works[name] = load(serving.export(model, f"{folder}/{name}", **options))
+            works[name] = timed(load(serving.export(model, f"{folder}/{name}", **options)))
         except (ImportError, serving.ExportError) as error:
             print(f"without {name}: {error}")
+        if session is load and options.get("batch_norm") != "keep":
+            for words, variables in (("frozen", FROZEN), ("BF16", BF16), ("both", FROZEN | BF16)):
+                works[f"{name}, {words}"] = timed_elsewhere(f"{folder}/{name}/1", variables)
     if torch:
         torch.set_num_threads(os.cpu_count())
-        works[f"PyTorch {torch.__version__}, folded, channels last"] = torch_network()
+        works[f"PyTorch {torch.__version__}, folded, channels last"] = timed(torch_network())
     return works
 
 
 def turns(works, rounds):
-    """Seconds of each (function, argument), one call of each after the other in each round."""
+    """Seconds of each (function, argument), one call of each after the other in each round.
+
+    The functions answer their seconds.
+    """
     seconds = {name: [] for name in works}
     for round in range(rounds + 1):
         for name, (work, argument) in works.items():
             time.sleep(PAUSE)
-            begin = time.perf_counter()
-            work(argument)
+            took = work(argument)
             if round:  # the first is to warm up
-                seconds[name].append(time.perf_counter() - begin)
+                seconds[name].append(took)
     return seconds
 
 
@@ -146,17 +188,20 @@ def serve(options):
             for noise in rng.uniform(0, 255, (8, 30, 40, 3))
         ]
         floats, path = works["SavedModel, float32"], f"{folder}/SavedModel, float32/1"
-        by_bytes = session(path, "predict_bytes")
+        by_bytes = timed(session(path, "predict_bytes"))
         for size in (1, 8):
             images = rng.uniform(0, 255, (size, SIZE, SIZE, 3)).astype("float32")
             seconds = turns({name: (work, images) for name, work in works.items()}, options.rounds)
             print(f"\nResNet-50, batch {size}, medians of {options.rounds} turns, {os.cpu_count()} cores")
-            print(f"{'':<46}{'ms':>8}{'images/s':>11}{'the first / this':>19}")
-            first = seconds[next(iter(seconds))]
+            print(f"{'':<46}{'ms':>8}{'images/s':>11}{'the first / this':>19}{'OpenVINO / this':>18}")
             for name, values in seconds.items():
-                ratio = statistics.median(a / b for a, b in zip(first, values, strict=True))
+                of_type = seconds.get("OpenVINO, bfloat16" if "bfloat16" in name else "OpenVINO, float32")
+                first, openvino = (
+                    f"{statistics.median(a / b for a, b in zip(others, values, strict=True)):.2f}" if others else ""
+                    for others in (next(iter(seconds.values())), of_type)
+                )
                 median = statistics.median(values)
-                print(f"{name:<46}{1000 * median:>8.1f}{size / median:>11.1f}{ratio:>19.2f}")
+                print(f"{name:<46}{1000 * median:>8.1f}{size / median:>11.1f}{first:>19}{openvino:>18}")
         pair = turns({"bytes": (by_bytes, files), "pixels": (floats, images)}, options.rounds)
         share = statistics.median(1 - b / a for a, b in zip(pair["bytes"], pair["pixels"], strict=True))
         print(f"\npredict_bytes, batch 8, {HEIGHT}x{WIDTH}: decoding and resizing {share:.1%} of the call")

@@ -101,9 +101,10 @@ def test_everything_that_imagenet_has_is_decoded_to_rgb(data, tolerance):
     image = imagenet.decode(data)
     assert image.dtype == tf.uint8 and image.shape == (150, 200, 3)
     assert np.abs(image.numpy() - expected).mean() <= tolerance
-    window = imagenet.decode_window(data, lambda shape: tf.concat([[20, 31], shape - 50], 0)).numpy()
-    assert window.shape == (100, 150, 3)
-    assert np.abs(window - expected[20:120, 31:181]).mean() <= tolerance
+    place = np.array([20.5 / 51, 31.5 / 101], "float32")  # the image at its own size
+    window = imagenet.cut(data, 100, 150.0, place, False).numpy()
+    assert np.abs(window - expected[20:120, 31:131]).mean() <= tolerance
+    assert np.array_equal(imagenet.cut(data, 100, 150.0, place, True), window[:, ::-1])
 
 
 def test_sixteen_bit_png():
@@ -203,6 +204,32 @@ def test_augment_against_resize_then_crop(photographs_dir):
         differences.append(np.abs(crop - literal).mean())
         two_pixels_off.append(np.abs(crop[:-2, :-2] - literal[2:, 2:]).mean())
     assert np.mean(differences) < 3 and np.mean(differences) < 0.4 * np.mean(two_pixels_off)
+
+
+def test_crops_of_large_photographs_are_filtered():
+    """Stripes of one pixel become grey at every size; without the wider filter they would become other stripes."""
+    stripes = np.zeros((2400, 2400, 3), "uint8")
+    stripes[::2] = 255
+    files = [encoded(Image.fromarray(stripes[:size, :size]), "JPEG", quality=95) for size in (500, 900, 1400, 2400)]
+    files += [encoded(Image.fromarray(stripes[:900, :900]), "PNG")]
+    for data in files:
+        crop = imagenet.cut(data, 224, 256.0, np.array([0.3, 0.6], "float32"), False).numpy()
+        assert np.abs(crop - 127.5).max() < 45, tf.io.extract_jpeg_shape(data) if data[:3] == imagenet.JPEG else "PNG"
+
+
+@pytest.mark.parametrize("length", [420, 600, 1100, 2300, 4500])
+def test_crops_of_large_photographs_are_where_they_should_be(length):
+    """Whatever the JPEG decoder shrinks by: a smooth picture, so that a filter alone would change nothing."""
+    image = photograph(length, length * 4 // 3)
+    data = encoded(image, "JPEG", quality=95)
+    place, flip = np.array([0.7, 0.2], "float32"), length % 200 == 0
+    crop = imagenet.cut(data, 224, 256.0, place, flip).numpy()
+    _, resized, (top, left) = literal_window((length, length * 4 // 3), 224, 256, place)
+    literal = np.asarray(image.resize(resized[::-1], Image.Resampling.BILINEAR), "float32")
+    one_off = np.abs(literal[1:] - literal[:-1]).mean()
+    literal = literal[top : top + 224, left : left + 224]
+    literal = literal[:, ::-1] if flip else literal
+    assert np.abs(crop - literal).mean() < 0.75 * one_off + 0.5
 
 
 # Streams

@@ -11,6 +11,7 @@ ImageNet's benchmarks never have.
 """
 
 import contextlib
+import functools
 import json
 import os
 import re
@@ -29,6 +30,9 @@ JPEG = b"\xff\xd8\xff"  # a JPEG file begins like this
 BMP_WITH_PALETTE = r"BM\C{26}\x08"  # and so does a BMP file of 8 bits a pixel, whose palette TensorFlow ignores
 DAMAGED, UNREADABLE = "damaged image file", "unreadable image file"  # of errors, followed by name and reason in JSON
 NOTHING = "no image of a batch can be read"
+FILTERED_FROM = 1.5  # training crops of images that are shrunk by more than this are filtered
+RATIOS = (1, 2, 4, 8)  # by which the JPEG decoder shrinks,
+DECODER_KEEPS = 2  # to at least so many times the resized image: its windows are whole pixels
 COLOR_SAMPLE = 10_000  # photographs whose colours are measured
 
 
@@ -103,43 +107,57 @@ def crop_window(shape, size, shorter_side, place):
     return tf.concat([begin, tf.maximum(end - begin, 1)], 0)
 
 
-def decode_window(data, window):
-    """Decodes a part of an image.
-
-    Args:
-        data: a string, the content of an image file.
-        window: a function from the image's shape, int32 (2,), to the part, as `crop_window` returns it.
-
-    Returns:
-        uint8 (height, width, 3), RGB. From a JPEG file nothing else is decoded.
-    """
-
-    def jpeg():
-        return tf.io.decode_and_crop_jpeg(data, window(tf.io.extract_jpeg_shape(data)[:2]), channels=3)
-
-    def other():
-        image = decode(data)
-        top, left, height, width = tf.unstack(window(tf.shape(image)[:2]))
-        return image[top : top + height, left : left + width]
-
-    return tf.cond(tf.strings.substr(data, 0, len(JPEG)) == JPEG, jpeg, other)
-
-
-def augment(data, size, shorter_side, place, flip, shift):
-    """One random crop: chosen, decoded, resized, mirrored and shifted in colour, in that order.
+def cut(data, size, shorter_side, place, flip):
+    """One random crop: chosen, decoded, mirrored and resized; of a JPEG file little else is decoded.
 
     Args:
         data: a string, the content of an image file.
         size, shorter_side, place: as for `crop_window`.
         flip: bool, whether to mirror.
-        shift: float32 (3,), added to every pixel.
 
     Returns:
-        float32 (size, size, 3); bilinear without a wider filter, so it is close to a crop of the resized image.
+        float32 (size, size, 3), RGB in [0, 255], bilinear. Where the original is more than 1.5 times as large as the
+        resized image, a wider filter keeps what is too fine for it from becoming a pattern.
     """
-    pixels = decode_window(data, lambda shape: crop_window(shape, size, shorter_side, place))
-    crop = tf.image.resize(pixels, (size, size))
-    crop = tf.raw_ops.Reverse(tensor=crop, dims=tf.stack([False, flip, False]))
+
+    def window(shape):
+        return crop_window(shape, size, shorter_side, place)
+
+    def shrinking(shape):
+        return tf.cast(tf.reduce_min(shape), "float32") / shorter_side
+
+    def resize(pixels, antialias=False):
+        pixels = tf.raw_ops.Reverse(tensor=pixels, dims=tf.stack([False, flip, False]))
+        return tf.image.resize(pixels, (size, size), antialias=antialias)
+
+    def jpeg():
+        shape = tf.io.extract_jpeg_shape(data)[:2]
+        factor = shrinking(shape)
+
+        def part(ratio):
+            scaled = -(-shape // ratio)
+            return tf.io.decode_and_crop_jpeg(data, window(scaled), channels=3, ratio=ratio)
+
+        def large():
+            number = tf.reduce_sum(tf.cast(factor >= DECODER_KEEPS * np.array(RATIOS[1:], "float32"), "int32"))
+            return resize(tf.switch_case(number, [functools.partial(part, ratio) for ratio in RATIOS]), antialias=True)
+
+        return tf.cond(factor > FILTERED_FROM, large, lambda: resize(part(1)))
+
+    def other():
+        image = decode(data)
+        shape = tf.shape(image)[:2]
+        top, left, height, width = tf.unstack(window(shape))
+        pixels = image[top : top + height, left : left + width]
+        wide = shrinking(shape) > FILTERED_FROM
+        return tf.cond(wide, lambda: resize(pixels, antialias=True), lambda: resize(pixels))
+
+    return tf.cond(tf.strings.substr(data, 0, len(JPEG)) == JPEG, jpeg, other)
+
+
+def augment(data, size, shorter_side, place, flip, shift):
+    """One random crop of `cut` with `shift`, float32 (3,), added to every pixel: float32 (size, size, 3)."""
+    crop = cut(data, size, shorter_side, place, flip)
     # As rows of numbers: to add three to every pixel takes thirty times as long.
     return tf.reshape(tf.reshape(crop, (size, 3 * size)) + tf.tile(shift, [size]), (size, size, 3))
 

@@ -15,9 +15,12 @@ import typing
 
 import keras
 import numpy as np
+import tensorflow as tf
 
-from keras_resnet.data import views
+from keras_resnet.data import imagenet, records, sources, views
 from keras_resnet.graphs import LOADING_DEPTH, recursion_limit
+
+PARTS = ("test", "validation", "all")  # of data
 
 
 class EvaluationError(Exception):
@@ -89,27 +92,166 @@ def class_names(path):
     Raises:
         EvaluationError: the file is damaged.
     """
-    file = os.path.join(path if os.path.isdir(path) else os.path.dirname(path), "classes.json")
+    names = _beside(path, "classes.json")
+    return None if names is None else tuple(names)
+
+
+def run_settings(path):
+    """The settings of the run that made a model, a dictionary: args.json beside it. Empty where there is none.
+
+    Argument and errors as of `class_names`.
+    """
+    return _beside(path, "args.json") or {}
+
+
+def _beside(path, name):
+    """What the JSON file `name` beside a model holds, or None where there is none."""
+    file = os.path.join(path if os.path.isdir(path) else os.path.dirname(path), name)
     if not os.path.isfile(file):
         return None
     try:
         with open(file) as opened:
-            return tuple(json.load(opened))
+            return json.load(opened)
     except ValueError as error:
         raise EvaluationError(f"{file} is damaged: {error}") from error
 
 
 def check_classes(path, classes):
-    """EvaluationError unless the model at `path`, if it says so, was trained on just these classes in this order."""
-    trained = class_names(path)
-    if trained in (None, tuple(classes)):
-        return
-    first = next((i for i, pair in enumerate(zip(trained, classes, strict=False)) if pair[0] != pair[1]), None)
-    difference = "" if first is None else f"; class {first} is {trained[first]} there and {classes[first]} here"
-    raise EvaluationError(
-        f"{path} was trained on other classes: {len(trained)} there, {len(classes)} in the data{difference}. "
-        "Test it on data with the classes of its classes.json."
-    )
+    """The numbers that a model has for the classes of data.
+
+    Args:
+        path: as for `load_model`.
+        classes: the names of the data's classes; each is to be one of the model's, in whatever order.
+
+    Returns:
+        The names of all classes of the model, a tuple, and for each of the data's its number there, int (classes,).
+        Where the model's folder does not say, they are the data's.
+
+    Raises:
+        EvaluationError: the model does not know a class, or has two of this name.
+    """
+    trained, classes = class_names(path), tuple(classes)
+    if trained in (None, classes):
+        return classes, np.arange(len(classes))
+    unknown = [name for name in classes if trained.count(name) != 1]
+    if unknown:
+        raise EvaluationError(
+            f"{path} was trained on other classes: {len(trained)} there, {len(classes)} in the data; there is no "
+            f"{', '.join(unknown[:8])} in its classes.json. Test it on data with the classes that it knows."
+        )
+    return trained, np.array([trained.index(name) for name in classes])
+
+
+def load_data(dataset, data_dir=None, *, part=None, models=(), skipped=None):
+    """What models are tested on.
+
+    Args:
+        dataset: one of `data.sources.DATASETS`; a folder of photographs; a data set of TensorFlow Datasets.
+        data_dir: as for `data.sources.load`.
+        part: "test", "validation" or, of photographs that are not divided, "all". None takes the first of them that
+            there is. Of undivided photographs on which one of `models` was trained, the validation images are those
+            that its run set aside.
+        models: as for `load_model`. What they were trained on, and the names and the order of the classes, are in their
+            folders; where not, the classes are the data's.
+        skipped: as for `data.imagenet.examples`.
+
+    Returns:
+        The names of the classes, examples for `evaluate`, and in words which images they are.
+
+    Raises:
+        EvaluationError: there is no such part, the data have changed since a run set images aside, or they have
+            classes that the models do not know.
+        data.sources.DataError: the data cannot be had.
+    """
+    if dataset in sources.DATASETS:
+        classes, data, words = _small_images(dataset, data_dir, part or "test", models)
+        examples = tf.data.Dataset.from_tensor_slices(tuple(data))
+    else:
+        classes, data, words = _photographs(dataset, data_dir, part, models)
+        examples = imagenet.examples(data, skipped)
+    known = [check_classes(path, classes) for path in models] or [(classes, np.arange(len(classes)))]
+    if len({names for names, _ in known}) > 1:
+        raise EvaluationError(f"{' and '.join(models)} were trained on different classes, and are no ensemble")
+    names, numbers = known[0]
+    return names, examples.map(lambda image, label: (image, tf.gather(numbers, label))), words
+
+
+def _small_images(dataset, data_dir, part, models):
+    """The classes, the `data.sources.Split` and what it is."""
+    if part == "all":
+        raise EvaluationError(f"{dataset} is divided; choose its test or validation images")
+    if part == "validation":
+        for path in models:
+            if run_settings(path).get("train_on_all"):
+                raise EvaluationError(f"{path} was trained on the validation images too; test it on the test images")
+    source = sources.load(dataset, data_dir)
+    return source.classes, getattr(source, part), f"{part} images"
+
+
+def _photographs(dataset, data_dir, part, models):
+    """The classes, the `data.folders.Files` or `data.records.Records` and what they are."""
+    for name in PARTS[:2]:
+        if part in (None, name) and (found := records.load_part(dataset, name, data_dir)):
+            return *found, f"{name} images"
+    if part in (None, "validation"):
+        aside = {path: held_out for path in models if (held_out := _held_out(path, dataset, data_dir))}
+        seeds = {run_settings(path)["seed"] for path in aside}
+        if len(seeds) > 1:
+            raise EvaluationError(
+                f"these runs set aside different parts of {dataset}, by different seeds: {', '.join(aside)}. "
+                "Test each by itself, or on other data."
+            )
+        for data in aside.values():
+            return data.classes, data.validation, f"validation images, set aside in training by seed {seeds.pop()}"
+    if part in (None, "all") and (found := records.load_part(dataset, "all", data_dir)):
+        return *found, "all images"
+    raise EvaluationError(f"{dataset} has no {part or 'test or validation'} images, or says no classes of them")
+
+
+def _held_out(path, dataset, data_dir):
+    """The `data.folders.Photographs` that the run of a model trained on, if they are these; otherwise None."""
+    settings = run_settings(path)
+    if settings.get("dataset") in (None, *sources.DATASETS):
+        return None
+    data = records.photographs(dataset, data_dir, settings["seed"])
+    kept, found = _beside(path, "data.json"), records.describe(data, dataset)
+    if kept == found:
+        return data
+    if not os.path.isdir(dataset):
+        same = dataset == settings["dataset"]
+    else:
+        same = os.path.realpath(dataset) == os.path.realpath(settings["dataset"])
+    if same and kept is not None:
+        raise EvaluationError(
+            f"{dataset} has changed since {path} was trained on it, so which images were set aside is not known. "
+            "--part all tests on all of them, most of which it was trained on."
+        )
+    return data if same else None
+
+
+def default_crop(paths, models):
+    """The size of the crops, in pixels, that models are tested with.
+
+    Args:
+        paths: where they were loaded from.
+        models: the `keras.Model`s.
+
+    Returns:
+        That of the runs' training on photographs, or else the one that the models take; otherwise the paper's 224.
+
+    Raises:
+        EvaluationError: they have different ones.
+    """
+    sizes = {}
+    for path, model in zip(paths, models, strict=True):
+        settings = run_settings(path)
+        photographs = settings.get("dataset") not in (None, *sources.DATASETS)
+        sizes[path] = settings["image_size"] if photographs else _input_size(model)[0]
+    known = set(sizes.values()) - {None}
+    if len(known) > 1:
+        found = ", ".join(f"{path} {size}" for path, size in sizes.items())
+        raise EvaluationError(f"the models are tested with crops of different sizes: {found}. Give --crop.")
+    return known.pop() if known else views.CROP
 
 
 def load_model(path):

@@ -1,6 +1,11 @@
-"""What a test shows: the confusion matrix and the worst mistakes, as PNG."""
+"""What a test shows: the confusion matrix and the worst mistakes, as PNG. And how pictures show people's own names."""
 
+import contextlib
+import functools
+
+import matplotlib
 import numpy as np
+from matplotlib import font_manager
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 
@@ -11,6 +16,41 @@ LISTED = 30  # confusions
 LISTED_AT = (0, 0.25, 0.65)  # their columns
 COLUMNS = 6  # of the contact sheet
 RIGHT, WRONG = "Blues", "Reds"
+
+
+@contextlib.contextmanager
+def lettering(*texts):
+    """Within it, matplotlib draws these texts as they are: a `$` begins no formula, and all scripts have their fonts.
+
+    Yields:
+        A function from a text to what is to be drawn: characters that no installed font has are \\uXXXX in it.
+    """
+    families, missing = _fonts(frozenset("".join(texts)) - {"\n"})
+    escapes = str.maketrans({character: character.encode("unicode_escape").decode() for character in missing})
+    with matplotlib.rc_context({"text.parse_math": False, "font.family": families}):
+        yield lambda text: text.translate(escapes)
+
+
+@functools.cache
+def _fonts(characters):
+    """Families of fonts, the usual ones first, that together have all characters but those that are returned too."""
+    families, missing = list(matplotlib.rcParams["font.family"]), set(characters)
+    missing -= _characters(font_manager.findfont(font_manager.FontProperties(family=families)))
+    for font in font_manager.fontManager.ttflist if missing else ():
+        found = missing & _characters(font.fname)
+        if found and "Last Resort" not in font.name:  # which has a box for everything
+            families.append(font.name)
+            missing -= found
+    return families, missing
+
+
+def _characters(path):
+    """What a font file has; nothing where matplotlib cannot draw it, as those of pictures in place of letters."""
+    try:
+        font = font_manager.get_font(path)
+        return set(map(chr, font.get_charmap())) if font.scalable else set()
+    except (OSError, RuntimeError):
+        return set()
 
 
 def draw_confusion(matrix, classes, title, file):
@@ -24,9 +64,10 @@ def draw_confusion(matrix, classes, title, file):
     """
     shares = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
     draw = _draw_cells if len(classes) <= LABELLED else _draw_dots
-    figure = draw(matrix, shares, classes)
-    figure.suptitle(title)
-    figure.savefig(file, format="png", dpi=120)
+    with lettering(title, *classes) as drawn:
+        figure = draw(matrix, shares, [drawn(name) for name in classes])
+        figure.suptitle(drawn(title))
+        figure.savefig(file, format="png", dpi=120)
 
 
 def _draw_cells(matrix, shares, classes):
@@ -94,6 +135,13 @@ def draw_mistakes(images, labels, predictions, sureness, classes, title, file):
         title: the figure's.
         file: a path or binary file for the PNG.
     """
+    with lettering(title, *classes) as drawn:
+        figure = _draw_sheet(images, labels, predictions, sureness, [drawn(name) for name in classes])
+        figure.suptitle(drawn(title))
+        figure.savefig(file, format="png", dpi=120)
+
+
+def _draw_sheet(images, labels, predictions, sureness, classes):
     rows = -(-len(images) // COLUMNS)
     figure = Figure(figsize=(2 * COLUMNS, 2.55 * rows + 0.5), layout="constrained")
     grid = figure.subplots(rows, COLUMNS, squeeze=False).ravel()
@@ -108,8 +156,7 @@ def draw_mistakes(images, labels, predictions, sureness, classes, title, file):
             axes.annotate(
                 text, (0, 1), (0, points), xycoords="axes fraction", textcoords="offset points", fontsize=9, color=color
             )
-    figure.suptitle(title)
-    figure.savefig(file, format="png", dpi=120)
+    return figure
 
 
 def _short(name, length=22):

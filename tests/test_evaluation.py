@@ -1,21 +1,26 @@
 """The protocols against an independent version: Pillow resizes, NumPy crops, and the network sees the crops in turn."""
 
 import importlib
+import io
 import json
 import os
+import shutil
 import subprocess
 import sys
+import warnings
 
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 from conftest import ROOT, SHARED
+from matplotlib.figure import Figure
 from PIL import Image
 
 import keras_resnet
-from keras_resnet import evaluation
-from keras_resnet.data import sources, views
+from keras_resnet import evaluation, pictures
+from keras_resnet.data import folders, records, sources, views
+from keras_resnet.training import history
 
 CLASSES = ("a", "b", "c", "d", "e", "f", "g")
 CROP = 56  # a quarter of the paper's, and so are all other sizes
@@ -24,17 +29,27 @@ TOLERANCE = 2e-4  # of a probability
 EVALUATE = [sys.executable, str(ROOT / "train" / "evaluate.py")]
 
 
-@pytest.fixture(scope="module")
-def photographs():
-    """Photographs of several shapes, decoded by Pillow."""
+def drawn(height, width, seed):
+    """A photograph that nobody took: colours that run into each other, noise, and sharp edges."""
+    rng = np.random.default_rng(seed)
+    smooth = Image.fromarray(rng.integers(0, 256, (5, 7, 3), "uint8")).resize((width, height), Image.Resampling.BICUBIC)
+    image = np.array(smooth) + rng.normal(0, 12, (height, width, 3))
+    image[height // 3 : height // 2, width // 4 :: 9] = rng.integers(0, 256, 3)
+    return np.clip(image, 0, 255).astype("uint8")
+
+
+@pytest.fixture(scope="module", params=["drawn", "real"])
+def photographs(request):
+    """Photographs of several shapes, the real ones decoded by Pillow."""
+    if request.param == "drawn":
+        shapes = (375, 500), (500, 333), (224, 300), (299, 224), (120, 90)
+        return [drawn(*shape, seed) for seed, shape in enumerate(shapes)]
     paths = [sorted((SHARED / name).glob("*/*.JPEG"))[::50] for name in ("imagenet_sample", "imagenette/val")]
     if not all(paths):
         pytest.skip(f"photographs are not in {SHARED}/imagenet_sample and {SHARED}/imagenette")
     images = [np.array(Image.open(path).convert("RGB")) for path in paths[0] + paths[1][:2]]
-    assert len({image.shape for image in images}) > 3 and {h < w for h, w, _ in (i.shape for i in images)} == {
-        True,
-        False,
-    }
+    assert len({image.shape for image in images}) > 3
+    assert {height < width for height, width, _ in (image.shape for image in images)} == {True, False}
     return images
 
 
@@ -381,7 +396,11 @@ def main(monkeypatch, *arguments):
         (["0.keras", "--data", "images", "--batch-size", "0"], "--batch-size is positive; found 0"),
         (["0.keras", "--data", "images", "--preprocess", "lenet"], "--preprocess is one of"),
         (["0.keras", "--data", "images", "--json", "no/r.json"], "--json no/r.json cannot be written"),
-        (["0.keras", "--data", "images"], "takes images of 28x28, and this protocol gives it 224x224"),
+        (["0.keras", "--data", "images", "--crop", "224"], "takes images of 28x28, and this protocol gives it 224x224"),
+        (["0.keras", "--data", "images", "--crop", "0"], "--crop is positive; found 0"),
+        (["0.keras"], "0.keras is not of a run that says its data; give --data"),
+        (["0.keras", "--data", "images", "--part", "test"], "images has no test images"),
+        (["0.keras", "--data", "shapes", "--part", "all"], "shapes is divided"),
         (["0.keras", "--data", "images/val/day"], "there is no folder in it"),
         (["0.keras", "--data", "images", "--crop", "28", "--output", "0.keras"], "0.keras"),
         (["0.keras", "--data", "damaged", "--crop", "28"], "two.jpg is damaged"),
@@ -397,9 +416,160 @@ def test_mistakes_are_explained_without_a_traceback(folder, monkeypatch, argumen
     assert str(exit.value).startswith("evaluate.py: ") and message in str(exit.value)
 
 
+# Pictures.
+
+NAMES = ("$x_1^{2$ & {a}", "50% $ and $", "Ελλάς", "кот", "日本", "\\frac{", "caf\\xe9")
+
+
+@pytest.mark.parametrize("repeated", [1, 7], ids=["cells", "dots"])
+def test_classes_of_any_name_can_be_drawn(tmp_path, repeated):
+    names = [f"{name} {i}" for i in range(repeated) for name in NAMES]
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", "Glyph")  # an empty box
+        pictures.draw_confusion(np.ones((len(names), len(names)), "int64"), names, NAMES[0], tmp_path / "c.png")
+        images, labels = [np.zeros((8, 9, 3), "uint8")] * len(NAMES), np.arange(len(NAMES))
+        pictures.draw_mistakes(images, labels, labels, labels / 9, names, NAMES[4], tmp_path / "m.png")
+        history.draw([{"step": 1, "error": 0.5}], NAMES[0], tmp_path / "h.png")
+    for name in "cmh":
+        assert Image.open(tmp_path / f"{name}.png").width > 500
+
+
+def test_texts_are_drawn_as_they_are():
+    with pictures.lettering(*NAMES, "\U0001f9ff\udcff\n") as drawn:
+        assert [drawn(name) for name in NAMES[:4]] == list(NAMES[:4])
+        assert drawn("\udcff\n") == r"\udcff" + "\n"
+        figure = Figure()
+        with io.BytesIO() as one, io.BytesIO() as other:
+            text = figure.text(0, 0.5, "$x$")
+            figure.savefig(one)
+            text.set_parse_math(True)
+            figure.savefig(other)
+            assert one.getvalue() != other.getvalue()  # the dollars are there
+
+
+# What a run was.
+
+
+@pytest.fixture
+def trained(tmp_path, monkeypatch):
+    """A folder of photographs without val/, and a run on it at 16 pixels, both without training."""
+    rng = np.random.default_rng(0)
+    for name in CLASSES:
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        for i in range(10):
+            Image.fromarray(rng.integers(0, 256, (20, 24, 3), "uint8")).save(tmp_path / "photos" / name / f"{i}.png")
+    monkeypatch.chdir(tmp_path)
+    make_run("run")
+    return tmp_path
+
+
+def make_run(name, classes=CLASSES, seed=1, **settings):
+    os.mkdir(name)
+    data = records.photographs("photos", seed=seed)
+    settings = {"dataset": "photos", "data_dir": None, "image_size": 16, "seed": seed, **settings}
+    for file, content in (
+        ("args.json", settings), ("classes.json", classes), ("data.json", records.describe(data, "photos"))
+    ):  # fmt: skip
+        with open(os.path.join(name, file), "w") as opened:
+            json.dump(content, opened)
+    tiny().save(os.path.join(name, "model.keras"))
+
+
+def tested(monkeypatch, *arguments):
+    """What the program writes, and the number of each example's class in the order that it was tested in."""
+    seen = []
+    whole = evaluation.evaluate
+
+    def spy(*arguments, **options):
+        seen.append(whole(*arguments, **options))
+        return seen[0]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(evaluation, "evaluate", spy)
+        main(monkeypatch, *arguments, "--json", "r.json")
+    with open("r.json") as file:
+        return json.load(file), seen[0]
+
+
+def test_a_run_is_tested_as_it_was_trained(trained, monkeypatch):
+    found, result = tested(monkeypatch, "run")
+    data = folders.load("photos", 1)
+    assert found["part"] == "validation images, set aside in training by seed 1" and found["examples"] == 7
+    assert found["protocol"]["crop"] == "16x16, centre" and found["protocol"]["resize"] == "shorter side to 18"
+    assert np.array_equal(result.labels, data.validation.labels)
+    crops = [views.center(np.array(Image.open(path)), 18, 16)[0] for path in data.validation.paths]
+    assert np.abs(result.probabilities - tiny()(np.stack(crops))).max() < 1e-6
+
+    os.rename("photos", "elsewhere")  # known by their names
+    assert tested(monkeypatch, "run", "--data", "elsewhere")[0]["examples"] == 7
+    assert tested(monkeypatch, os.path.join("run", "model.keras"), "--data", "elsewhere")[0]["examples"] == 7
+    found, _ = tested(monkeypatch, "run", "--data", "elsewhere", "--part", "all", "--crop", "8")
+    assert found["examples"] == 70 and found["part"] == "all images" and "8x8" in found["protocol"]["crop"]
+
+
+def test_photographs_that_are_not_a_runs_are_tested_whole(trained, monkeypatch):
+    os.rename("photos/a/0.png", "photos/a/10.png")
+    os.rename("photos", "others")
+    assert tested(monkeypatch, "run", "--data", "others")[0]["part"] == "all images"
+
+
+def test_data_that_changed_since_the_training(trained, monkeypatch):
+    os.rename("photos/a/0.png", "photos/a/10.png")
+    with pytest.raises(SystemExit, match="photos has changed since run was trained on it.*--part all"):
+        main(monkeypatch, "run")
+    assert tested(monkeypatch, "run", "--part", "all")[0]["examples"] == 70
+
+
+def test_labels_are_those_of_the_run(trained, monkeypatch):
+    """The data have some of its classes, in another order than it."""
+    make_run("backwards", CLASSES[::-1])
+    os.rename("photos", "others")
+    for name in "aceg":
+        shutil.rmtree(os.path.join("others", name))
+    _, result = tested(monkeypatch, "backwards", "--data", "others", "--part", "all")
+    assert result.classes == CLASSES[::-1]
+    assert np.array_equal(result.labels, np.repeat([5, 3, 1], 10))
+    with pytest.raises(SystemExit, match="run and backwards were trained on different classes"):
+        main(monkeypatch, "run", "backwards", "--data", "others")
+    os.rename("others/b", "others/new")
+    with pytest.raises(SystemExit, match="run was trained on other classes: 7 there, 3 in the data; there is no new"):
+        main(monkeypatch, "run", "--data", "others")
+
+
+def test_combinations_of_runs_that_contradict_each_other(trained, monkeypatch):
+    make_run("seed", seed=2)
+    make_run("larger", image_size=20)
+    for arguments, message in (
+        (["run", "seed"], "set aside different parts of photos, by different seeds: run, seed"),
+        (["run", "larger"], "crops of different sizes: run 16, larger 20. Give --crop"),
+        (["run", "--preprocess", "vgg16"], "run takes pixels, as it was trained"),
+        (["run", "--data", "shapes", "--part", "all"], "shapes is divided"),
+    ):
+        with pytest.raises(SystemExit, match=message):
+            main(monkeypatch, *arguments)
+    assert tested(monkeypatch, "run", "larger", "--crop", "18")[0]["examples"] == 7
+
+
+def test_validation_images_that_were_trained_on(trained, monkeypatch):
+    with open("run/args.json", "w") as file:
+        json.dump({"dataset": "shapes", "train_on_all": True, "data_dir": None, "image_size": 224}, file)
+    with pytest.raises(SystemExit, match="run was trained on the validation images too"):
+        main(monkeypatch, "run", "--part", "validation")
+
+
+def test_damaged_photographs_are_skipped_and_counted(trained, monkeypatch, capsys):
+    path = folders.load("photos", 1).validation.paths[3]
+    with open(path, "wb") as file:
+        file.write(b"nonsense")
+    with pytest.raises(SystemExit, match=r"(?s)png is damaged.*--skip-damaged"):
+        main(monkeypatch, "run")
+    found, _ = tested(monkeypatch, "run", "--skip-damaged", "--output", "out")
+    assert found["examples"] == 6 and "damaged, skipped  1" in capsys.readouterr().out
+
+
 def test_help_teaches(monkeypatch, capsys):
     with pytest.raises(SystemExit):
         main(monkeypatch, "--help")
     text = capsys.readouterr().out
-    for word in ("multi-scale", "640", "an ensemble", "(default 224)", "confusion.png", "P1 3.4"):
+    for word in ("multi-scale", "640", "an ensemble", "or 224)", "the run's", "confusion.png", "P1 3.4"):
         assert word in text

@@ -17,7 +17,8 @@ def make(folder, *names):
 def test_train_and_val(tmp_path):
     folder = make(tmp_path, "train/b/2.JPEG", "train/b/1.png", "train/a/1.jpg", "val/a/9.JPG", "val/b/8.jpeg")
     make(tmp_path, "train/a/.hidden.jpg", "train/a/notes.txt", "train/.git/1.jpg", "README.md")
-    classes, train, validation = folders.load(folder)
+    with pytest.warns(UserWarning, match="train: 1 file left out: 1 .txt"):
+        classes, train, validation = folders.load(folder)
     assert classes == ("a", "b")
     assert train.paths == [
         os.path.join(folder, "train", *name) for name in (("a", "1.jpg"), ("b", "1.png"), ("b", "2.JPEG"))
@@ -25,6 +26,43 @@ def test_train_and_val(tmp_path):
     assert train.labels.dtype == np.int64 and list(train.labels) == [0, 1, 1]
     assert [os.path.basename(path) for path in validation.paths] == ["9.JPG", "8.jpeg"]
     assert list(validation.labels) == [0, 1]
+
+
+def test_what_is_left_out_is_told_and_images_within_folders_are_read(tmp_path):
+    kinds = ("jpg", "webp", "bmp", "GIF", "tiff", "txt")
+    folder = make(tmp_path, *(f"{c}/{i}.{kind}" for c in "ab" for i in range(2) for kind in kinds))
+    make(tmp_path, "a/inner/more/1.jpg", "a/inner/.cache/1.jpg", "a/README", "beside.jpg", "README.md")
+    (tmp_path / "a" / "inner" / "loop").symlink_to(tmp_path / "a")
+    (tmp_path / "b" / "linked").symlink_to(tmp_path / "a" / "inner")
+    with pytest.warns(UserWarning, match="15 files left out: 6 .tiff, 6 .txt, 2 without an ending, 1 beside") as warned:
+        classes, files = folders.list_classes(folder)
+    assert len(warned) == 1
+    within = [os.path.relpath(path, folder) for path in files.paths if "more" in path]
+    assert within == ["a/inner/more/1.jpg", "b/linked/more/1.jpg"]
+    assert list(np.bincount(files.labels)) == [9, 9 + 8]  # in b the loop leads to a, once
+
+
+def test_names_that_are_no_utf8(tmp_path):
+    for name in (b"caf\xe9", b"th\xc3\xa9"):
+        os.mkdir(os.path.join(os.fsencode(tmp_path), name))
+        open(os.path.join(os.fsencode(tmp_path), name, b"\xff.jpg"), "w").close()
+    classes, files = folders.list_classes(str(tmp_path))
+    assert classes == (r"caf\xe9", "th\u00e9") and "".join(classes).encode()  # can be printed and served
+    paths, _ = files.rows(np.arange(2))
+    assert list(paths.numpy()) == [os.fsencode(path) for path in files.paths]
+    assert all(os.path.exists(path) for path in paths.numpy())
+
+
+def test_parts_to_test_on(tmp_path):
+    divided = make(tmp_path / "divided", "train/a/1.jpg", "val/a/2.jpg", "test/3.jpg")
+    assert folders.load_part(divided, "test") is None and folders.load_part(divided, "all") is None
+    assert folders.load_part(divided, "validation")[1].paths == [os.path.join(divided, "val", "a", "2.jpg")]
+    make(tmp_path / "divided", "test/a/3.jpg")
+    with pytest.warns(UserWarning, match="1 beside the folders of classes"):
+        assert folders.load_part(divided, "test")[1].paths == [os.path.join(divided, "test", "a", "3.jpg")]
+    whole = make(tmp_path / "whole", "a/1.jpg", "test/1.jpg")  # a class of this name
+    assert folders.load_part(whole, "all")[0] == ("a", "test")
+    assert folders.load_part(whole, "test") is None and folders.load_part(whole, "validation") is None
 
 
 def test_a_tenth_is_drawn_for_validation(tmp_path):
@@ -44,8 +82,15 @@ def test_a_tenth_is_drawn_for_validation(tmp_path):
     [
         ((), "no folder in it"),
         (("1.jpg",), "no folder in it"),
-        (("a/1.jpg",), "holds one image"),
-        (("a/1.jpg", "b/notes.txt"), "b holds no image"),
+        (("a/1.jpg",), "holds one class only, a, and a classifier needs two. Are the classes in .*/a?"),
+        (("photos/a/1.jpg", "photos/b/1.jpg"), "one class only, photos, .* Are the classes in .*/photos?"),
+        (("train/a/1.jpg", "val/a/1.jpg"), "one class only, a, .* in .*/train/a?"),
+        (("training/a/1.jpg", "Validation/a/1.jpg"), "holds Validation/, training/; call its parts train/ and val/"),
+        (
+            ("a/1.jpg", "b/notes.txt", "b/2.tiff"),
+            "b holds no image; a class needs .*; found 1 .tiff, 1 .txt",
+        ),
+        (("a/1.jpg", "b/.hidden"), "b holds no image; .*; found no file at all"),
         (("train/a/1.jpg",), "holds train/ but not val/"),
         (("val/a/1.jpg",), "holds val/ but not train/"),
         (("train/a/1.jpg", "train/b/1.jpg", "val/a/1.jpg"), "only one of them has b"),

@@ -1,4 +1,5 @@
 import json
+import re
 import subprocess
 import sys
 
@@ -10,9 +11,10 @@ from conftest import ROOT
 from PIL import Image
 from test_imagenet import SMALL, photograph, small_batches, take
 
-from keras_resnet.data import color, folders, imagenet, records
+from keras_resnet.data import color, folders, imagenet, records, sources
 from keras_resnet.data.sources import DataError
 from keras_resnet.training import run, tasks
+from keras_resnet.training.checkpoint import RunError
 from keras_resnet.training.run import Settings, train
 
 CLASSES = ("dawn", "noon", "dusk")
@@ -44,6 +46,14 @@ class TinyTested(TinyPhotographs):
     other = "test"
 
 
+class TinySecret(TinyPhotographs):
+    """The same with a split "test" of unknown classes."""
+
+    def _split_generators(self, dl_manager):
+        secret = ((i, {**example, "label": -1}) for i, example in self._generate_examples(5))
+        return {**super()._split_generators(dl_manager), "test": secret}
+
+
 class TinyPairs(TinyPhotographs):
     """Two images each."""
 
@@ -61,7 +71,7 @@ class TinyPairs(TinyPhotographs):
 @pytest.fixture(scope="module")
 def data_dir(tmp_path_factory):
     folder = str(tmp_path_factory.mktemp("tensorflow_datasets"))
-    for builder in (TinyPhotographs, TinyTested, TinyPairs):
+    for builder in (TinyPhotographs, TinyTested, TinySecret, TinyPairs):
         builder(data_dir=folder).download_and_prepare(download_config=tfds.download.DownloadConfig(num_shards=2))
     return folder
 
@@ -114,9 +124,28 @@ def test_without_a_validation_split_a_tenth_is_drawn(data_dir):
     assert (len(train), len(validation)) == (27, 3)
     places = {(f, o) for part in (train, validation) for f, o in zip(part.files, part.offsets, strict=True)}
     assert len(places) == 30
-    classes, test = records.load_test("tiny_tested", data_dir)
+    classes, test = records.load_part("tiny_tested", "test", data_dir)
     assert classes == CLASSES and len(test) == 7
-    assert len(records.load_test("tiny_photographs", data_dir)[1]) == 7
+    assert len(records.load_part("tiny_photographs", "validation", data_dir)[1]) == 7
+    for name, part in (("tiny_tested", "validation"), ("tiny_photographs", "test"), ("tiny_tested", "all")):
+        assert records.load_part(name, part, data_dir) is None
+
+
+def test_test_images_without_classes_are_no_test(data_dir):
+    """As ImageNet's."""
+    assert records.load_part("tiny_secret", "test", data_dir) is None
+    assert len(records.load_part("tiny_secret", "validation", data_dir)[1]) == 7
+
+
+def test_a_description_tells_data_apart(data_dir):
+    data = records.load("tiny_tested", data_dir, seed=1)
+    found = records.describe(data, "tiny_tested")
+    assert found == records.describe(records.load("tiny_tested", data_dir, seed=1), "tiny_tested")
+    assert [text.split(",")[0] for text in found.values()] == ["3", "27", "3"]
+    other = records.describe(records.load("tiny_tested", data_dir, seed=2), "tiny_tested")
+    assert other["classes"] == found["classes"] and other["train"] != found["train"]
+    renamed = records.describe(data._replace(classes=("dawn", "dusk", "noon")), "tiny_tested")
+    assert renamed["classes"] != found["classes"] and renamed["train"] == found["train"]
 
 
 def test_damage(copy):
@@ -129,7 +158,7 @@ def test_damage(copy):
     message = rf"00000-of-00002, record at byte {train.offsets[2]}, is damaged"
     with pytest.raises(DataError, match=message), imagenet.errors_named():
         take(small_batches(train), 7)
-    with pytest.raises(DataError, match=message), imagenet.errors_named(train):
+    with pytest.raises(DataError, match=message), imagenet.errors_named():
         take(imagenet.examples(train), -1)
     skipped = set()
     assert len(take(imagenet.center_batches(train, batch_size=1, image_size=SMALL, skipped=skipped), -1)) == 29
@@ -157,14 +186,81 @@ def test_a_run_and_its_evaluation(data_dir, tmp_path):
     assert 0 <= result["val_error"] <= 1
     model = keras.saving.load_model(tmp_path / "run" / "model.keras")
     assert np.allclose(model.get_layer("normalization").offset, -color.IMAGENET_STATISTICS.mean)
-    evaluate = [sys.executable, str(ROOT / "train" / "evaluate.py"), tmp_path / "run", "--data-dir", data_dir]
-    arguments = ["--data", "tiny_tested", "--crop", "32", "--json", tmp_path / "result.json"]
-    process = subprocess.run([*evaluate, *arguments], capture_output=True, text=True, timeout=200)
+    evaluate = [sys.executable, str(ROOT / "train" / "evaluate.py"), tmp_path / "run"]
+    process = subprocess.run(
+        [*evaluate, "--json", tmp_path / "result.json"], capture_output=True, text=True, timeout=200
+    )
     assert process.returncode == 0, process.stderr
-    assert json.loads((tmp_path / "result.json").read_text())["examples"] == 7
-    (tmp_path / "run" / "classes.json").write_text(json.dumps(["dawn", "dusk", "noon"]))
-    process = subprocess.run([*evaluate, *arguments], capture_output=True, text=True, timeout=200)
-    assert process.returncode == 1 and "class 1 is dusk there and noon here" in process.stderr
+    found = json.loads((tmp_path / "result.json").read_text())
+    assert found["examples"] == 7 and found["part"] == "test images"
+    assert found["protocol"]["crop"] == "32x32, centre" and found["protocol"]["resize"] == "shorter side to 37"
+
+
+def test_a_run_goes_on_with_its_own_data(tmp_path):
+    def photos(name, n=6):
+        (tmp_path / "photos" / name).mkdir(parents=True, exist_ok=True)
+        for i in range(n):
+            photograph(40, 50, i).save(tmp_path / "photos" / name / f"{i}.jpg")
+
+    def task(**changes):
+        settings = Settings(
+            dataset=str(tmp_path / "photos"), output=str(tmp_path), name="run", image_size=32, batch_size=2, **changes
+        )
+        run.open_folder(settings)
+        return tasks.photographs(settings)
+
+    photos("cat")
+    photos("dog")
+    first, colors = task(), tmp_path / "run" / "colors.npz"
+    measured = color.load(colors).mean
+    for path in (tmp_path / "photos" / "cat").iterdir():
+        photograph(40, 50, 100).save(path)
+    task()  # nothing was saved: the colours of the other photographs are measured
+    assert np.abs(color.load(colors).mean - measured).max() > 10
+
+    (tmp_path / "run" / run.CHECKPOINT).touch()  # from here on the run goes on
+    kept = color.load(colors).mean
+    assert task().classes == first.classes and np.array_equal(color.load(colors).mean, kept)
+    (tmp_path / "photos" / "cat").rename(tmp_path / "photos" / "zebra")
+    with pytest.raises(RunError, match="has changed since this run was begun") as error:
+        task()
+    for row in ("cat: 6, [0-9a-f]{12} then; none now", "zebra: none then; 6, .* now", "--data-changed"):
+        assert re.search(row, str(error.value)), row
+    assert "dog" not in str(error.value)
+    (tmp_path / "photos" / "zebra").rename(tmp_path / "photos" / "cat")
+    task()
+    (tmp_path / "photos" / "dog" / "0.jpg").rename(tmp_path / "photos" / "dog" / "9.jpg")
+    with pytest.raises(RunError, match="dog: 6, .* then; 6, .* now"):
+        task()
+    task(data_changed=True)
+    assert np.array_equal(color.load(colors).mean, kept)  # which the network subtracts
+    task()
+    (tmp_path / "photos").rename(tmp_path / "elsewhere")
+    (tmp_path / "photos").symlink_to(tmp_path / "elsewhere")
+    task()
+
+
+def test_small_images_are_recognised():
+    source = sources.load("shapes")
+    found = sources.describe(source)
+    assert found["train"].startswith("12800, ") and found == sources.describe(sources.load("shapes"))
+    source.validation.images[5, 3, 3, 0] ^= 1
+    different = {name for name, text in sources.describe(source).items() if found[name] != text}
+    assert different == {"validation"}
+
+
+def test_no_validation_image_can_be_read(tmp_path):
+    for part in ("train", "val"):
+        for name in ("cat", "dog"):
+            (tmp_path / "photos" / part / name).mkdir(parents=True)
+            path = tmp_path / "photos" / part / name / "1.jpg"
+            photograph(40, 50).save(path) if part == "train" else path.write_text("nonsense")
+    settings = Settings(
+        dataset=str(tmp_path / "photos"), output=str(tmp_path), batch_size=2, colors="imagenet", skip_damaged=True
+    )
+    run.open_folder(settings)
+    with pytest.raises(DataError, match="not one of 2 validation images can be read"):
+        tasks.photographs(settings)
 
 
 def test_the_mean_image_is_subtracted_at_the_papers_size(tmp_path, data_dir):

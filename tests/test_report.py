@@ -1,3 +1,4 @@
+import html
 import importlib
 import json
 import os
@@ -165,6 +166,28 @@ def test_no_error_at_all_can_be_drawn(tmp_path):
     for record in records:
         record["history"] |= {"error": [0.0] * 12, "val_error": [0.0] * 12}
     assert len(report.write(records, tmp_path)) == 4
+
+
+def test_a_foreign_record_runs_no_script(tmp_path):
+    """Every text of a record that comes from elsewhere."""
+    script = "<script>alert(1)</script>"
+    (record,) = runs("table2", 0.3, ["plain-18"], dataset=str(tmp_path), steps=1000)
+    record |= {"measured_on": script, "command": script, "made": {"commit": script}}
+    record["settings"] |= {"dataset": script, "colors": script}
+    record["conditions"] |= {"colors": script, "data": "$x_1^{2$ & {a} \udcff"}
+    report.write([record], str(tmp_path))
+    page = (tmp_path / "report.html").read_text()
+    assert script not in page and html.escape(script) in page
+
+
+@pytest.mark.parametrize("data", ["$x_1^{2$ & {a}", "50% $ and $ 日本 \udcff"])
+def test_a_folder_of_any_name_can_be_drawn(tmp_path, data):
+    records = runs("fig4", 0.3, ["plain-18", "ResNet-18-A"], dataset=str(tmp_path), steps=1000)
+    for record in records:
+        record["settings"]["dataset"] = data
+    assert len(report.write(records, str(tmp_path))) == 2
+    figure = report.draw(EXPERIMENTS["fig4"], report.entries(EXPERIMENTS["fig4"], records), figures.LIGHT)
+    assert data.replace("\udcff", r"\udcff")[:10] in figure.get_suptitle()
 
 
 def test_runs_of_different_lengths_are_not_averaged(tmp_path):

@@ -1,15 +1,17 @@
 """Tests one classifier, or several as an ensemble, as the paper does.
 
-    python train/evaluate.py runs/cifar10-resnet-20 --data cifar10      a run of fit.py, on CIFAR-10's test images
+    python train/evaluate.py runs/cifar10-resnet-20                     a run of fit.py, on its own data's test images
     python train/evaluate.py model.keras --data PHOTOGRAPHS             one crop, from the shorter side 256
     python train/evaluate.py model.keras --data PHOTOGRAPHS --protocol 10-crop
     python train/evaluate.py a.keras b.keras --data PHOTOGRAPHS --protocol multi-scale      an ensemble
     python train/evaluate.py model.keras --data imagenet2012 --data-dir ~/tensorflow_datasets
     python train/evaluate.py vgg.keras --data PHOTOGRAPHS --preprocess vgg16      of keras.applications, without its own
 
-A model is any classifier in a .keras file, or a folder of runs/. PHOTOGRAPHS is a folder PHOTOGRAPHS/val/CLASS/*.jpeg
-or PHOTOGRAPHS/CLASS/*.jpeg; its classes are the sorted names of the folders CLASS. imagenet2012 stands for any data set
-of images with classes in TensorFlow Datasets; its split "validation" is taken, otherwise "test". Protocols:
+A model is any classifier in a .keras file, or a folder of runs/. Of a run the data, the size of crops and the names of
+classes are those of its training, where nothing else is said. PHOTOGRAPHS is a folder PHOTOGRAPHS/{test,val}/CLASS/FILE
+or PHOTOGRAPHS/CLASS/FILE; its classes are the sorted names of the folders CLASS. imagenet2012 stands for any data set
+of images with classes in TensorFlow Datasets. Test images are taken, if there are any with classes, otherwise
+validation images, which are also those that a run set aside from data that are not divided. Protocols:
 
     single        the image as it is: CIFAR's test (P1 4.2)
     center        the shorter side 256, the 224x224 crop in the middle
@@ -29,10 +31,9 @@ import quiet  # noqa: F401, first, before anything that imports TensorFlow
 
 # isort: split
 import keras
-import tensorflow as tf
 
 from keras_resnet import evaluation, pictures
-from keras_resnet.data import folders, imagenet, records, sources, views
+from keras_resnet.data import imagenet, sources, views
 
 MISTAKES = 24
 
@@ -41,10 +42,12 @@ def parse(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("models", nargs="+", metavar="MODEL", help=".keras file, or folder of a run; several are an ensemble")
-    add("--data", required=True, help="cifar10, cifar100, shapes; photographs: a folder, or imagenet2012 and the like")
+    add("--data", help="cifar10, cifar100, shapes; photographs: a folder, imagenet2012 etc. (default: the run's)")
     add("--data-dir", metavar="DIR", help="data sets prepared by tensorflow-datasets")
+    add("--part", choices=evaluation.PARTS, help="of the data (default: the first that there is)")
+    add("--skip-damaged", action="store_true", help="leave out photographs that cannot be decoded, and count them")
     add("--protocol", choices=views.PROTOCOLS, help="default: center for photographs, single for the others")
-    add("--crop", type=int, help=f"size of the crops; other sizes follow in proportion (default {views.CROP})")
+    add("--crop", type=int, help=f"size of the crops, others in proportion (default: the run's, or {views.CROP})")
     add("--batch-size", type=int, default=32, help="views in a forward pass (default 32)")
     add("--preprocess", metavar="NAME", help="preprocess_input of this module of keras.applications")
     add("--json", metavar="FILE", help="writes the result")
@@ -53,7 +56,15 @@ def parse(arguments=None):
 
 
 def check(options):
-    """What can be said to be wrong before anything is read."""
+    """What can be said to be wrong before any data are read."""
+    run = evaluation.run_settings(options.models[0])
+    if options.data is None:
+        if "dataset" not in run:
+            return f"{options.models[0]} is not of a run that says its data; give --data"
+        options.data, options.data_dir = run["dataset"], options.data_dir or run["data_dir"]
+    runs = [path for path in options.models if evaluation.run_settings(path)]
+    if options.preprocess and runs:
+        return f"{runs[0]} takes pixels, as it was trained; --preprocess is for networks of keras.applications"
     small = options.data in sources.DATASETS
     options.protocol = options.protocol or ("single" if small else "center")
     if small and options.protocol != "single":
@@ -62,9 +73,8 @@ def check(options):
         )
     if options.protocol == "single" and options.crop is not None:
         return "--crop has no meaning with --protocol single, which takes the images as they are"
-    options.crop = views.CROP if options.crop is None else options.crop
     for flag in ("crop", "batch_size"):
-        if getattr(options, flag) < 1:
+        if getattr(options, flag) is not None and getattr(options, flag) < 1:
             return f"--{flag.replace('_', '-')} is positive; found {getattr(options, flag)}"
     modules = [
         name for name in dir(keras.applications) if hasattr(getattr(keras.applications, name), "preprocess_input")
@@ -76,25 +86,13 @@ def check(options):
     return None
 
 
-def load_data(options):
-    """The examples, a tf.data.Dataset, the classes, and the files of the examples, None where they lie in memory."""
-    if options.data in sources.DATASETS:
-        source = sources.load(options.data, options.data_dir)
-        return tf.data.Dataset.from_tensor_slices(tuple(source.test)), source.classes, None
-    if os.path.isdir(options.data):
-        inner = os.path.join(options.data, "val")
-        classes, files = folders.list_classes(inner if os.path.isdir(inner) else options.data)
-    else:
-        classes, files = records.load_test(options.data, options.data_dir)
-    return imagenet.examples(files), classes, files
-
-
-def table(result, options):
+def table(result, part, skipped, options):
     """The result as people read it."""
     title = (
         f"{' + '.join(options.models)} on {options.data}, {len(result.labels):,} images, {len(result.classes)} classes"
     )
-    rows = [("top-1 error", f"{result.error(1):.2%}"), ("top-5 error", f"{result.error(5):.2%}")]
+    rows = [("images", part), *([("damaged, skipped", len(skipped))] if skipped else [])]
+    rows += [("top-1 error", f"{result.error(1):.2%}"), ("top-5 error", f"{result.error(5):.2%}")]
     rows += [(f"protocol: {key}" if key == "name" else f"  {key}", words) for key, words in result.protocol.items()]
     return "\n".join([title, "-" * len(title), *(f"{name:<18}{value}" for name, value in rows)])
 
@@ -119,29 +117,29 @@ def draw(result, examples, options):
 
 def main():
     options = parse()
-    wrong = check(options)
-    if wrong:
-        sys.exit(f"evaluate.py: {wrong}")
     try:
+        if wrong := check(options):
+            sys.exit(f"evaluate.py: {wrong}")
         if options.output:
             os.makedirs(options.output, exist_ok=True)
-        examples, classes, files = load_data(options)
-        for path in options.models:
-            evaluation.check_classes(path, classes)
+        skipped = set() if options.skip_damaged else None
+        classes, examples, part = evaluation.load_data(
+            options.data, options.data_dir, part=options.part, models=options.models, skipped=skipped
+        )
         classifiers = [evaluation.load_model(path) for path in options.models]
-        with imagenet.errors_named(files):
+        with imagenet.errors_named():
             result = evaluation.evaluate(
                 classifiers,
                 examples,
                 classes,
                 options.protocol,
-                crop=options.crop,
+                crop=options.crop or evaluation.default_crop(options.models, classifiers),
                 batch_size=options.batch_size,
                 preprocess=options.preprocess and getattr(keras.applications, options.preprocess).preprocess_input,
             )
-        print(table(result, options))
+        print(table(result, part, skipped, options))
         if options.json:
-            inputs = {name: getattr(options, name) for name in ("models", "data", "preprocess")}
+            inputs = {name: getattr(options, name) for name in ("models", "data", "preprocess")} | {"part": part}
             with open(options.json, "w") as file:
                 json.dump({**inputs, **result.summary()}, file, indent=2)
         if options.output:

@@ -71,6 +71,7 @@ def parse(arguments=None):
     add(data, "--without", "photographs: preparations to leave out", nargs="+", choices=PREPARATIONS, metavar="WHICH")
     add(data, "--colors", "photographs: a file of train/colors.py, or imagenet (default: measured)", metavar="FILE")
     add(data, "--skip-damaged", "photographs: leave out files that cannot be read, and count them", **flag)
+    add(data, "--data-changed", "go on with a run although its data are not what they were", **flag)
     add(recipe, "--steps", "iterations", type=int)
     add(recipe, "--batch-size", "images in a step", type=int)
     together = f"default {recipes.BN_BATCH_SIZE}, as on the paper's two GPUs; photographs and --sync-bn: all"

@@ -1,17 +1,20 @@
 """Image folders: DIR/{train,val}/CLASS/FILE, or DIR/CLASS/FILE, of which a part is set aside for validation."""
 
+import collections
 import dataclasses
 import functools
 import os
 import typing
+import warnings
 
 import numpy as np
 import tensorflow as tf
 
 from keras_resnet.data.sources import DataError
 
-ENDINGS = (".jpg", ".jpeg", ".png")  # in small or capital letters
+ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif")  # in small or capital letters
 VALIDATION_PART = 0.1  # of DIR/CLASS/FILE
+PARTS = {"train", "training", "val", "valid", "validation", "test", "testing"}  # names of folders that are no classes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,7 +34,7 @@ class Files:
     @functools.cached_property
     def _tensors(self):
         with tf.init_scope():  # outside the graph that asks for them: they would be copied into it
-            return tf.constant(self.paths), tf.constant(self.labels)
+            return tf.constant([*map(os.fsencode, self.paths)]), tf.constant(self.labels)
 
     def rows(self, numbers):
         """What `read` needs for the examples with these numbers, int (m,): paths, string (m,), and labels, (m,)."""
@@ -41,9 +44,9 @@ class Files:
         """One example: the content of an image file, a string, and its label, int64."""
         return tf.io.read_file(path), label
 
-    def names(self, numbers):
-        """What to call the examples with these numbers, int (m,): string (m,)."""
-        return self.rows(numbers)[0]
+    def name(self, number):
+        """What to call an example, a string."""
+        return self.paths[number]
 
 
 class Photographs(typing.NamedTuple):
@@ -62,32 +65,45 @@ def load(folder, seed=0):
         seed: of DIR/CLASS/FILE, a tenth of all files is drawn for validation; which ones is a function of it.
 
     Returns:
-        A `Photographs`, its classes sorted. Hidden files and those not named .jpg, .jpeg or .png are left out.
+        A `Photographs`, its classes sorted. `list_classes` says which files are images.
 
     Raises:
-        DataError: there is no such folder, a class has no images, train/ and val/ have different classes.
+        DataError: there is no such folder, a class has no images, there is one class only, train/ and val/ have
+            different classes.
     """
-    if not os.path.isdir(folder):
-        found = "it is not a folder" if os.path.exists(folder) else "there is no such folder"
-        raise DataError(f"{folder} should be a folder of images: {found}")
-    parts = [part for part in ("train", "val") if part in _folders(folder)]
-    if len(parts) == 1:
-        missing = "val" if parts == ["train"] else "train"
-        raise DataError(
-            f"{folder} holds {parts[0]}/ but not {missing}/; it needs both, or just a folder for each class"
-        )
+    parts = _parts(folder)
     if parts:
+        if missing := {"train", "val"}.difference(parts):
+            raise DataError(
+                f"{folder} holds {', '.join(f'{part}/' for part in parts)} but not {missing.pop()}/; it needs both, or "
+                "just a folder for each class"
+            )
         (classes, train), (others, validation) = (list_classes(os.path.join(folder, part)) for part in ("train", "val"))
         if classes != others:
             raise DataError(
                 f"{folder}: train/ has {len(classes)} classes and val/ has {len(others)}, and they are not the same; "
                 f"only one of them has {', '.join(sorted(set(classes) ^ set(others))[:8])}"
             )
+    else:
+        classes, files = list_classes(folder)
+    if len(classes) == 1:
+        inner = os.path.join(folder, *parts[:1], classes[0])
+        raise DataError(
+            f"{folder} holds one class only, {classes[0]}, and a classifier needs two. Are the classes in {inner}?"
+        )
+    if parts:
         return Photographs(classes, train, validation)
-    classes, files = list_classes(folder)
-    if len(files) < 2:
-        raise DataError(f"{folder} holds one image; it takes two to train and to validate")
     return Photographs(classes, *draw_validation(files, seed))
+
+
+def load_part(folder, part):
+    """The classes and the `Files` of test/ or val/ ("validation"), or of a folder that has neither ("all").
+
+    None where there is no such part, or no folder of a class in it: of some test images nobody knows the classes.
+    """
+    parts = {"validation" if name == "val" else name: os.path.join(folder, name) for name in _parts(folder)}
+    inner = parts.get(part) if parts else folder if part == "all" else None
+    return list_classes(inner) if inner and (part != "test" or _folders(inner)) else None
 
 
 def draw_validation(files, seed):
@@ -97,6 +113,22 @@ def draw_validation(files, seed):
     return files.part(np.sort(order[cut:])), files.part(np.sort(order[:cut]))
 
 
+def _parts(folder):
+    """Those of train/, val/ and test/ that a folder of images has, a list; empty where it has a folder for each class.
+
+    DataError where there is no such folder, or the parts have other names.
+    """
+    if not os.path.isdir(folder):
+        found = "it is not a folder" if os.path.exists(folder) else "there is no such folder"
+        raise DataError(f"{folder} should be a folder of images: {found}")
+    names = _folders(folder)
+    if {"train", "val"}.intersection(names):
+        return [part for part in ("train", "val", "test") if part in names]
+    if names and PARTS.issuperset(name.lower() for name in names):
+        raise DataError(f"{folder} holds {', '.join(f'{name}/' for name in names)}; call its parts train/ and val/")
+    return []
+
+
 def _folders(folder):
     """The sorted names of the folders in a folder, without hidden ones."""
     with os.scandir(folder) as entries:
@@ -104,15 +136,50 @@ def _folders(folder):
 
 
 def list_classes(folder):
-    """The classes, a tuple of names, and the `Files` of a folder with a folder of images for each class."""
-    classes, paths, counts = _folders(folder), [], []
-    if not classes:
+    """The classes, a tuple of names, and the `Files` of a folder with a folder of images for each class.
+
+    Images are named .jpg, .jpeg, .png, .webp, .bmp or .gif, and lie in the class's folder or in folders within. A
+    warning counts what is left out, but for hidden files. In the name of a class, bytes that are no UTF-8 are \\xNN.
+    """
+    names, paths, counts, left_out = _folders(folder), [], [], collections.Counter()
+    if not names:
         raise DataError(f"{folder} should hold a folder of images for each class; there is no folder in it")
-    for name in classes:
+    for name in names:
         inner = os.path.join(folder, name)
-        files = [f for f in sorted(os.listdir(inner)) if f.lower().endswith(ENDINGS) and not f.startswith(".")]
-        if not files:
-            raise DataError(f"{inner} holds no image; a class needs files named {', '.join(ENDINGS)}")
-        paths += [os.path.join(inner, file) for file in files]
-        counts.append(len(files))
-    return tuple(classes), Files(paths, np.repeat(np.arange(len(classes), dtype="int64"), counts))
+        found = sorted(_files(inner))
+        images = [path for path in found if path.lower().endswith(ENDINGS)]
+        others = collections.Counter(map(_ending, set(found).difference(images)))
+        if not images:
+            raise DataError(
+                f"{inner} holds no image; a class needs files named {', '.join(ENDINGS)}; found "
+                f"{_count(others) if others else 'no file at all'}"
+            )
+        paths += images
+        counts.append(len(images))
+        left_out += others
+    beside = sum(path.lower().endswith(ENDINGS) for path in os.listdir(folder))
+    left_out += collections.Counter({"beside the folders of classes": beside})
+    if left_out:
+        n = left_out.total()
+        warnings.warn(f"{folder}: {n} file{'s' * (n > 1)} left out: {_count(left_out)}", stacklevel=3)
+    classes = tuple(os.fsencode(name).decode(errors="backslashreplace") for name in names)
+    return classes, Files(paths, np.repeat(np.arange(len(names), dtype="int64"), counts))
+
+
+def _files(folder):
+    """The paths of all files in a folder and in those within, without hidden ones."""
+    seen = set()
+    for inner, folders, names in os.walk(folder, followlinks=True):
+        real = os.path.realpath(inner)
+        folders[:] = [name for name in folders if not name.startswith(".") and real not in seen]
+        if real not in seen:  # a link may lead back
+            yield from (os.path.join(inner, name) for name in names if not name.startswith("."))
+        seen.add(real)
+
+
+def _ending(path):
+    return os.path.splitext(path)[1].lower() or "without an ending"
+
+
+def _count(kinds):
+    return ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items(), key=lambda item: (-item[1], item[0])))

@@ -5,11 +5,14 @@ P1 is "Deep Residual Learning for Image Recognition" (arXiv 1512.03385).
 Every random choice is a function of (seed, epoch, example): the same step of the same run always sees the same batch,
 wherever the run was resumed. A file is read when its batch is made; in memory there is only where to find it.
 
-JPEG (RGB, greyscale and CMYK) and PNG (of any kind) become RGB, whatever the file is called. A camera's note that the
-image is to be turned (EXIF) is not followed: ImageNet's benchmarks never have.
+JPEG (RGB, greyscale and CMYK), PNG (of any kind), WebP without transparency, BMP without a palette and the first frame
+of a GIF become RGB, whatever the file is called. A camera's note that the image is to be turned (EXIF) is not followed:
+ImageNet's benchmarks never have.
 """
 
 import contextlib
+import functools
+import json
 import os
 import re
 
@@ -24,14 +27,21 @@ from keras_resnet.data.sources import DataError
 IMAGE_SIZE = 224
 SHORTER_SIDES = (256, 480)  # P1 3.4, for crops of 224; for other sizes in proportion
 JPEG = b"\xff\xd8\xff"  # a JPEG file begins like this
-DAMAGED = "damaged image file"
-UNREADABLE = "no image of a batch can be read"
+BMP_WITH_PALETTE = r"BM\C{26}\x08"  # and so does a BMP file of 8 bits a pixel, whose palette TensorFlow ignores
+DAMAGED, UNREADABLE = "damaged image file", "unreadable image file"  # of errors, followed by name and reason in JSON
+NOTHING = "no image of a batch can be read"
+FILTERED_FROM = 1.5  # training crops of images that are shrunk by more than this are filtered
+RATIOS = (1, 2, 4, 8)  # by which the JPEG decoder shrinks,
+DECODER_KEEPS = 2  # to at least so many times the resized image: its windows are whole pixels
 COLOR_SAMPLE = 10_000  # photographs whose colours are measured
 
 
 def decode(data):
-    """The content of a JPEG or PNG file, a string, as an image: uint8 (height, width, 3), RGB."""
-    return tf.ensure_shape(tf.io.decode_jpeg(data, channels=3), (None, None, 3))  # reads PNG as well
+    """The content of an image file, a string, as an image: uint8 (height, width, 3), RGB."""
+    palette = tf.strings.regex_full_match(tf.strings.substr(data, 0, 29), BMP_WITH_PALETTE)
+    with tf.control_dependencies([tf.debugging.Assert(~palette, ["a BMP file with a palette"])]):
+        image = tf.io.decode_image(data, channels=3, expand_animations=False)
+    return tf.ensure_shape(image, (None, None, 3))
 
 
 def resized_shape(shape, shorter_side):
@@ -97,43 +107,57 @@ def crop_window(shape, size, shorter_side, place):
     return tf.concat([begin, tf.maximum(end - begin, 1)], 0)
 
 
-def decode_window(data, window):
-    """Decodes a part of an image.
+def cut(data, size, shorter_side, place, flip):
+    """One random crop: chosen, decoded, mirrored and resized; of a JPEG file little else is decoded.
 
     Args:
-        data: a string, the content of a JPEG or PNG file.
-        window: a function from the image's shape, int32 (2,), to the part, as `crop_window` returns it.
+        data: a string, the content of an image file.
+        size, shorter_side, place: as for `crop_window`.
+        flip: bool, whether to mirror.
 
     Returns:
-        uint8 (height, width, 3), RGB. From a JPEG file nothing else is decoded.
+        float32 (size, size, 3), RGB in [0, 255], bilinear. Where the original is more than 1.5 times as large as the
+        resized image, a wider filter keeps what is too fine for it from becoming a pattern.
     """
 
+    def window(shape):
+        return crop_window(shape, size, shorter_side, place)
+
+    def shrinking(shape):
+        return tf.cast(tf.reduce_min(shape), "float32") / shorter_side
+
+    def resize(pixels, antialias=False):
+        pixels = tf.raw_ops.Reverse(tensor=pixels, dims=tf.stack([False, flip, False]))
+        return tf.image.resize(pixels, (size, size), antialias=antialias)
+
     def jpeg():
-        return tf.io.decode_and_crop_jpeg(data, window(tf.io.extract_jpeg_shape(data)[:2]), channels=3)
+        shape = tf.io.extract_jpeg_shape(data)[:2]
+        factor = shrinking(shape)
+
+        def part(ratio):
+            scaled = -(-shape // ratio)
+            return tf.io.decode_and_crop_jpeg(data, window(scaled), channels=3, ratio=ratio)
+
+        def large():
+            number = tf.reduce_sum(tf.cast(factor >= DECODER_KEEPS * np.array(RATIOS[1:], "float32"), "int32"))
+            return resize(tf.switch_case(number, [functools.partial(part, ratio) for ratio in RATIOS]), antialias=True)
+
+        return tf.cond(factor > FILTERED_FROM, large, lambda: resize(part(1)))
 
     def other():
         image = decode(data)
-        top, left, height, width = tf.unstack(window(tf.shape(image)[:2]))
-        return image[top : top + height, left : left + width]
+        shape = tf.shape(image)[:2]
+        top, left, height, width = tf.unstack(window(shape))
+        pixels = image[top : top + height, left : left + width]
+        wide = shrinking(shape) > FILTERED_FROM
+        return tf.cond(wide, lambda: resize(pixels, antialias=True), lambda: resize(pixels))
 
     return tf.cond(tf.strings.substr(data, 0, len(JPEG)) == JPEG, jpeg, other)
 
 
 def augment(data, size, shorter_side, place, flip, shift):
-    """One random crop: chosen, decoded, resized, mirrored and shifted in colour, in that order.
-
-    Args:
-        data: a string, the content of a JPEG or PNG file.
-        size, shorter_side, place: as for `crop_window`.
-        flip: bool, whether to mirror.
-        shift: float32 (3,), added to every pixel.
-
-    Returns:
-        float32 (size, size, 3); bilinear without a wider filter, so it is close to a crop of the resized image.
-    """
-    pixels = decode_window(data, lambda shape: crop_window(shape, size, shorter_side, place))
-    crop = tf.image.resize(pixels, (size, size))
-    crop = tf.raw_ops.Reverse(tensor=crop, dims=tf.stack([False, flip, False]))
+    """One random crop of `cut` with `shift`, float32 (3,), added to every pixel: float32 (size, size, 3)."""
+    crop = cut(data, size, shorter_side, place, flip)
     # As rows of numbers: to add three to every pixel takes thirty times as long.
     return tf.reshape(tf.reshape(crop, (size, 3 * size)) + tf.tile(shift, [size]), (size, size, 3))
 
@@ -179,59 +203,74 @@ def _read(files, numbers, image, arguments, skipped):
         return image(data, *arguments), label
 
     places, lost, (images, labels) = attempt(example, (files.rows(numbers), arguments), os.cpu_count())
-    lost = files.names(tf.gather(numbers, lost))
-
-    def report():
-        if skipped is None:
-            return tf.debugging.Assert(False, [DAMAGED, lost[0]])
-        return tf.numpy_function(lambda names: skipped.update(map(os.fsdecode, names)), [lost], [], stateful=True)
-
-    with tf.control_dependencies([tf.cond(tf.size(lost) > 0, report, tf.no_op)]):
+    lost = tf.gather(numbers, lost)
+    look = lambda: tf.numpy_function(lambda lost: _check_lost(files, lost, skipped), [lost], [], stateful=True)
+    with tf.control_dependencies([tf.cond(tf.size(lost) > 0, look, tf.no_op)]):
         return tf.identity(places), tf.identity(images), tf.identity(labels)
 
 
-def examples(files):
-    """The whole images, one by one and in order: a `tf.data.Dataset` of (uint8 (height, width, 3), int64 label)."""
+def _check_lost(files, numbers, skipped):
+    """Of examples that failed, finds out why: only what cannot be decoded may be skipped."""
+    for number in numbers:
+        if _load(files, number, skipped):
+            raise _failure(UNREADABLE, files, number, "it failed once and can be read now; is memory short?")
 
-    def example(row):
+
+def _load(files, number, skipped):
+    """An example, read at once: image, uint8 (height, width, 3), and label; None where it is damaged and skipped."""
+    try:
+        row = (tensor[0] for tensor in files.rows(np.array([number])))
         data, label = files.read(*row)
-        return decode(data), label
+        return decode(data).numpy(), label.numpy()
+    except tf.errors.InvalidArgumentError as error:
+        if skipped is None:
+            raise _failure(DAMAGED, files, number, error) from error
+        skipped.add(files.name(number))
+    except tf.errors.OpError as error:
+        raise _failure(UNREADABLE, files, number, error) from error
 
-    return _rows(files).map(example, num_parallel_calls=tf.data.AUTOTUNE)
+
+def _failure(what, files, number, error):
+    """What TensorFlow hands on as a text alone; `errors_named` reads it."""
+    reason = str(error).splitlines()[0]
+    reason = re.sub(r"^\{\{.*?\}\} *|^\w+Error: | *\[Op:\w+\].*", "", reason)
+    return ValueError(f"{what} {json.dumps([files.name(number), reason])}")
 
 
-def _rows(files):
-    """A `tf.data.Dataset` of what `files.read` needs for each example, in order."""
-    numbers = tf.data.Dataset.range(len(files)).batch(256)
-    return numbers.map(lambda batch: (files.rows(batch),)).unbatch()
+def examples(files, skipped=None):
+    """The whole images, one by one and in order: a `tf.data.Dataset` of (uint8 (height, width, 3), int64 label).
+
+    `skipped` is a set to which the names of damaged files are added, which are left out; without it they end the
+    stream: see `errors_named`.
+    """
+    nothing = np.zeros((0, 0, 3), "uint8"), np.int64(-1)
+
+    def example(number):
+        load = lambda number: _load(files, number, skipped) or nothing
+        image, label = tf.numpy_function(load, [number], (tf.uint8, tf.int64), stateful=True)
+        return tf.ensure_shape(image, (None, None, 3)), tf.ensure_shape(label, ())
+
+    found = tf.data.Dataset.range(len(files)).map(example, num_parallel_calls=tf.data.AUTOTUNE)
+    return found if skipped is None else found.filter(lambda image, label: tf.size(image) > 0)
 
 
 @contextlib.contextmanager
-def errors_named(files=None):
-    """Within it, a damaged file that ends a stream of batches ends it with a DataError that names the file.
-
-    Streams of this module say which it was; for others, of the examples of `files`, it is searched.
-    """
+def errors_named():
+    """Within it, a file that ends a stream of this module ends it with a DataError that names the file."""
     try:
         yield
     except tf.errors.InvalidArgumentError as error:
-        found = re.search(rf"\[{DAMAGED}\] \[(.*?)\](?=\s|$)", error.message)
-        name = found[1] if found else files and _first_damaged(files)
-        if not name:
+        if NOTHING in error.message:
+            raise DataError(f"{NOTHING}: all its files are damaged") from error
+        found = re.search(rf'({DAMAGED}|{UNREADABLE}) (\["(?:[^"\\]|\\.)*", "(?:[^"\\]|\\.)*"\])', error.message)
+        if not found:
             raise
-        raise DataError(
-            f"{name} is damaged, or no JPEG or PNG file, or may not be opened. Replace it, or skip such files."
-        ) from error
-
-
-def _first_damaged(files):
-    """The name of the first example that cannot be decoded, or None."""
-    for number, row in enumerate(_rows(files)):
-        try:
-            decode(files.read(*row[0])[0])
-        except tf.errors.OpError:
-            return os.fsdecode(files.names([number]).numpy()[0])
-    return None
+        name, reason = json.loads(found[2])
+        if found[1] == DAMAGED:
+            text = f"{name} is damaged, or of a kind that is not read: {reason}\nReplace it, or give --skip-damaged."
+        else:
+            text = f"{name} cannot be read: {reason}\nThis is no damage, and --skip-damaged does not skip it."
+        raise DataError(text) from error
 
 
 def training_batches(
@@ -250,9 +289,9 @@ def training_batches(
         crop: draw the place of the crop; otherwise it is the center.
         flip: mirror half of the images.
         components: a `color.Components` to draw the colour noise along, or None for none.
-        skipped: a set to which the paths of damaged files are added. Their places in the batch are taken by the next
-            images of the batch. Without it, a damaged file ends the stream: see `errors_named`. Damage below the crop
-            goes unnoticed, because nothing there is read.
+        skipped: a set to which the names of damaged files are added. Their places in the batch are taken by the next
+            images of the batch. Without it, a damaged file ends the stream: see `errors_named`. Damaged is what cannot
+            be decoded, not what cannot be read; damage below the crop goes unnoticed, because nothing there is read.
         parts: `parts.Parts`, into which each batch is cut for several replicas; its count divides `batch_size`. Only
             the own ones are read.
 
@@ -294,7 +333,7 @@ def training_batches(
             skipped,
         )
         if skipped is not None:
-            tf.debugging.assert_positive(tf.size(places), UNREADABLE)
+            tf.debugging.assert_positive(tf.size(places), NOTHING)
             nearest = tf.searchsorted(places, tf.range(size)) % tf.size(places)
             images, labels = tf.gather(images, nearest), tf.gather(labels, nearest)
         return tf.ensure_shape(images, (size, image_size, image_size, 3)), tf.ensure_shape(labels, (size,))
@@ -316,7 +355,7 @@ def center_batches(files, *, batch_size=64, image_size=IMAGE_SIZE, skipped=None,
         numbers = tf.range(ends[0], ends[1])
         _, images, labels = _read(files, numbers, lambda data: center_crop(decode(data), image_size), (), skipped)
         if parts.count > 1:
-            tf.debugging.assert_positive(tf.size(labels), UNREADABLE)
+            tf.debugging.assert_positive(tf.size(labels), NOTHING)
         return tf.ensure_shape(images, (None, image_size, image_size, 3)), labels
 
     batches = evaluation_ranges(len(files), batch_size, parts).map(batch, num_parallel_calls=2).prefetch(1)

@@ -39,8 +39,12 @@ class Records:
 
     def part(self, numbers):
         """The examples with these numbers, an integer array."""
-        places = (array[numbers] for array in (self.files, self.offsets, self.lengths))
-        return Records(self.paths, self.keys, *places)
+        return Records(self.paths, self.keys, *(array[numbers] for array in self.places))
+
+    @property
+    def places(self):
+        """Where the examples lie: the arrays `files`, `offsets` and `lengths`."""
+        return self.files, self.offsets, self.lengths
 
     def rows(self, numbers):
         """What `read` needs for the examples with these numbers, int (m,): their records, string (m,)."""
@@ -51,11 +55,8 @@ class Records:
             return np.array(list(pool.map(self._content, numbers)), object)
 
     def _content(self, number):
-        try:
-            with open(self.paths[self.files[number]], "rb", buffering=0) as file:
-                return os.pread(file.fileno(), self.lengths[number], self.offsets[number])
-        except OSError:
-            return b""  # which no image is: it is reported as the damaged files are
+        with open(self.paths[self.files[number]], "rb", buffering=0) as file:
+            return os.pread(file.fileno(), self.lengths[number], self.offsets[number])
 
     def read(self, record):
         """One example: the content of an image file, a string, and its label, int64."""
@@ -64,10 +65,9 @@ class Records:
         example = tf.io.parse_single_example(record, features)
         return tuple(example[key] for key in self.keys)
 
-    def names(self, numbers):
-        """What to call the examples with these numbers, int (m,): string (m,)."""
-        name = lambda number: f"{self.paths[self.files[number]]}, record at byte {self.offsets[number]},"
-        return tf.numpy_function(lambda numbers: np.array([name(i) for i in numbers], object), [numbers], tf.string)
+    def name(self, number):
+        """What to call an example, a string."""
+        return f"{self.paths[self.files[number]]}, record at byte {self.offsets[number]},"
 
 
 def photographs(dataset, data_dir=None, seed=0):
@@ -98,16 +98,58 @@ def load(name, data_dir=None, seed=0):
     return folders.Photographs(classes, *folders.draw_validation(train, seed))
 
 
-def load_test(name, data_dir=None):
-    """The classes, a tuple of names, and the `Records` to test on: the split "validation", otherwise "test".
+def load_part(dataset, part, data_dir=None):
+    """Of photographs, those that are for testing.
 
-    Arguments and errors as of `load`. In this order, because the labels of ImageNet's test images are not public.
+    Args:
+        dataset, data_dir: as for `photographs`.
+        part: "test", "validation" or, of data that have neither, "all".
+
+    Returns:
+        The classes, a tuple of names, and a `folders.Files` or `Records`. None where there is no such part, or where
+        its labels are not public, as those of ImageNet's test images.
+
+    Raises:
+        DataError: as `load` and `folders.load`.
     """
-    builder, classes, keys = _builder(name, data_dir)
-    split = next((split for split in ("validation", "test") if split in builder.info.splits), None)
-    if split is None:
-        raise DataError(f"{name} has neither a split validation nor test; it has {', '.join(builder.info.splits)}")
-    return classes, _index(builder, split, keys)
+    if os.path.isdir(dataset):
+        return folders.load_part(dataset, part)
+    builder, classes, keys = _builder(dataset, data_dir)
+    splits = set(builder.info.splits)
+    split = part if part != "all" else "train" if not splits & {"test", "validation"} else None
+    if split not in splits:
+        return None
+    found = _index(builder, split, keys)
+    _, label = found.read(found.rows(np.array([0]))[0][0])
+    return (classes, found) if label >= 0 else None
+
+
+def describe(data, dataset):
+    """What `folders.Photographs` are, so that it can be seen later whether they are still the same.
+
+    Args:
+        data: a `folders.Photographs`.
+        dataset: the folder that they are of, or anything for a data set of TensorFlow Datasets.
+
+    Returns:
+        A dictionary of `sources.digest`: of the files' names in each class of a folder, wherever the folder lies; or of
+        the classes and of each part of a data set.
+    """
+    if isinstance(data.train, folders.Files):
+        names, start = [[] for _ in data.classes], len(os.path.join(dataset, ""))
+        for part in (data.train, data.validation):
+            for path, label in zip(part.paths, part.labels, strict=True):
+                names[label].append(os.fsencode(path[start:]))
+        return {
+            name: sources.digest(len(found), b"\0".join(sorted(found)))
+            for name, found in zip(data.classes, names, strict=True)
+        }
+    found = {"classes": sources.digest(len(data.classes), "\n".join(data.classes).encode())}
+    for part in ("train", "validation"):
+        split = getattr(data, part)
+        names = "\n".join(map(os.path.basename, split.paths)).encode()
+        found[part] = sources.digest(len(split), names, *map(np.ascontiguousarray, split.places))
+    return found
 
 
 def _builder(name, data_dir):

@@ -1,6 +1,7 @@
 """Where examples come from: TensorFlow Datasets, and the shapes that this package draws."""
 
 import difflib
+import hashlib
 import os
 import socket
 import typing
@@ -35,6 +36,22 @@ class Source(typing.NamedTuple):
     train: Split
     validation: Split | None
     test: Split
+
+
+def digest(count, *contents):
+    """Says in a few words how many examples there are and, by a hash of `contents`, bytes or arrays, which ones."""
+    found = hashlib.sha256()
+    for content in contents:
+        found.update(content)
+    return f"{count}, {found.hexdigest()[:12]}"
+
+
+def describe(source):
+    """The digests of a `Source`, a dictionary: of its classes and of each of its splits."""
+    names = "\n".join(source.classes).encode()
+    splits = {name: split for name, split in source._asdict().items() if isinstance(split, Split)}
+    found = {name: digest(len(split.labels), *map(np.ascontiguousarray, split)) for name, split in splits.items()}
+    return {"classes": digest(len(source.classes), names), **found}
 
 
 def load(name, data_dir=None, train_on_all=False):

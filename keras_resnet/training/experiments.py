@@ -292,7 +292,7 @@ def _size(data):
 def _ten_crops(settings, verbose):
     data = _photographs(settings)
     model, examples = evaluation.load_model(settings.folder), imagenet.examples(data.validation)
-    with imagenet.errors_named(data.validation):
+    with imagenet.errors_named():
         found = evaluation.evaluate(
             model, examples, data.classes, "10-crop", crop=settings.image_size, verbose=int(verbose == 1)
         )

@@ -11,6 +11,8 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from keras_resnet.pictures import lettering
+
 GAP = 0.055  # between two labels, as a part of the axis
 HEADROOM = 2  # the vertical axis ends at so many times the largest error at the end, as in P1 Fig. 6
 
@@ -51,8 +53,8 @@ class Responses(typing.NamedTuple):
 
 
 @contextlib.contextmanager
-def _drawn(theme):
-    """Within it, what is drawn has the theme's colours and no background."""
+def _drawn(theme, note):
+    """Within it, what is drawn has the theme's colours and no background. Yields the note as it is to be drawn."""
     style = {
         "text.color": theme.text,
         "axes.labelcolor": theme.muted,
@@ -74,8 +76,8 @@ def _drawn(theme):
         "legend.frameon": False,
         "svg.hashsalt": "figure",  # the same figure is the same file
     }
-    with matplotlib.rc_context(style):
-        yield
+    with matplotlib.rc_context(style), lettering(note) as drawn:
+        yield drawn(note)
 
 
 def draw_curves(panels, note, theme=LIGHT):
@@ -89,7 +91,7 @@ def draw_curves(panels, note, theme=LIGHT):
     Returns:
         A matplotlib figure.
     """
-    with _drawn(theme):
+    with _drawn(theme, note) as note:
         figure = Figure(figsize=(1.5 + 4 * len(panels), 4), layout="constrained")
         grid = figure.subplots(1, len(panels), sharey=True, sharex=True, squeeze=False)[0]
         every = [curve for _, curves in panels for curve in curves]
@@ -147,7 +149,7 @@ def draw_responses(networks, note, theme=LIGHT):
     Returns:
         A matplotlib figure.
     """
-    with _drawn(theme):
+    with _drawn(theme, note) as note:
         figure = Figure(figsize=(7.5, 6), layout="constrained")
         upper, lower = figure.subplots(2, 1, sharex=True, sharey=True)
         for network in networks:

@@ -80,7 +80,15 @@ def draw(rows, title, file, test_error=None):
         file: a path or binary file for the PNG.
         test_error: None, or the error at the end, drawn as a point.
     """
-    from matplotlib.figure import Figure  # here, so that this module can be had without matplotlib
+    from keras_resnet.pictures import lettering  # here, so that this module can be had without matplotlib
+
+    with lettering(title) as drawn:
+        figure = _draw_curves(rows, drawn(title), test_error)
+        figure.savefig(file, format="png", dpi=120)
+
+
+def _draw_curves(rows, title, test_error):
+    from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6, 4), layout="constrained")
     axes = figure.subplots()
@@ -96,4 +104,4 @@ def draw(rows, title, file, test_error=None):
     axes.set_ylim(bottom=0)
     axes.grid(alpha=0.3)
     axes.legend()
-    figure.savefig(file, format="png", dpi=120)
+    return figure

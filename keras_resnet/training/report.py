@@ -171,7 +171,7 @@ def write(records, folder):
             picture = _picture(experiment, figure, draw(experiment, found, figures.DARK))
         sections.append(_section(name, experiment, found, picture))
     path = os.path.join(folder, "report.html")
-    write_whole(path, lambda file: file.write(_page(records, sections, missing).encode()))
+    write_whole(path, lambda file: file.write(_page(records, sections, missing).encode(errors="backslashreplace")))
     return [path, *written]
 
 
@@ -213,8 +213,8 @@ def _section(name, experiment, found, picture):
     return f"""<section id="{name}">
 <h2>{html.escape(experiment.title)} <small>{html.escape(experiment.source)}</small></h2>
 {picture}
-<div class="wide"><table><caption>Error in %, on {measured}; ± is the standard deviation over runs with different
-seeds.</caption><thead><tr>{heads}</tr></thead><tbody>
+<div class="wide"><table><caption>Error in %, on {html.escape(measured)}; ± is the standard deviation over runs with
+different seeds.</caption><thead><tr>{heads}</tr></thead><tbody>
 {os.linesep.join(rows)}
 </tbody></table></div></section>"""
 

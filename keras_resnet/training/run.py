@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 import os
+import pathlib
 
 import keras
 import tensorflow as tf
@@ -73,6 +74,8 @@ def open_folder(settings):
         saved = [os.path.join(folder, name) for name in (CHECKPOINT, RESULT)]
         if not os.path.exists(path) or not any(map(os.path.exists, saved)):
             write_whole(path, lambda file: file.write(json.dumps(new, indent=2).encode()))
+            for name in (tasks.DATA, tasks.COLORS) if checkpoint.writes else ():  # they may be of other data
+                pathlib.Path(folder, name).unlink(missing_ok=True)
             return
         with open(path) as file:
             old = json.load(file)
@@ -136,6 +139,7 @@ def _train(settings, strategy, verbose):
     replicas = strategy.num_replicas_in_sync
     _check_replicas(settings, replicas)
     open_folder(settings)
+    distribution.of_all_workers(0)  # what the chief removes is gone
     folder = settings.folder
     result_path = os.path.join(folder, RESULT)
     if os.path.exists(result_path):

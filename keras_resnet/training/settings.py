@@ -10,7 +10,7 @@ from keras_resnet.training import recipes
 from keras_resnet.training.checkpoint import RunError
 
 # Settings that say where things lie or how often, and leave the result as it is.
-WITHOUT_EFFECT = ("data_dir", "output", "name", "checkpoint_every", "strategy", "jit")
+WITHOUT_EFFECT = ("data_dir", "output", "name", "checkpoint_every", "strategy", "jit", "data_changed")
 PREPARATIONS = ("scale", "crop", "flip", "color", "mean")
 
 
@@ -47,6 +47,7 @@ class Settings:
     colors: str | None = None
     without: tuple = ()
     skip_damaged: bool = False
+    data_changed: bool = False
     steps: int | None = None
     batch_size: int | None = None
     bn_batch_size: int | None = None  # None: recipes.BN_BATCH_SIZE, of photographs the whole batch

@@ -1,5 +1,6 @@
 """What a data set decides: the network, its batches, and what it is tested on."""
 
+import json
 import os
 import re
 import typing
@@ -10,10 +11,15 @@ import tensorflow as tf
 
 from keras_resnet import models, readers
 from keras_resnet.data import cifar, color, imagenet, records, sources
+from keras_resnet.data.sources import DataError
 from keras_resnet.graphs import LOADING_DEPTH, recursion_limit
 from keras_resnet.training import distribution
 from keras_resnet.training.checkpoint import RunError, write_whole
 from keras_resnet.weights import load_weights
+
+# Kept with a run from its beginning: what its data are, and the colours of its photographs.
+DATA, COLORS = "data.json", "colors.npz"
+LISTED = 8  # differences that a message names
 
 
 class Task(typing.NamedTuple):
@@ -36,6 +42,7 @@ def small_images(settings):
     """CIFAR or the built-in shapes (P1 4.2): in memory, the per-pixel mean in the network's first layer."""
     source = sources.load(settings.dataset, settings.data_dir, settings.train_on_all)
     _check_batch(settings, len(source.train.labels))
+    _check_data(settings, sources.describe(source))
     mean, trained = cifar.per_pixel_mean(source.train.images), _trained(settings)
     keras.utils.set_random_seed(settings.seed)
     network = models.CifarResNet(
@@ -70,9 +77,12 @@ def photographs(settings):
     """Photographs (P1 3.4), read as they are needed; the mean that is subtracted is in the network's first layer."""
     data = records.photographs(settings.dataset, settings.data_dir, settings.seed)
     _check_batch(settings, len(data.train))
+    _check_data(settings, records.describe(data, settings.dataset))
     damaged = set()
     skipped = damaged if settings.skip_damaged else None
     with imagenet.errors_named():
+        if skipped is not None and not any(imagenet.center_batches(data.validation, skipped=skipped)):
+            raise DataError(f"not one of {len(data.validation)} validation images can be read")
         colors = _colors(data.train, settings, skipped)
     # P1 3.4 subtracts an image from the crop, and the network then takes this size alone.
     size, trained = (settings.image_size, settings.image_size, 3), _trained(settings)
@@ -143,13 +153,38 @@ def _check_batch(settings, examples):
         )
 
 
+def _check_data(settings, found):
+    """Keeps what the data of a run are, `describe`d; RunError where a run that goes on has other data.
+
+    On other data a class could have another's number, and validation images be drawn that were trained on.
+    """
+    path = os.path.join(settings.folder, DATA)
+    if os.path.exists(path) and not settings.data_changed:
+        try:
+            with open(path) as file:
+                kept = json.load(file)
+        except (OSError, ValueError) as error:
+            raise RunError(f"{path} is damaged: {error}. Delete it to go on with the data as they are.") from error
+        different = [name for name in {**kept, **found} if kept.get(name) != found.get(name)]
+        if different:
+            rows = [f"  {name}: {kept.get(name, 'none')} then; {found.get(name, 'none')} now" for name in different]
+            rows[LISTED:] = [f"  and {len(rows) - LISTED} more"] * (len(rows) > LISTED)
+            raise RunError(
+                f"{settings.dataset} has changed since this run was begun (number of examples, digest):\n"
+                + "\n".join(rows)
+                + "\nA class could now have another's number, and validation images be such that were trained on. Put "
+                "the data back, choose another --name, or give --data-changed to go on nevertheless."
+            )
+    write_whole(path, lambda file: file.write(json.dumps(found, indent=0).encode()))
+
+
 def _colors(files, settings, skipped):
     """The `color.Statistics` that --colors says, or those of the training data: measured once, kept with the run."""
     if settings.colors == "imagenet":
         return color.IMAGENET_STATISTICS
     if settings.colors:
         return color.load(settings.colors)
-    path = os.path.join(settings.folder, "colors.npz")
+    path = os.path.join(settings.folder, COLORS)
     if not os.path.exists(path):
         print(f"measuring the colours of {min(len(files), imagenet.COLOR_SAMPLE)} photographs")
         found = imagenet.statistics(files, image_size=settings.image_size, seed=settings.seed, skipped=skipped)

@@ -1,7 +1,10 @@
+import concurrent.futures
 import csv
 import json
 import os
+import pathlib
 import signal
+import threading
 
 import keras
 import numpy as np
@@ -252,9 +255,14 @@ def saved(folder, depth=8, seed=0):
     return model, callback
 
 
+def save(callback):
+    callback.save()
+    callback.wait()
+
+
 def test_a_damaged_checkpoint_changes_nothing_and_says_so(tmp_path):
     _, writer = saved(tmp_path)
-    writer.save()
+    save(writer)
     good = (tmp_path / "latest.npz").read_bytes()
     model, reader = saved(tmp_path, seed=1)
     before = model.get_weights()
@@ -283,7 +291,7 @@ def test_a_damaged_checkpoint_changes_nothing_and_says_so(tmp_path):
 
 
 def test_a_checkpoint_of_another_network(tmp_path):
-    saved(tmp_path)[1].save()
+    save(saved(tmp_path)[1])
     with pytest.raises(RunError, match="is of another network; for example"):
         saved(tmp_path, depth=14)[1].restore()
 
@@ -303,11 +311,95 @@ def test_a_checkpoint_is_written_whole_or_not_at_all(tmp_path):
 
 def test_a_weight_that_is_not_finite_is_not_saved(tmp_path):
     model, callback = saved(tmp_path)
-    callback.save()
+    save(callback)
     model.get_layer("fc").bias.assign([np.nan] * 10)
     with pytest.raises(RunError, match="model/fc/bias is not finite"):
         callback.save()
     assert saved(tmp_path)[1].restore() == 5
+
+
+@pytest.fixture
+def disk(monkeypatch):
+    """A disk on which checkpoints are written when its `ready` is set, one at a time, and not when it is `full`."""
+
+    class Disk:
+        def __init__(self):
+            self.ready, self.full, self.busy, self.written = threading.Event(), False, False, []
+
+        def write_whole(self, path, write):
+            assert not self.busy
+            self.busy = True
+            assert self.ready.wait(10)
+            self.busy = False
+            if self.full:
+                raise RunError(f"{path} could not be written: the disk is full")
+            write_whole(path, write)
+            self.written.append(pathlib.Path(path).read_bytes())
+
+    disk, write_whole = Disk(), checkpoint.write_whole
+    monkeypatch.setattr(checkpoint, "write_whole", disk.write_whole)
+    yield disk
+    disk.ready.set()
+
+
+def test_a_checkpoint_does_not_wait_for_the_disk(tmp_path, disk):
+    """What is written is the run as it was. Who saves again waits: there is one writer at a time."""
+    model, callback = saved(tmp_path)
+    callback.every, before = 100, model.get_weights()
+    callback.save()
+    for variable in model.variables:
+        variable.assign(variable + 1)
+    callback.on_train_batch_end(0, {"loss": 1.0})
+    assert callback.step == 6 and not (tmp_path / "latest.npz").exists()
+    again = threading.Thread(target=callback.save)
+    again.start()
+    again.join(0.3)
+    assert again.is_alive()
+    disk.ready.set()
+    again.join()
+    callback.wait()
+    other, reader = saved(tmp_path, seed=1)
+    for step, content, weights in zip((5, 6), disk.written, (before, model.get_weights()), strict=True):
+        (tmp_path / "latest.npz").write_bytes(content)
+        assert reader.restore() == step
+        assert same(weights, other.get_weights())
+
+
+def test_a_full_disk_is_told_at_the_next_step(tmp_path, disk):
+    callback = saved(tmp_path)[1]
+    callback.every, disk.full = 100, True
+    callback.save()
+    callback.on_train_batch_end(0, {"loss": 1.0})
+    disk.ready.set()
+    concurrent.futures.wait([callback.writing])
+    with pytest.raises(RunError, match="the disk is full"):
+        callback.on_train_batch_end(1, {"loss": 1.0})
+
+
+@pytest.mark.parametrize("stop_at", [None, 5, 9])
+def test_a_full_disk_is_told_where_no_step_follows(tmp_path, small_shapes, disk, terminated_at, stop_at):
+    disk.full = True
+    disk.ready.set()
+    with terminated_at(stop_at), pytest.raises(RunError, match="latest.npz could not be written: the disk is full"):
+        train(settings(tmp_path, steps=10, checkpoint_every=100), verbose=0)
+    assert not (tmp_path / "run" / "model.keras").exists()
+
+
+@pytest.mark.parametrize("loss", [1.0, np.nan])
+def test_an_error_beside_the_writing_ends_with_a_whole_file(tmp_path, small_shapes, disk, monkeypatch, loss):
+    class Failing(Checkpoint):
+        def on_train_batch_end(self, batch, logs=None):
+            if self.step == 5:
+                threading.Timer(0.5, disk.ready.set).start()
+                super().on_train_batch_end(batch, {"loss": loss})
+                raise ZeroDivisionError
+            super().on_train_batch_end(batch, logs)
+
+    monkeypatch.setattr(run, "Checkpoint", Failing)
+    with pytest.raises(ZeroDivisionError if loss == 1 else RunError, match=None if loss == 1 else "is the last good"):
+        train(settings(tmp_path), verbose=0)
+    with np.load(tmp_path / "run" / "checkpoint" / "latest.npz") as file:
+        assert json.loads(file["state"].tobytes())["step"] == 5
 
 
 def test_a_second_signal_kills_as_usual():

@@ -5,6 +5,7 @@ import os
 import signal
 import threading
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 
 import keras
 import numpy as np
@@ -79,7 +80,8 @@ class Checkpoint(keras.callbacks.Callback):
     """Saves everything that a run consists of, every few steps and when a signal comes.
 
     One `.npz` file holds the variables of model, optimizer and metrics and, as JSON, the step and the `state` of other
-    callbacks. It is to be the last callback, so that theirs is up to date.
+    callbacks. It is to be the last callback, so that theirs is up to date. Training goes on while a thread writes the
+    file. Whoever ends `fit` by an exception of his own has to `wait` for it.
 
     Args:
         path: the file.
@@ -100,6 +102,8 @@ class Checkpoint(keras.callbacks.Callback):
         self.due = False
         self.stateful = {type(callback).__name__: callback for callback in callbacks}
         self.stop = stop
+        self.writer = ThreadPoolExecutor(1)
+        self.writing = None
         self.set_model(model)
         self.step = 0
         self.saved_metrics = None
@@ -110,22 +114,33 @@ class Checkpoint(keras.callbacks.Callback):
         return {f"{name}/{variable.path}": variable for name, group in groups.items() for variable in group.variables}
 
     def save(self):
-        """Writes the checkpoint.
+        """Copies the run as it is now, and lets a thread write it, one checkpoint at a time.
 
         Raises:
-            RunError: a weight is not finite (the last checkpoint stays), or the file cannot be written.
+            RunError: a weight is not finite (the last checkpoint stays), or the one before could not be written.
         """
+        self.wait()
         sync_variables(self.model)
-        arrays = {name: keras.ops.convert_to_numpy(variable) for name, variable in self.variables().items()}
+        arrays = {name: variable.numpy() for name, variable in self.variables().items()}
         bad = [name for name, array in arrays.items() if not np.isfinite(array).all()]
         if bad:
             raise RunError(diverged(self.step, f"{bad[0]} is not finite", self.path))
         metrics = self.model.metrics_variables
-        arrays |= {f"metrics/{i}": keras.ops.convert_to_numpy(variable) for i, variable in enumerate(metrics)}
+        arrays |= {f"metrics/{i}": variable.numpy() for i, variable in enumerate(metrics)}
         callbacks = {name: callback.state for name, callback in self.stateful.items()}
         state = {"step": self.step, "metrics": len(metrics), "callbacks": callbacks}
         arrays["state"] = np.frombuffer(json.dumps(state).encode(), "uint8")
-        write_whole(self.path, lambda file: np.savez(file, **arrays))
+        self.writing = self.writer.submit(write_whole, self.path, lambda file: np.savez(file, **arrays))
+
+    def wait(self):
+        """Waits until the checkpoint is written.
+
+        Raises:
+            RunError: it could not be written.
+        """
+        if self.writing:
+            writing, self.writing = self.writing, None
+            writing.result()
 
     def restore(self):
         """Takes up the saved run, if there is one.
@@ -168,7 +183,10 @@ class Checkpoint(keras.callbacks.Callback):
 
     def on_train_batch_end(self, batch, logs=None):
         self.step += 1
+        if self.writing and self.writing.done():
+            self.wait()  # raises, if it failed, now and not at the next checkpoint
         if not np.isfinite(logs["loss"]):
+            self.wait()  # for the message to be right
             raise RunError(diverged(self.step, f"the loss is {logs['loss']}", self.path))
         ends_epoch = self.step % self.steps_per_epoch == 0 or self.step == self.steps
         self.due = self.due or self.step % self.every == 0 or self.step == self.steps
@@ -179,10 +197,14 @@ class Checkpoint(keras.callbacks.Callback):
         if self.due or self.stop.received:  # only now the epoch's row of the history is in
             self.save_and_stop()
 
+    def on_train_end(self, logs=None):
+        self.wait()
+
     def save_and_stop(self):
         self.save()
         self.due = False
         if self.stop.received:
+            self.wait()
             raise Stopped(self.step, self.stop.received)
 
 

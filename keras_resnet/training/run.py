@@ -204,16 +204,19 @@ def _train(settings, strategy, verbose):
             callbacks.insert(1, keras.callbacks.TensorBoard(os.path.join(folder, "tensorboard"), write_graph=False))
         if replicas > 1:
             callbacks.insert(0, distribution.AverageStatistics())
-        fit(
-            trained,
-            task.batches,
-            first_step=step,
-            steps=steps,
-            steps_per_epoch=steps_per_epoch,
-            validation_data=task.validation,
-            callbacks=callbacks,
-            verbose=verbose,
-        )
+        try:
+            fit(
+                trained,
+                task.batches,
+                first_step=step,
+                steps=steps,
+                steps_per_epoch=steps_per_epoch,
+                validation_data=task.validation,
+                callbacks=callbacks,
+                verbose=verbose,
+            )
+        finally:
+            saver.wait()
     for layer in task.network.layers:
         layer.trainable = True  # whoever opens the file decides what to freeze
     distribution.synchronize_batch_norm(task.network, False)

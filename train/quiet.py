@@ -3,6 +3,8 @@
 import os
 import sys
 
+import interrupted  # noqa: F401
+
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 backend = os.environ.setdefault("KERAS_BACKEND", "tensorflow")
 if backend != "tensorflow":

@@ -1,7 +1,11 @@
 """Saves a run so that it can go on where it was, whatever stopped it."""
 
+import contextlib
+import errno
+import fcntl
 import json
 import os
+import platform
 import signal
 import threading
 import zipfile
@@ -29,7 +33,10 @@ class Stopped(Exception):
 
 
 class StopSignals:
-    """While entered, notes SIGINT and SIGTERM in `received` instead of dying; a second one kills as usual."""
+    """While entered, notes SIGINT and SIGTERM in `received` instead of dying; a second one kills as usual.
+
+    One that is ignored stays ignored, as SIGINT is in what a shell script starts in the background.
+    """
 
     def __init__(self):
         self.received = None
@@ -37,7 +44,8 @@ class StopSignals:
 
     def __enter__(self):
         if threading.current_thread() is threading.main_thread():  # elsewhere Python allows no handlers
-            self.handlers = {s: signal.signal(s, self.note) for s in (signal.SIGINT, signal.SIGTERM)}
+            heeded = [s for s in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(s) is not signal.SIG_IGN]
+            self.handlers = {number: signal.signal(number, self.note) for number in heeded}
         return self
 
     def __exit__(self, *exception):
@@ -50,30 +58,82 @@ class StopSignals:
         print(f"\n{signal.Signals(number).name}: stopping after this step; once more to stop at once", flush=True)
 
 
+@contextlib.contextmanager
+def whole(path):
+    """Gives the path of a temporary file, which takes the place of `path` when it is complete, or not at all.
+
+    It lies in the same folder and ends in the same suffix. Where `path` is a device such as /dev/stdout, it is `path`.
+
+    Raises:
+        RunError: the disk is full, the folder has vanished or the like. What was at `path` is still there.
+    """
+    target = os.path.realpath(path)
+    stem, suffix = os.path.splitext(target)
+    temporary = f"{stem}.tmp{suffix}"
+    try:
+        if os.path.exists(path) and not os.path.isfile(path):
+            yield path
+            return
+        try:
+            yield temporary
+            _sync(temporary)
+            os.replace(temporary, target)
+            _sync(os.path.dirname(target))  # so that the new name, too, survives a power cut
+        finally:
+            with contextlib.suppress(OSError):
+                os.remove(temporary)  # it is still there only if something failed
+    except OSError as error:
+        raise RunError(f"{path} could not be written: {error}") from error
+
+
+def _sync(path):
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def write_whole(path, write):
     """Calls `write` with a binary file that takes the place of `path` when it is complete, or not at all.
 
     Where this process is not the one that `writes`, nothing happens.
 
     Raises:
-        RunError: the disk is full, the folder has vanished or the like. What was at `path` is still there.
+        RunError: as `whole`.
     """
-    if not writes:
-        return
-    temporary = f"{path}.tmp"
-    try:
-        with open(temporary, "wb") as file:
+    if writes:
+        with whole(path) as temporary, open(temporary, "wb") as file:
             write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-        folder = os.open(os.path.dirname(path) or ".", os.O_RDONLY)
+
+
+@contextlib.contextmanager
+def locked(path):
+    """Keeps the file `path` locked, so that one process at a time trains a run. The file stays; it means nothing.
+
+    The lock is the operating system's, which releases it when the process ends, however it ends. It holds on local
+    disks and between the machines of a shared file system, NFS among them. On one that knows no locks a line says so.
+
+    Raises:
+        RunError: another process has locked it, or it cannot be written.
+    """
+    with contextlib.ExitStack() as stack:
         try:
-            os.fsync(folder)  # so that the new name, too, survives a power cut
-        finally:
-            os.close(folder)
-    except OSError as error:
-        raise RunError(f"{path} could not be written: {error}") from error
+            file = stack.enter_context(open(path, "a+"))
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            file.truncate(0)
+            print(f"PID {os.getpid()} on {platform.node()}", end="", file=file, flush=True)
+        except BlockingIOError as error:
+            file.seek(0)
+            raise RunError(
+                f"another process trains this run, {file.read()}, in {os.path.dirname(path)}. Wait for it, stop it, or "
+                "choose another folder (--output, --name)."
+            ) from error
+        except OSError as error:
+            if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
+                raise RunError(f"{path} cannot be written: {error}") from error
+            print(f"{path} cannot be locked ({error.strerror}): no other process may train this run at the same time")
+        yield
 
 
 class Checkpoint(keras.callbacks.Callback):
@@ -109,9 +169,10 @@ class Checkpoint(keras.callbacks.Callback):
         self.saved_metrics = None
 
     def variables(self):
-        """All variables but the metrics', by a name that says where each belongs."""
-        groups = {"model": self.model, "optimizer": self.model.optimizer}
-        return {f"{name}/{variable.path}": variable for name, group in groups.items() for variable in group.variables}
+        """All variables but the metrics', by a name that says where each belongs, the same in every process."""
+        # Their paths are not: Keras numbers the generators of random numbers in a process.
+        layers = {f"model/{layer.name}/{v.name}": v for layer in self.model.layers for v in layer.variables}
+        return layers | {f"optimizer/{variable.path}": variable for variable in self.model.optimizer.variables}
 
     def save(self):
         """Copies the run as it is now, and lets a thread write it, one checkpoint at a time.

@@ -11,6 +11,8 @@ import time
 import pytest
 from conftest import ROOT
 
+import keras_resnet
+
 FIT = [sys.executable, str(ROOT / "train" / "fit.py")]
 SHAPES = ["--dataset", "shapes", "--depth", "8", "--steps", "40", "--batch-size", "32", "--checkpoint-every", "4"]
 
@@ -41,9 +43,11 @@ def test_killed_resumed_and_finished(tmp_path):
     process.kill()
     process.communicate()
     process = fit_until_checkpoint(tmp_path, *SHAPES, *steps)
-    while "resuming from step" not in process.stdout.readline():
-        pass
-    time.sleep(8)  # into the steps
+    path = tmp_path / "shapes-resnet-8" / "checkpoint" / "latest.npz"
+    before = path.stat().st_mtime_ns
+    while path.stat().st_mtime_ns == before:  # until it makes steps
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.01)
     process.send_signal(signal.SIGTERM)
     _, stderr = process.communicate(timeout=100)
     assert process.returncode == 128 + signal.SIGTERM, stderr
@@ -69,6 +73,9 @@ def test_killed_resumed_and_finished(tmp_path):
 def test_a_full_disk_and_a_vanished_folder(tmp_path):
     steps = ["--steps", "5000"]
     process = fit_until_checkpoint(tmp_path, *SHAPES, *steps)
+    second = fit(tmp_path, *SHAPES, *steps)
+    assert second.returncode == 1 and "Traceback" not in second.stderr
+    assert f"another process trains this run, PID {process.pid} on " in second.stderr
     resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (1000, 1000))  # no file may become larger, as on a full disk
     _, stderr = process.communicate(timeout=100)
     assert process.returncode == 1, stderr
@@ -99,6 +106,60 @@ def test_mistakes_are_explained_without_a_traceback(tmp_path, arguments, message
     run = subprocess.run([*FIT, "--output", tmp_path, *arguments], capture_output=True, text=True, timeout=100)
     assert run.returncode == 1
     assert run.stderr.startswith("fit.py: ") and message in run.stderr and "Traceback" not in run.stderr
+
+
+INTERRUPTED = """
+import runpy, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # if the tests' process ignores it
+sys.path.insert(0, sys.argv[1])
+import quiet
+import keras_resnet.{module} as it
+it.{function} = lambda *arguments, **options: signal.raise_signal(signal.SIGINT)
+del sys.argv[:2]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+@pytest.mark.parametrize(
+    "program, arguments, module, function",
+    [
+        ("fit.py", SHAPES, "data.sources", "load"),
+        ("evaluate.py", ["model.keras", "--data", "shapes"], "evaluation", "evaluate"),
+    ],
+)
+def test_ctrl_c_outside_the_training_ends_in_one_line(tmp_path, program, arguments, module, function):
+    keras_resnet.CifarResNet(8).save(tmp_path / "model.keras")
+    path = ROOT / "train" / program
+    code = INTERRUPTED.format(module=module, function=function)
+    run = subprocess.run(
+        [sys.executable, "-c", code, ROOT / "train", path, *arguments],
+        capture_output=True, text=True, timeout=100, cwd=tmp_path, env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"},
+    )  # fmt: skip
+    assert (run.returncode, run.stderr) == (-signal.SIGINT, f"\n{program}: interrupted\n")
+    assert not [name for _, _, names in os.walk(tmp_path) for name in names if name != "model.keras"]
+
+
+@pytest.mark.skipif(not hasattr(resource, "RLIMIT_FSIZE"), reason="this system cannot limit the size of files")
+@pytest.mark.parametrize(
+    "program, arguments, out",
+    [
+        ("evaluate.py", ["--data", "shapes", "--json", "out.json"], "out.json"),
+        ("convert.py", ["out.keras"], "out.keras"),
+    ],
+)
+def test_a_program_on_a_full_disk_leaves_what_was_there(tmp_path, program, arguments, out):
+    keras_resnet.CifarResNet(8).save(tmp_path / "model.keras")
+    (tmp_path / out).write_text("good")
+    run = subprocess.run(
+        [sys.executable, FIT[1].replace("fit.py", program), "model.keras", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=100,
+        cwd=tmp_path,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100)),
+    )
+    assert run.returncode == 1 and f"{out} could not be written: " in run.stderr and "Traceback" not in run.stderr
+    assert (tmp_path / out).read_text() == "good" and set(os.listdir(tmp_path)) == {out, "model.keras"}
 
 
 def test_help_teaches():

@@ -1,16 +1,20 @@
 """Runs that are killed at any moment end as if nothing had happened, to the last bit."""
 
+import contextlib
 import csv
 import json
 import multiprocessing
 import os
+import signal
 import time
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from keras_resnet.data import shapes
+from keras_resnet.data import shapes, sources
+from keras_resnet.training import run
+from keras_resnet.training.checkpoint import Stopped
 from keras_resnet.training.run import CHECKPOINT, RESULT, Settings, train
 
 # Processes that have imported everything before they are asked for.
@@ -65,7 +69,7 @@ def kill(settings, rng, early):
         return None
     if modified(path) == before:
         return "start"
-    return "write" if os.path.exists(f"{path}.tmp") else "step"
+    return "write" if os.path.exists(path.replace(".npz", ".tmp.npz")) else "step"
 
 
 def left(settings):
@@ -82,12 +86,37 @@ def left(settings):
     return arrays, (state, rows, table, result)
 
 
+def train_small(runs, stop_at=None):
+    """Trains one run after the other on few images, each until SIGTERM comes in its step `stop_at`. In a process."""
+
+    class Stopper(run.Checkpoint):
+        def on_train_batch_end(self, batch, logs=None):
+            if self.step + 1 == stop_at:
+                signal.raise_signal(signal.SIGTERM)
+            super().on_train_batch_end(batch, logs)
+
+    run.Checkpoint = Stopper
+    sources.SHAPES_EXAMPLES, sources.VALIDATION_EXAMPLES = {"train": 80, "test": 16}, {"shapes": 16}
+    for settings in runs:
+        with contextlib.suppress(Stopped):
+            train(settings, 0)
+
+
+def same(settings, expected):
+    """Whether a run has left what another one has, to the last bit."""
+    arrays, rest = left(settings)
+    assert rest == expected[1]
+    assert arrays.keys() == expected[0].keys()
+    for name, array in arrays.items():
+        assert array.tobytes() == expected[0][name].tobytes(), name
+
+
 def survive(tmp_path, kills, **options):
     """Kills runs so often, and compares each that finishes with one that was left alone."""
     rng, options = np.random.default_rng(0), {"deterministic": True, "output": str(tmp_path), **options}
     alone = Settings(**options, name="alone")
     finish(alone)
-    expected, expected_rest = left(alone)
+    expected = left(alone)
     counts, number = {"start": 0, "step": 0, "write": 0}, 0
     while sum(counts.values()) < kills:
         killed, number = Settings(**options, name=f"killed{number}"), number + 1
@@ -97,11 +126,7 @@ def survive(tmp_path, kills, **options):
                 break
             counts[how] += 1
         finish(killed)
-        arrays, rest = left(killed)
-        assert rest == expected_rest
-        assert arrays.keys() == expected.keys()
-        for name, array in arrays.items():
-            assert array.tobytes() == expected[name].tobytes(), name
+        same(killed, expected)
     print("kills survived:", ", ".join(f"{count} in a {when}" for when, count in counts.items()))
     return counts
 
@@ -109,6 +134,19 @@ def survive(tmp_path, kills, **options):
 def test_a_killed_run(tmp_path):
     counts = survive(tmp_path, 2, **SHAPES)
     assert not counts["start"]
+
+
+def test_the_second_run_of_a_process_goes_on_in_another(tmp_path):
+    """With all settings that make variables, which Keras numbers anew in each process."""
+    options = {**SHAPES, "batch_size": 16, "steps": 6, "mixed_precision": "float16", "accumulate": 2}
+    options |= {"shortcut_variant": "dropout", "deterministic": True, "output": str(tmp_path)}
+    alone, first, second = (Settings(**options, name=name) for name in ("alone", "first", "second"))
+    for arguments in ([alone],), ([first, second], 5), ([second],):
+        process = context.Process(target=train_small, args=arguments)
+        process.start()
+        process.join(600)
+        assert process.exitcode == 0
+    same(second, left(alone))
 
 
 @pytest.mark.slow

@@ -1,7 +1,15 @@
+import concurrent.futures
+import contextlib
 import csv
+import errno
+import fcntl
 import json
+import math
 import os
+import pathlib
+import resource
 import signal
+import threading
 
 import keras
 import numpy as np
@@ -13,7 +21,7 @@ from PIL import Image
 import keras_resnet
 from keras_resnet.data import shapes, sources
 from keras_resnet.models import logits
-from keras_resnet.training import checkpoint, history, run
+from keras_resnet.training import checkpoint, history, precision, run
 from keras_resnet.training.checkpoint import Checkpoint, RunError, Stopped, StopSignals
 from keras_resnet.training.fused import fuse_batch_norm
 from keras_resnet.training.run import Settings, train
@@ -97,9 +105,41 @@ def test_other_settings_are_refused_with_the_difference(tmp_path, small_shapes):
 
 
 def test_a_run_that_failed_at_once_does_not_keep_its_name(tmp_path, small_shapes):
+    output = tmp_path / "x.keras" / "runs"
+    with pytest.raises(RunError, match="--batch-size is at most"):
+        train(settings(output, batch_size=1000), verbose=0)
+    extremes = {"seed": 2**31 - 1, "weight_decay": 0.0}
+    assert train(settings(output, steps=3, **extremes), verbose=0)["settings"]["batch_size"] == 16
+    assert set(os.listdir(output / "run" / "checkpoint")) == {"latest.npz", "lock"}
+
+
+def test_a_folder_that_was_there_stays(tmp_path, small_shapes):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "notes.txt").write_text("mine")
     with pytest.raises(RunError, match="--batch-size is at most"):
         train(settings(tmp_path, batch_size=1000), verbose=0)
-    assert train(settings(tmp_path, steps=3), verbose=0)["settings"]["batch_size"] == 16
+    assert (tmp_path / "run" / "notes.txt").exists()
+
+
+def test_one_process_at_a_time_trains_a_run(tmp_path, small_shapes, monkeypatch, capsys):
+    """Here the other one is this process, too; test_fit.py has a real one, and test_kills.py those that were killed."""
+    lock = tmp_path / "run" / "checkpoint" / "lock"
+    lock.parent.mkdir(parents=True)
+    lock.write_text("PID 1 on elsewhere")  # means nothing without a lock
+    with checkpoint.locked(str(lock)), pytest.raises(RunError, match=f"another process .*, PID {os.getpid()} on .*run"):
+        train(settings(tmp_path), verbose=0)
+    with pytest.raises(RunError, match="lock/lock cannot be written"), checkpoint.locked(str(lock / "lock")):
+        pass
+
+    def unknown(file, operation):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", unknown)
+    result = train(settings(tmp_path, steps=3), verbose=0)
+    assert "lock cannot be locked (No locks available): no other process may" in capsys.readouterr().out
+    lock.unlink()
+    lock.mkdir()
+    assert train(settings(tmp_path, steps=3), verbose=0) == result  # what is finished can be read by all
 
 
 @pytest.fixture
@@ -168,12 +208,25 @@ def test_an_accumulating_run_counts_the_optimizers_steps_and_resumes(tmp_path, p
         ({"depth": 21}, "--depth is 6n.2 with basic blocks; found 21, nearest 20 and 26"),
         ({"steps": 0}, "--steps is positive; found 0"),
         ({"lr": -1.0}, "--lr is positive"),
+        ({"lr": math.inf}, "--lr is positive; found inf"),
+        ({"lr": math.nan}, "--lr is positive; found nan"),
+        ({"weight_decay": math.nan}, "--weight-decay is 0 or positive; found nan"),
+        ({"weight_decay": -1.0}, "--weight-decay is 0 or positive; found -1.0"),
+        ({"weight_decay": math.inf}, "--weight-decay is 0 or positive; found inf"),
+        ({"seed": -1}, "--seed is 0 to 2147483647; found -1"),
+        ({"seed": 2**31}, "--seed is 0 to 2147483647; found 2147483648"),
+        ({"name": ".."}, "--name is that of one folder, in --output; found '..'"),
+        ({"name": "."}, "--name is that of one folder"),
+        ({"name": "run/"}, "--name is that of one folder"),
+        ({"name": "../../run"}, "--name is that of one folder"),
+        ({"name": "/run"}, "--name is that of one folder"),
         ({"batch_size": 1000}, "--batch-size is at most the number of training examples, 144; found 1000"),
     ],
 )
 def test_settings_out_of_range(tmp_path, small_shapes, changes, message):
     with pytest.raises(RunError, match=message):
         train(settings(tmp_path, **changes), verbose=0)
+    assert not os.listdir(tmp_path)
 
 
 def test_fine_tuning_keeps_frozen_stages_as_they_were(tmp_path, small_shapes):
@@ -192,6 +245,16 @@ def test_fine_tuning_keeps_frozen_stages_as_they_were(tmp_path, small_shapes):
             assert all(np.array_equal(a, b) for a, b in zip(now, before, strict=True))
         elif layer.name.startswith("conv4") and before:
             assert not np.array_equal(now[0], before[0]) and np.allclose(now[0], before[0], atol=0.1)
+
+
+def test_weights_that_are_not_finite_are_refused(tmp_path, small_shapes):
+    pretrained = keras_resnet.CifarResNet(8)
+    pretrained.get_layer("conv3_1_1_bn").moving_variance.assign(np.full(32, np.nan))
+    pretrained.save(tmp_path / "pretrained.keras")
+    message = "--init-from .*pretrained.keras has weights that are not finite, for example conv3_1_1_bn/moving_variance"
+    with pytest.raises(RunError, match=message):
+        train(settings(tmp_path, init_from=str(tmp_path / "pretrained.keras")), verbose=0)
+    assert os.listdir(tmp_path) == ["pretrained.keras"]
 
 
 @pytest.mark.parametrize(
@@ -243,11 +306,11 @@ def same(arrays, others):
     return all(np.array_equal(a, b) for a, b in zip(arrays, others, strict=True))
 
 
-def saved(folder, depth=8, seed=0):
-    """A compiled model with its checkpoint callback, saved at step 5."""
+def saved(folder, depth=8, seed=0, model=None, **options):
+    """A compiled model with its checkpoint callback, at step 5."""
     keras.utils.set_random_seed(seed)
-    model = logits(keras_resnet.CifarResNet(depth))
-    run.compile_for_training(model)
+    model = model or logits(keras_resnet.CifarResNet(depth))
+    run.compile_for_training(model, **options)
     callback = Checkpoint(
         str(folder / "latest.npz"), model, every=1, steps_per_epoch=10, steps=20,
         callbacks=[history.History(str(folder), "")], stop=StopSignals(),
@@ -256,9 +319,14 @@ def saved(folder, depth=8, seed=0):
     return model, callback
 
 
+def save(callback):
+    callback.save()
+    callback.wait()
+
+
 def test_a_damaged_checkpoint_changes_nothing_and_says_so(tmp_path):
     _, writer = saved(tmp_path)
-    writer.save()
+    save(writer)
     good = (tmp_path / "latest.npz").read_bytes()
     model, reader = saved(tmp_path, seed=1)
     before = model.get_weights()
@@ -287,39 +355,197 @@ def test_a_damaged_checkpoint_changes_nothing_and_says_so(tmp_path):
 
 
 def test_a_checkpoint_of_another_network(tmp_path):
-    saved(tmp_path)[1].save()
+    save(saved(tmp_path)[1])
     with pytest.raises(RunError, match="is of another network; for example"):
         saved(tmp_path, depth=14)[1].restore()
 
 
-def test_a_checkpoint_is_written_whole_or_not_at_all(tmp_path):
-    path = tmp_path / "file"
+@pytest.fixture
+def full_disk():
+    """A context within which no file may become larger than 1,000 bytes, as on a full disk."""
+
+    @contextlib.contextmanager
+    def full():
+        before = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+    return full
+
+
+def test_a_file_is_written_whole_or_not_at_all(tmp_path, full_disk):
+    path = tmp_path / "file.txt"
     checkpoint.write_whole(str(path), lambda file: file.write(b"good"))
+    (tmp_path / "link").symlink_to(path)
+    checkpoint.write_whole(str(tmp_path / "link"), lambda file: file.write(b"better"))
+    assert (tmp_path / "link").is_symlink() and path.read_bytes() == b"better"
+    with full_disk(), pytest.raises(RunError, match="file.txt could not be written: .*File too large"):
+        checkpoint.write_whole(str(path), lambda file: file.write(b"bad" * 1000))
+    with pytest.raises(ZeroDivisionError):
+        checkpoint.write_whole(str(path), lambda file: file.write(b"bad") / 0)
+    assert path.read_bytes() == b"better" and set(os.listdir(tmp_path)) == {"file.txt", "link"}
+    with pytest.raises(RunError, match="/dev/full could not be written: .*No space left on device"):
+        checkpoint.write_whole("/dev/full", lambda file: file.write(b"bad"))
+    checkpoint.write_whole(os.devnull, lambda file: file.write(b"bad"))
+    assert not os.path.isfile(os.devnull)
 
-    def half(file):
-        file.write(b"ba")
-        raise OSError(28, "No space left on device")
 
-    with pytest.raises(RunError, match="file could not be written: .*No space left on device"):
-        checkpoint.write_whole(str(path), half)
-    assert path.read_bytes() == b"good"
+def test_a_model_on_a_full_disk_leaves_the_last_one(tmp_path, full_disk):
+    path = tmp_path / "a.keras" / "model.keras"
+    path.parent.mkdir()
+    with checkpoint.whole(str(path)) as temporary:
+        keras_resnet.CifarResNet(8, classes=3).save(temporary)
+    other = keras_resnet.CifarResNet(8, classes=4)
+    with full_disk(), pytest.raises(RunError, match="model.keras could not"), checkpoint.whole(str(path)) as temporary:
+        other.save(temporary)
+    assert keras.saving.load_model(path).output_shape == (None, 3) and os.listdir(path.parent) == ["model.keras"]
+
+
+VARIABLES = [
+    {"mixed_precision": "float16"},
+    {"accumulate": 2},
+    {"mixed_precision": "float16", "accumulate": 2},
+    {"shortcut_variant": "dropout"},
+]
+
+
+@pytest.mark.parametrize("options", VARIABLES, ids=lambda options: "-".join(map(str, options.values())))
+def test_the_second_model_of_a_process_has_the_names_of_the_first(tmp_path, options):
+    names = []
+    for _ in range(2):
+        network = keras_resnet.CifarResNet(8, shortcut_variant=options.get("shortcut_variant"))
+        compiled = {name: value for name, value in options.items() if name != "shortcut_variant"}
+        callback = saved(tmp_path, model=logits(network), **compiled)[1]
+        names.append(list(callback.variables()))
+        assert len(names[-1]) == len({id(v) for v in [*callback.model.variables, *callback.model.optimizer.variables]})
+    assert names[0] == names[1]
 
 
 def test_a_weight_that_is_not_finite_is_not_saved(tmp_path):
     model, callback = saved(tmp_path)
-    callback.save()
+    save(callback)
     model.get_layer("fc").bias.assign([np.nan] * 10)
     with pytest.raises(RunError, match="model/fc/bias is not finite"):
         callback.save()
     assert saved(tmp_path)[1].restore() == 5
 
 
-def test_a_second_signal_kills_as_usual():
-    with StopSignals() as stop:
-        signal.raise_signal(signal.SIGINT)
-        assert stop.received == signal.SIGINT
-        with pytest.raises(KeyboardInterrupt):
-            signal.raise_signal(signal.SIGINT)
+@pytest.fixture
+def disk(monkeypatch):
+    """A disk on which checkpoints are written when its `ready` is set, one at a time, and not when it is `full`."""
+
+    class Disk:
+        def __init__(self):
+            self.ready, self.full, self.busy, self.written = threading.Event(), False, False, []
+
+        def write_whole(self, path, write):
+            assert not self.busy
+            self.busy = True
+            assert self.ready.wait(10)
+            self.busy = False
+            if self.full:
+                raise RunError(f"{path} could not be written: the disk is full")
+            write_whole(path, write)
+            self.written.append(pathlib.Path(path).read_bytes())
+
+    disk, write_whole = Disk(), checkpoint.write_whole
+    monkeypatch.setattr(checkpoint, "write_whole", disk.write_whole)
+    yield disk
+    disk.ready.set()
+
+
+def test_a_checkpoint_does_not_wait_for_the_disk(tmp_path, disk):
+    """What is written is the run as it was. Who saves again waits: there is one writer at a time."""
+    model, callback = saved(tmp_path)
+    callback.every, before = 100, model.get_weights()
+    callback.save()
+    for variable in model.variables:
+        variable.assign(variable + 1)
+    callback.on_train_batch_end(0, {"loss": 1.0})
+    assert callback.step == 6 and not (tmp_path / "latest.npz").exists()
+    again = threading.Thread(target=callback.save)
+    again.start()
+    again.join(0.3)
+    assert again.is_alive()
+    disk.ready.set()
+    again.join()
+    callback.wait()
+    other, reader = saved(tmp_path, seed=1)
+    for step, content, weights in zip((5, 6), disk.written, (before, model.get_weights()), strict=True):
+        (tmp_path / "latest.npz").write_bytes(content)
+        assert reader.restore() == step
+        assert same(weights, other.get_weights())
+
+
+def test_a_full_disk_is_told_at_the_next_step(tmp_path, disk):
+    callback = saved(tmp_path)[1]
+    callback.every, disk.full = 100, True
+    callback.save()
+    callback.on_train_batch_end(0, {"loss": 1.0})
+    disk.ready.set()
+    concurrent.futures.wait([callback.writing])
+    with pytest.raises(RunError, match="the disk is full"):
+        callback.on_train_batch_end(1, {"loss": 1.0})
+
+
+@pytest.mark.parametrize("stop_at", [None, 5, 9])
+def test_a_full_disk_is_told_where_no_step_follows(tmp_path, small_shapes, disk, terminated_at, stop_at):
+    disk.full = True
+    disk.ready.set()
+    with terminated_at(stop_at), pytest.raises(RunError, match="latest.npz could not be written: the disk is full"):
+        train(settings(tmp_path, steps=10, checkpoint_every=100), verbose=0)
+    assert not (tmp_path / "run" / "model.keras").exists()
+
+
+@pytest.mark.parametrize("loss", [1.0, np.nan])
+def test_an_error_beside_the_writing_ends_with_a_whole_file(tmp_path, small_shapes, disk, monkeypatch, loss):
+    class Failing(Checkpoint):
+        def on_train_batch_end(self, batch, logs=None):
+            if self.step == 5:
+                threading.Timer(0.5, disk.ready.set).start()
+                super().on_train_batch_end(batch, {"loss": loss})
+                raise ZeroDivisionError
+            super().on_train_batch_end(batch, logs)
+
+    monkeypatch.setattr(run, "Checkpoint", Failing)
+    with pytest.raises(ZeroDivisionError if loss == 1 else RunError, match=None if loss == 1 else "is the last good"):
+        train(settings(tmp_path), verbose=0)
+    with np.load(tmp_path / "run" / "checkpoint" / "latest.npz") as file:
+        assert json.loads(file["state"].tobytes())["step"] == 5
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("ignored", [False, True])
+def test_a_signal_is_noted_and_a_second_one_does_as_usual(number, ignored):
+    """Whether or not the process that runs the tests ignores SIGINT, as one in the background of a script does."""
+
+    class Usual(Exception):
+        pass
+
+    def usual(number, frame):
+        raise Usual
+
+    before = signal.signal(number, signal.SIG_IGN if ignored else usual)
+    try:
+        with StopSignals() as stop:
+            signal.raise_signal(number)
+            assert stop.received == (None if ignored else number)
+            with contextlib.nullcontext() if ignored else pytest.raises(Usual):
+                signal.raise_signal(number)
+        assert signal.getsignal(number) is (signal.SIG_IGN if ignored else usual)
+    finally:
+        signal.signal(number, before)
+
+
+def test_steps_whose_gradients_overflow_count_in_the_history(tmp_path, small_shapes, monkeypatch, terminated_at):
+    monkeypatch.setattr(precision.LossScaleOptimizer, "check_finite", lambda self, gradients: tf.constant(False))
+    with terminated_at(12), pytest.raises(Stopped):
+        train(settings(tmp_path, mixed_precision="float16"), verbose=0)
+    train(settings(tmp_path, mixed_precision="float16"), verbose=0)
+    assert [r["step"] for r in rows(tmp_path)] == ["9", "18", "24"]
 
 
 def test_fused_batch_normalisation_is_keras_own():

@@ -4,6 +4,8 @@ import importlib.util
 import os
 import sys
 
+import interrupted  # noqa: F401
+
 installed = [name for name in ("tensorflow", "jax", "torch") if importlib.util.find_spec(name)]
 if not (installed and importlib.util.find_spec("keras")):
     sys.exit(

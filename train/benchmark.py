@@ -8,7 +8,7 @@ python train/benchmark.py input --data FOLDER
                                    batches of augmented photographs against other ways to make them
 python train/benchmark.py start    time until the first step is done, and peak memory
 python train/benchmark.py checkpoint
-                                   a checkpoint against the steps from one to the next
+                                   how much later training is because of a checkpoint
 python train/benchmark.py serve    exports of ResNet-50 against that of keras.applications
 """
 

@@ -19,8 +19,11 @@ import sys
 import any_backend  # noqa: F401, first, before Keras
 
 # isort: split
+import keras
+
 import keras_resnet
 from keras_resnet import normalization, readers
+from keras_resnet.training.checkpoint import RunError, whole
 
 
 def parse(arguments=None):
@@ -68,11 +71,10 @@ def main():
     try:
         source = readers.read(options.source)
         model = keras_resnet.from_weights(source, options.normalization)
-        if options.out.endswith(".keras"):
-            model.save(options.out)
-        else:
-            keras_resnet.save_torchvision(model, options.out)
-    except (ValueError, OSError) as error:
+        save = keras.Model.save if options.out.endswith(".keras") else keras_resnet.save_torchvision
+        with whole(options.out) as path:
+            save(model, path)
+    except (ValueError, RunError, OSError) as error:
         sys.exit(f"convert.py: {error}")
     print(f"{source}\nis now {options.out}: {model.name}, {model.count_params():,} parameters")
     first = normalization.of(model)

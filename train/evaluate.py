@@ -34,6 +34,7 @@ import keras
 
 from keras_resnet import evaluation, pictures
 from keras_resnet.data import imagenet, sources, views
+from keras_resnet.training.checkpoint import RunError, write_whole
 
 MISTAKES = 24
 
@@ -102,16 +103,18 @@ def draw(result, examples, options):
     (first, *others), data = options.models, os.path.basename(os.path.abspath(options.data))
     name = f"{len(others) + 1} models on {data}" if others else f"{os.path.basename(os.path.abspath(first))} on {data}"
     title = f"{name}, {result.protocol['name']}, top-1 error {result.error(1):.2%}"
-    pictures.draw_confusion(result.confusion(), result.classes, title, f"{options.output}/confusion.png")
+    write_whole(
+        f"{options.output}/confusion.png",
+        lambda file: pictures.draw_confusion(result.confusion(), result.classes, title, file),
+    )
     worst = result.worst_mistakes(MISTAKES)
     if not len(worst):
         return "confusion.png; there are no mistakes"
     images, predictions = views.pick(examples, worst), result.predictions[worst]
     sureness = result.probabilities[worst, predictions]
     title = f"{name}, {result.protocol['name']}: the surest mistakes\nblue: what it is; red: what it was taken for"
-    pictures.draw_mistakes(
-        images, result.labels[worst], predictions, sureness, result.classes, title, f"{options.output}/mistakes.png"
-    )
+    shown = images, result.labels[worst], predictions, sureness, result.classes, title
+    write_whole(f"{options.output}/mistakes.png", lambda file: pictures.draw_mistakes(*shown, file))
     return "confusion.png, mistakes.png"
 
 
@@ -140,11 +143,11 @@ def main():
         print(table(result, part, skipped, options))
         if options.json:
             inputs = {name: getattr(options, name) for name in ("models", "data", "preprocess")} | {"part": part}
-            with open(options.json, "w") as file:
-                json.dump({**inputs, **result.summary()}, file, indent=2)
+            text = json.dumps({**inputs, **result.summary()}, indent=2)
+            write_whole(options.json, lambda file: file.write(text.encode()))
         if options.output:
             print(f"in {options.output}: {draw(result, examples, options)}")
-    except (evaluation.EvaluationError, sources.DataError, OSError) as error:
+    except (evaluation.EvaluationError, sources.DataError, RunError, OSError) as error:
         sys.exit(f"evaluate.py: {error}")
 
 

@@ -6,6 +6,8 @@ Without TensorFlow, or on another backend, the program ends here and says what t
 import os
 import sys
 
+import interrupted  # noqa: F401
+
 program = os.path.basename(sys.argv[0])
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 backend = os.environ.setdefault("KERAS_BACKEND", "tensorflow")

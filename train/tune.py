@@ -20,7 +20,7 @@ import quiet  # noqa: F401, first, before anything that imports TensorFlow
 import keras
 
 from keras_resnet.data import cifar, sources
-from keras_resnet.training.checkpoint import RunError
+from keras_resnet.training.checkpoint import RunError, locked
 from keras_resnet.training.settings import Settings, flags
 
 EXIT_STATUS = 130  # of what SIGINT ended, as shells have it
@@ -49,23 +49,24 @@ def search(options, name):
     normalization = cifar.per_pixel_mean(source.train.images), 1.0
     folder = os.path.join(options.output, name)
     os.makedirs(folder, exist_ok=True)
-    try:
-        tuner = keras_tuner.Hyperband(
-            ResNetHyperModel(options.depth, options.seed, classes=len(source.classes), normalization=normalization),
-            OBJECTIVE,
-            max_epochs=options.max_epochs,
-            seed=options.seed,
-            directory=options.output,
-            project_name=name,
-        )
-    except json.JSONDecodeError as error:
-        raise RunError(f"a file in {folder} is damaged: {error}. Delete the folder or change --output") from error
-    board = keras.callbacks.TensorBoard(os.path.join(folder, "tensorboard"), write_graph=False)
-    try:
-        tuner.search(*source.train, validation_data=source.validation, callbacks=[board], verbose=options.verbose)
-    except RuntimeError as error:  # after three failures in a row
-        raise RunError(error) from error
-    return tuner.oracle.get_best_trials(len(tuner.oracle.trials))
+    with locked(os.path.join(folder, "lock")):
+        try:
+            tuner = keras_tuner.Hyperband(
+                ResNetHyperModel(options.depth, options.seed, classes=len(source.classes), normalization=normalization),
+                OBJECTIVE,
+                max_epochs=options.max_epochs,
+                seed=options.seed,
+                directory=options.output,
+                project_name=name,
+            )
+        except json.JSONDecodeError as error:
+            raise RunError(f"a file in {folder} is damaged: {error}. Delete the folder or change --output") from error
+        board = keras.callbacks.TensorBoard(os.path.join(folder, "tensorboard"), write_graph=False)
+        try:
+            tuner.search(*source.train, validation_data=source.validation, callbacks=[board], verbose=options.verbose)
+        except RuntimeError as error:  # after three failures in a row
+            raise RunError(error) from error
+        return tuner.oracle.get_best_trials(len(tuner.oracle.trials))
 
 
 def settings(options, values):
@@ -91,7 +92,7 @@ def main():
     try:
         if options.max_epochs < 1:
             raise RunError(f"--max-epochs is positive; found {options.max_epochs}")
-        network = Settings(depth=options.depth, dataset=options.dataset).network.lower()
+        network = Settings(depth=options.depth, dataset=options.dataset, seed=options.seed).network.lower()
         name = f"tune-{options.dataset}-{network}-epochs-{options.max_epochs}-seed-{options.seed}"
         every = search(options, name)
         trials = [trial for trial in every if trial.status == "COMPLETED"]

@@ -1,10 +1,15 @@
 """Saves a run so that it can go on where it was, whatever stopped it."""
 
+import contextlib
+import errno
+import fcntl
 import json
 import os
+import platform
 import signal
 import threading
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 
 import keras
 import numpy as np
@@ -28,7 +33,10 @@ class Stopped(Exception):
 
 
 class StopSignals:
-    """While entered, notes SIGINT and SIGTERM in `received` instead of dying; a second one kills as usual."""
+    """While entered, notes SIGINT and SIGTERM in `received` instead of dying; a second one kills as usual.
+
+    One that is ignored stays ignored, as SIGINT is in what a shell script starts in the background.
+    """
 
     def __init__(self):
         self.received = None
@@ -36,7 +44,8 @@ class StopSignals:
 
     def __enter__(self):
         if threading.current_thread() is threading.main_thread():  # elsewhere Python allows no handlers
-            self.handlers = {s: signal.signal(s, self.note) for s in (signal.SIGINT, signal.SIGTERM)}
+            heeded = [s for s in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(s) is not signal.SIG_IGN]
+            self.handlers = {number: signal.signal(number, self.note) for number in heeded}
         return self
 
     def __exit__(self, *exception):
@@ -49,37 +58,90 @@ class StopSignals:
         print(f"\n{signal.Signals(number).name}: stopping after this step; once more to stop at once", flush=True)
 
 
+@contextlib.contextmanager
+def whole(path):
+    """Gives the path of a temporary file, which takes the place of `path` when it is complete, or not at all.
+
+    It lies in the same folder and ends in the same suffix. Where `path` is a device such as /dev/stdout, it is `path`.
+
+    Raises:
+        RunError: the disk is full, the folder has vanished or the like. What was at `path` is still there.
+    """
+    target = os.path.realpath(path)
+    stem, suffix = os.path.splitext(target)
+    temporary = f"{stem}.tmp{suffix}"
+    try:
+        if os.path.exists(path) and not os.path.isfile(path):
+            yield path
+            return
+        try:
+            yield temporary
+            _sync(temporary)
+            os.replace(temporary, target)
+            _sync(os.path.dirname(target))  # so that the new name, too, survives a power cut
+        finally:
+            with contextlib.suppress(OSError):
+                os.remove(temporary)  # it is still there only if something failed
+    except OSError as error:
+        raise RunError(f"{path} could not be written: {error}") from error
+
+
+def _sync(path):
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def write_whole(path, write):
     """Calls `write` with a binary file that takes the place of `path` when it is complete, or not at all.
 
     Where this process is not the one that `writes`, nothing happens.
 
     Raises:
-        RunError: the disk is full, the folder has vanished or the like. What was at `path` is still there.
+        RunError: as `whole`.
     """
-    if not writes:
-        return
-    temporary = f"{path}.tmp"
-    try:
-        with open(temporary, "wb") as file:
+    if writes:
+        with whole(path) as temporary, open(temporary, "wb") as file:
             write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-        folder = os.open(os.path.dirname(path) or ".", os.O_RDONLY)
+
+
+@contextlib.contextmanager
+def locked(path):
+    """Keeps the file `path` locked, so that one process at a time trains a run. The file stays; it means nothing.
+
+    The lock is the operating system's, which releases it when the process ends, however it ends. It holds on local
+    disks and between the machines of a shared file system, NFS among them. On one that knows no locks a line says so.
+
+    Raises:
+        RunError: another process has locked it, or it cannot be written.
+    """
+    with contextlib.ExitStack() as stack:
         try:
-            os.fsync(folder)  # so that the new name, too, survives a power cut
-        finally:
-            os.close(folder)
-    except OSError as error:
-        raise RunError(f"{path} could not be written: {error}") from error
+            file = stack.enter_context(open(path, "a+"))
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            file.truncate(0)
+            print(f"PID {os.getpid()} on {platform.node()}", end="", file=file, flush=True)
+        except BlockingIOError as error:
+            file.seek(0)
+            raise RunError(
+                f"another process trains this run, {file.read()}, in {os.path.dirname(path)}. Wait for it, stop it, or "
+                "choose another folder (--output, --name)."
+            ) from error
+        except OSError as error:
+            if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
+                raise RunError(f"{path} cannot be written: {error}") from error
+            print(f"{path} cannot be locked ({error.strerror}): no other process may train this run at the same time")
+        yield
 
 
 class Checkpoint(keras.callbacks.Callback):
     """Saves everything that a run consists of, every few steps and when a signal comes.
 
     One `.npz` file holds the variables of model, optimizer and metrics and, as JSON, the step and the `state` of other
-    callbacks. It is to be the last callback, so that theirs is up to date.
+    callbacks. It is to be the last callback, so that theirs is up to date. Training goes on while a thread writes the
+    file. Whoever ends `fit` by an exception of his own has to `wait` for it.
 
     Args:
         path: the file.
@@ -100,32 +162,46 @@ class Checkpoint(keras.callbacks.Callback):
         self.due = False
         self.stateful = {type(callback).__name__: callback for callback in callbacks}
         self.stop = stop
+        self.writer = ThreadPoolExecutor(1)
+        self.writing = None
         self.set_model(model)
         self.step = 0
         self.saved_metrics = None
 
     def variables(self):
-        """All variables but the metrics', by a name that says where each belongs."""
-        groups = {"model": self.model, "optimizer": self.model.optimizer}
-        return {f"{name}/{variable.path}": variable for name, group in groups.items() for variable in group.variables}
+        """All variables but the metrics', by a name that says where each belongs, the same in every process."""
+        # Their paths are not: Keras numbers the generators of random numbers in a process.
+        layers = {f"model/{layer.name}/{v.name}": v for layer in self.model.layers for v in layer.variables}
+        return layers | {f"optimizer/{variable.path}": variable for variable in self.model.optimizer.variables}
 
     def save(self):
-        """Writes the checkpoint.
+        """Copies the run as it is now, and lets a thread write it, one checkpoint at a time.
 
         Raises:
-            RunError: a weight is not finite (the last checkpoint stays), or the file cannot be written.
+            RunError: a weight is not finite (the last checkpoint stays), or the one before could not be written.
         """
+        self.wait()
         sync_variables(self.model)
-        arrays = {name: keras.ops.convert_to_numpy(variable) for name, variable in self.variables().items()}
+        arrays = {name: variable.numpy() for name, variable in self.variables().items()}
         bad = [name for name, array in arrays.items() if not np.isfinite(array).all()]
         if bad:
             raise RunError(diverged(self.step, f"{bad[0]} is not finite", self.path))
         metrics = self.model.metrics_variables
-        arrays |= {f"metrics/{i}": keras.ops.convert_to_numpy(variable) for i, variable in enumerate(metrics)}
+        arrays |= {f"metrics/{i}": variable.numpy() for i, variable in enumerate(metrics)}
         callbacks = {name: callback.state for name, callback in self.stateful.items()}
         state = {"step": self.step, "metrics": len(metrics), "callbacks": callbacks}
         arrays["state"] = np.frombuffer(json.dumps(state).encode(), "uint8")
-        write_whole(self.path, lambda file: np.savez(file, **arrays))
+        self.writing = self.writer.submit(write_whole, self.path, lambda file: np.savez(file, **arrays))
+
+    def wait(self):
+        """Waits until the checkpoint is written.
+
+        Raises:
+            RunError: it could not be written.
+        """
+        if self.writing:
+            writing, self.writing = self.writing, None
+            writing.result()
 
     def restore(self):
         """Takes up the saved run, if there is one.
@@ -168,7 +244,10 @@ class Checkpoint(keras.callbacks.Callback):
 
     def on_train_batch_end(self, batch, logs=None):
         self.step += 1
+        if self.writing and self.writing.done():
+            self.wait()  # raises, if it failed, now and not at the next checkpoint
         if not np.isfinite(logs["loss"]):
+            self.wait()  # for the message to be right
             raise RunError(diverged(self.step, f"the loss is {logs['loss']}", self.path))
         ends_epoch = self.step % self.steps_per_epoch == 0 or self.step == self.steps
         self.due = self.due or self.step % self.every == 0 or self.step == self.steps
@@ -179,10 +258,14 @@ class Checkpoint(keras.callbacks.Callback):
         if self.due or self.stop.received:  # only now the epoch's row of the history is in
             self.save_and_stop()
 
+    def on_train_end(self, logs=None):
+        self.wait()
+
     def save_and_stop(self):
         self.save()
         self.due = False
         if self.stop.received:
+            self.wait()
             raise Stopped(self.step, self.stop.received)
 
 

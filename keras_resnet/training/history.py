@@ -17,12 +17,17 @@ class History(keras.callbacks.Callback):
     Args:
         folder: where history.csv and curves.png are kept up to date.
         title: of the curves.
+        accumulate: batches in a step.
+
+    `batches` is how many have been trained on; a resumed run has to restore it.
     """
 
-    def __init__(self, folder, title):
+    def __init__(self, folder, title, accumulate=1):
         super().__init__()
         self.folder = folder
         self.title = title
+        self.accumulate = accumulate
+        self.batches = 0
         self.state = {"rows": [], "learning_rate": None, "seconds": 0.0, "timed_seconds": 0.0, "timed_steps": 0}
         self.last = time.perf_counter()
         self.warm = False
@@ -38,6 +43,7 @@ class History(keras.callbacks.Callback):
         self.lap()
 
     def on_train_batch_end(self, batch, logs=None):
+        self.batches += 1
         seconds = self.lap()
         if self.warm:  # the first step of a process includes compilation
             self.state["timed_seconds"] += seconds
@@ -51,7 +57,7 @@ class History(keras.callbacks.Callback):
         self.lap()
         row = {
             "epoch": epoch + 1,
-            "step": int(keras.ops.convert_to_numpy(self.model.optimizer.iterations)),
+            "step": self.batches // self.accumulate,  # the optimizer counts none whose gradients overflow
             "learning_rate": self.state["learning_rate"],
             **{name: round(value, 5) for name, value in logs.items()},
             "seconds": round(self.state["seconds"], 1),

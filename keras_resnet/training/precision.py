@@ -53,8 +53,11 @@ def described(precision):
 class LossScaleOptimizer(keras.optimizers.LossScaleOptimizer):
     """Keras' loss scale for float16, for several replicas: a step is left out if any gradient of any replica overflows.
 
-    Keras' own asks the first replica only.
+    Keras' own asks the first replica only, and has another name, which its variables bear, for each one in a process.
     """
+
+    def __init__(self, inner_optimizer, name="loss_scale_optimizer", **kwargs):
+        super().__init__(inner_optimizer, name=name, **kwargs)
 
     def check_finite(self, grads):
         overflows = tf.cast(tf.logical_not(super().check_finite(grads)), "float32")

@@ -1,10 +1,12 @@
 """One run, from settings to a trained model in a folder."""
 
+import contextlib
 import dataclasses
 import json
 import math
 import os
 import pathlib
+import shutil
 
 import keras
 import tensorflow as tf
@@ -21,7 +23,7 @@ from keras_resnet.training.history import History, draw
 from keras_resnet.training.settings import WITHOUT_EFFECT, Settings
 from keras_resnet.training.step import TrainingModel, parts_of
 
-CHECKPOINT, RESULT = "checkpoint/latest.npz", "result.json"  # in the run's folder
+CHECKPOINT, LOCK, RESULT = "checkpoint/latest.npz", "checkpoint/lock", "result.json"  # in the run's folder
 
 
 def error(labels, outputs):
@@ -60,8 +62,33 @@ def compile_for_training(
     model.reset_metrics()
 
 
+@contextlib.contextmanager
+def own_folder(settings):
+    """Makes the run's folder, and keeps other processes out of it. What a refused run has made is removed.
+
+    Raises:
+        RunError: the folder cannot be written, or another process trains this run.
+    """
+    folder, result = settings.folder, os.path.join(settings.folder, RESULT)
+    if not checkpoint.writes or os.path.exists(result):
+        yield
+        return
+    new = not os.path.exists(folder)
+    try:
+        os.makedirs(os.path.join(folder, "checkpoint"), exist_ok=True)
+    except OSError as error:
+        raise RunError(f"the folder of the run, {folder}, cannot be written: {error}") from error
+    with checkpoint.locked(os.path.join(folder, LOCK)):
+        try:
+            yield
+        except BaseException:
+            if new and not any(os.path.exists(os.path.join(folder, name)) for name in (CHECKPOINT, "history.csv")):
+                shutil.rmtree(folder, ignore_errors=True)
+            raise
+
+
 def open_folder(settings):
-    """Makes the run's folder, or checks that it is this very run's. One that never saved anything does not count.
+    """Checks that the run's folder is this very run's. One that never saved anything does not count.
 
     Raises:
         RunError: the folder cannot be written, or holds a run with other settings.
@@ -69,8 +96,6 @@ def open_folder(settings):
     folder, path = settings.folder, os.path.join(settings.folder, "args.json")
     new = settings.as_json()
     try:
-        if checkpoint.writes:
-            os.makedirs(os.path.join(folder, "checkpoint"), exist_ok=True)
         saved = [os.path.join(folder, name) for name in (CHECKPOINT, RESULT)]
         if not os.path.exists(path) or not any(map(os.path.exists, saved)):
             write_whole(path, lambda file: file.write(json.dumps(new, indent=2).encode()))
@@ -80,7 +105,7 @@ def open_folder(settings):
         with open(path) as file:
             old = json.load(file)
     except OSError as os_error:
-        raise RunError(f"the folder of the run, {folder}, cannot be written: {os_error}") from os_error
+        raise RunError(f"{path} cannot be read: {os_error}") from os_error
     except ValueError as json_error:
         raise RunError(f"{path} is damaged: {json_error}. Delete the folder or choose another --name.") from json_error
     old = {**{field.name: field.default for field in dataclasses.fields(Settings)}, **old}  # an older one has fewer
@@ -110,14 +135,14 @@ def train(settings, verbose=1):
         [0, 255] and gives probabilities.
 
     Raises:
-        RunError: settings out of range or unlike the folder's, an unwritable folder, a damaged checkpoint, divergence,
-            a worker that was lost.
+        RunError: settings out of range or unlike the folder's, an unwritable folder, another process that trains this
+            run, a damaged checkpoint, divergence, a worker that was lost.
         DataError: the data set cannot be had.
         Stopped: SIGINT or SIGTERM came; the run has been saved.
     """
     parts = parts_of(settings.batch_in_memory, settings.bn_batch_size)
     strategy = distribution.strategy(settings.strategy, parts)
-    with strategy.scope(), distribution.losses_explained():
+    with strategy.scope(), distribution.losses_explained(), own_folder(settings):
         return _train(settings, strategy, verbose if checkpoint.writes else 0)
 
 
@@ -175,7 +200,7 @@ def _train(settings, strategy, verbose):
     else:
         boundaries = [round(part * steps) for part in recipes.BOUNDARIES]
         schedule = StepSchedule(settings.lr, boundaries, warmup_rate, recipes.WARMUP_ERROR, steps)
-    history = History(folder, f"{settings.network} on {settings.data}")
+    history = History(folder, f"{settings.network} on {settings.data}", settings.accumulate)
     with StopSignals() as stop, imagenet.errors_named():
         saver = Checkpoint(
             os.path.join(folder, CHECKPOINT),
@@ -186,7 +211,7 @@ def _train(settings, strategy, verbose):
             callbacks=[schedule, history],
             stop=distribution.AgreedStop(stop),
         )
-        step = saver.restore()
+        step = history.batches = saver.restore()
         distribution.check_same(
             step, f"the workers find different checkpoints, this one that of step {step}; they have to share {folder}"
         )
@@ -208,16 +233,19 @@ def _train(settings, strategy, verbose):
             callbacks.insert(1, keras.callbacks.TensorBoard(os.path.join(folder, "tensorboard"), write_graph=False))
         if replicas > 1:
             callbacks.insert(0, distribution.AverageStatistics())
-        fit(
-            trained,
-            task.batches,
-            first_step=step,
-            steps=steps,
-            steps_per_epoch=steps_per_epoch,
-            validation_data=task.validation,
-            callbacks=callbacks,
-            verbose=verbose,
-        )
+        try:
+            fit(
+                trained,
+                task.batches,
+                first_step=step,
+                steps=steps,
+                steps_per_epoch=steps_per_epoch,
+                validation_data=task.validation,
+                callbacks=callbacks,
+                verbose=verbose,
+            )
+        finally:
+            saver.wait()
     for layer in task.network.layers:
         layer.trainable = True  # whoever opens the file decides what to freeze
     distribution.synchronize_batch_norm(task.network, False)
@@ -225,7 +253,8 @@ def _train(settings, strategy, verbose):
         precision.set_precision(task.network, "float32")
         trained.make_test_function(force=True)  # what is tested is what is saved
     if checkpoint.writes:
-        save_model(task.network, os.path.join(folder, "model.keras"))
+        with checkpoint.whole(os.path.join(folder, "model.keras")) as path:
+            task.network.save(path)
     return finish(settings, trained, task, schedule, history, together, result_path)
 
 
@@ -244,13 +273,6 @@ def fit(model, batches, *, first_step, steps, steps_per_epoch, callbacks, **opti
     if first_step < steps:
         epochs = -(-steps // steps_per_epoch)
         model.fit(batches(first_step), initial_epoch=epoch, epochs=epochs, steps_per_epoch=steps_per_epoch, **options)
-
-
-def save_model(model, path):
-    """Saves a `.keras` file whole or not at all."""
-    temporary = path.replace(".keras", ".tmp.keras")
-    model.save(temporary)
-    os.replace(temporary, path)
 
 
 def finish(settings, trained, task, schedule, history, together, result_path):

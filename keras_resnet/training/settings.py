@@ -1,6 +1,7 @@
 """The settings of a run, checked before anything is read or written."""
 
 import dataclasses
+import math
 import os
 import shlex
 
@@ -11,6 +12,7 @@ from keras_resnet.training.checkpoint import RunError
 
 # Settings that say where things lie or how often, and leave the result as it is.
 WITHOUT_EFFECT = ("data_dir", "output", "name", "checkpoint_every", "strategy", "jit", "data_changed")
+SEEDS = 2**31  # what the random numbers of the input take
 PREPARATIONS = ("scale", "crop", "flip", "color", "mean")
 
 
@@ -75,8 +77,14 @@ class Settings:
                 object.__setattr__(self, name, value)
         object.__setattr__(self, "without", tuple(self.without))
         for name in ("steps", "batch_size", "bn_batch_size", "accumulate", "image_size", "lr", "checkpoint_every"):
-            if not getattr(self, name) > 0:
+            if not 0 < getattr(self, name) < math.inf:
                 raise RunError(f"--{name.replace('_', '-')} is positive; found {getattr(self, name)}")
+        if not 0 <= self.weight_decay < math.inf:
+            raise RunError(f"--weight-decay is 0 or positive; found {self.weight_decay}")
+        if not 0 <= self.seed < SEEDS:
+            raise RunError(f"--seed is 0 to {SEEDS - 1}; found {self.seed}")
+        if self.name and (self.name in (os.curdir, os.pardir) or os.path.basename(self.name) != self.name):
+            raise RunError(f"--name is that of one folder, in --output; found {self.name!r}")
         if self.batch_size % self.accumulate:
             raise RunError(f"--batch-size is a multiple of --accumulate; found {self.batch_size} and {self.accumulate}")
         if self.sync_bn and self.bn_batch_size != self.batch_size:

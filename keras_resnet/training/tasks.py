@@ -78,6 +78,7 @@ def photographs(settings):
     data = records.photographs(settings.dataset, settings.data_dir, settings.seed)
     _check_batch(settings, len(data.train))
     _check_data(settings, records.describe(data, settings.dataset))
+    trained = _trained(settings)
     damaged = set()
     skipped = damaged if settings.skip_damaged else None
     with imagenet.errors_named():
@@ -85,7 +86,7 @@ def photographs(settings):
             raise DataError(f"not one of {len(data.validation)} validation images can be read")
         colors = _colors(data.train, settings, skipped)
     # P1 3.4 subtracts an image from the crop, and the network then takes this size alone.
-    size, trained = (settings.image_size, settings.image_size, 3), _trained(settings)
+    size = (settings.image_size, settings.image_size, 3)
     whole = settings.image_size == imagenet.IMAGE_SIZE and colors.mean.shape == size and not trained.normalization
     mean = colors.mean if whole else np.round(colors.channel_means, 3)
     keras.utils.set_random_seed(settings.seed)
@@ -137,6 +138,9 @@ def _initialize(network, trained, settings):
     if settings.init_from:
         with recursion_limit(LOADING_DEPTH):
             load_weights(keras.Model(network.input, network.get_layer("pool").output, name=network.name), trained)
+        bad = [variable.path for variable in network.weights if not np.isfinite(variable.numpy()).all()]
+        if bad:
+            raise RunError(f"--init-from {settings.init_from} has weights that are not finite, for example {bad[0]}")
     if settings.freeze_until:
         stages = {layer: match[0] for layer in network.layers if (match := re.match(r"conv\d+", layer.name))}
         if settings.freeze_until not in stages.values():

@@ -1,35 +1,52 @@
-"""What a checkpoint costs, beside the steps from one to the next."""
+"""What checkpoints cost: the time by which training is later because of one."""
 
 import os
 import statistics
 import tempfile
 import time
 
-from benchmarks.common import bare_step, batch, trainer
+from benchmarks.common import bare_step, batch, parts, trainer
 
 from keras_resnet.training.checkpoint import Checkpoint, StopSignals
 from keras_resnet.training.fused import skip_graph_optimizer
 from keras_resnet.training.settings import Settings
+from keras_resnet.training.step import choose_threads
 
 
 def checkpoint(options):
+    choose_threads(parts(options.depth, options.batch_size))
     skip_graph_optimizer()
-    model = trainer(options.depth)
-    step = bare_step(model, batch(options.batch_size))
+    model, every = trainer(options.depth, batch_size=options.batch_size), Settings.checkpoint_every
+    step = bare_step(model, batch(options.batch_size, options.depth))
     step()
-    every, seconds = Settings.checkpoint_every, {"step": [], "checkpoint": []}
+    seconds = {"a step": [], "copying the variables": [], "until the file is written": [], "training is later by": []}
     with tempfile.TemporaryDirectory(dir=".") as folder:  # on the disk where runs are
         path = os.path.join(folder, "latest.npz")
         saver = Checkpoint(
             path, model, every=every, steps_per_epoch=every, steps=every, callbacks=[], stop=StopSignals()
         )
         for _ in range(options.rounds):
-            for name, work in (("step", step), ("checkpoint", saver.save)):
-                begin = time.perf_counter()
-                work()
-                seconds[name].append(time.perf_counter() - begin)
+            begin = time.perf_counter()
+            for _ in range(options.steps):
+                step()
+            undisturbed = (time.perf_counter() - begin) / options.steps
+            begin = time.perf_counter()
+            saver.save()
+            copied, steps = time.perf_counter(), 0
+            written = []
+            saver.writing.add_done_callback(lambda _, times=written: times.append(time.perf_counter()))
+            while not written or steps < options.steps:  # beside the thread that writes
+                step()
+                steps += 1
+            later = time.perf_counter() - begin - steps * undisturbed
+            saver.wait()
+            times = undisturbed, copied - begin, written[0] - begin, later
+            for values, value in zip(seconds.values(), times, strict=True):
+                values.append(value)
         size = os.path.getsize(path) / 1e6
-    one_step, one_checkpoint = map(statistics.median, seconds.values())
-    print(f"ResNet-{options.depth}, batch {options.batch_size}, medians of {options.rounds}")
-    print(f"a step {one_step:.3f} s, a checkpoint of {size:.1f} MB {one_checkpoint:.3f} s")
-    print(f"one each {every} steps, the default, costs {one_checkpoint / (every * one_step):.3%} of the run")
+    print(f"ResNet-{options.depth}, batch {options.batch_size}, medians of {options.rounds} turns")
+    print(f"a checkpoint of {size:.1f} MB\n")
+    for name, values in seconds.items():
+        print(f"{name:<28}{statistics.median(values):>8.3f} s")
+    one_step, _, _, later = map(statistics.median, seconds.values())
+    print(f"one each {every} steps, the default, costs {later / every / one_step:.3%} of a step on average")

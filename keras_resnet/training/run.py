@@ -15,7 +15,7 @@ from keras_resnet.optimizers import SGD, PlateauSchedule, StepSchedule
 from keras_resnet.readers import WeightsError
 from keras_resnet.training import checkpoint, distribution, precision, recipes, tasks
 from keras_resnet.training.checkpoint import Checkpoint, RunError, StopSignals, write_whole
-from keras_resnet.training.fused import fuse_batch_norm, skip_graph_optimizer
+from keras_resnet.training.fused import fuse_batch_norm, fuse_update, skip_graph_optimizer
 from keras_resnet.training.history import History, draw
 from keras_resnet.training.settings import WITHOUT_EFFECT, Settings
 from keras_resnet.training.step import TrainingModel, parts_of
@@ -43,6 +43,7 @@ def compile_for_training(
     """
     accumulation = {"gradient_accumulation_steps": accumulate} if accumulate > 1 else {}
     optimizer = SGD(learning_rate, recipes.MOMENTUM, weight_decay, **accumulation)
+    fuse_update(optimizer)
     if mixed_precision:
         precision.set_precision(model, mixed_precision)
     if mixed_precision == "float16":

@@ -87,7 +87,8 @@ class TrainingModel(keras.Model):
         if weights is not None:
             raise ValueError("sample weights are for one part; a batch that is cut into parts takes none")
         seeds = [seed.value for seed in self.seeds]
-        count, sums, outputs = tf.shape(images)[0], [], []
+        sums, outputs, known = [], [], images.shape[0]  # a graph of known sizes is smaller; of two sizes there are two
+        count = tf.shape(images)[0] if known is None or known % self.parts else known
         for part in range(self.parts):
             begin, end = (count * edge // self.parts for edge in (part, part + 1))
             share = tf.cast((end - begin) / count, keras.config.floatx())

@@ -8,12 +8,15 @@ from keras_resnet.data import shapes
 from keras_resnet.optimizers import SGD
 from keras_resnet.training import run
 from keras_resnet.training.fused import fuse_batch_norm
+from keras_resnet.training.step import TrainingModel
 
 
-def trainer(depth, as_fit=True):
-    """The model that fit.py trains, or the same as a Keras user would compile it."""
+def trainer(depth, as_fit=True, parts=1):
+    """The model that fit.py trains, on so many parts of a batch, or the same as a Keras user would compile it."""
     model = models.CifarResNet(depth, classifier_activation=None, normalization=(120.0, 1.0))
     if as_fit:
+        with models.recursion_limit(20 * depth):
+            model = TrainingModel(model.input, model.output, parts, model.name)
         fuse_batch_norm(model)
         run.compile_for_training(model)
     else:

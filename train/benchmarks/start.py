@@ -9,16 +9,20 @@ import numpy as np
 from benchmarks.common import bare_step, batch, trainer
 
 from keras_resnet import models
+from keras_resnet.training import recipes
 from keras_resnet.training.fused import skip_graph_optimizer
+from keras_resnet.training.step import choose_threads, parts_of
 
 
 def start_once(as_fit, depth, batch_size, results):
     """In a process of its own: seconds to build, until the first step is done and for a later one; peak GiB."""
+    parts = parts_of(batch_size, recipes.BN_BATCH_SIZE)
+    if as_fit:
+        choose_threads(parts)
+        skip_graph_optimizer()
     data = batch(batch_size)
     begin = time.perf_counter()
-    if as_fit:
-        skip_graph_optimizer()
-    model = trainer(depth, as_fit)
+    model = trainer(depth, as_fit, parts)
     built = time.perf_counter()
     with models.recursion_limit(20 * depth):
         one = bare_step(model, data)

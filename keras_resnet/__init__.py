@@ -20,6 +20,7 @@ from keras_resnet.models import (
     from_weights,
 )
 from keras_resnet.normalization import decode_predictions, preprocess_input
+from keras_resnet.optimizers import SGD, PlateauSchedule, StepSchedule
 from keras_resnet.weights import load_weights, save_torchvision
 
 

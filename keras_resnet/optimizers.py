@@ -3,6 +3,10 @@
 P1 is "Deep Residual Learning for Image Recognition" (arXiv 1512.03385).
 """
 
+import math
+import sys
+import warnings
+
 import keras
 from keras import ops
 
@@ -11,6 +15,19 @@ def sync_variables(model):
     """Brings the model's variables up to date inside `fit`: on JAX they lag behind, on several devices they differ."""
     for name in ("jax_state_sync", "sync_replicas"):
         getattr(model, name, lambda: None)()
+
+
+def _logged(logs, name, needed):
+    if name not in (logs or {}):
+        found = ", ".join(logs or {}) or "nothing"
+        raise ValueError(f'the schedule follows "{name}", and this epoch logged {found}; {needed}')
+    return logs[name]
+
+
+def _check(name, value, zero=False):
+    """Refuses nan, too."""
+    if not (0 < value < math.inf or (zero and value == 0)):
+        raise ValueError(f"{name} is {'not negative' if zero else 'positive'} and finite; found {value}")
 
 
 @keras.saving.register_keras_serializable("keras_resnet")
@@ -27,49 +44,62 @@ class SGD(keras.optimizers.SGD):
     Args:
         learning_rate: a float, a schedule or a callable, as in `keras.optimizers.SGD`.
         momentum: in [0, 1].
-        weight_decay: not negative; None is 0.
+        weight_decay: not negative; None is 0. It can be set later, and as the momentum it counts for training
+            functions that are made from then on.
         kwargs: as in `keras.optimizers.SGD`.
 
     Raises:
-        ValueError: `weight_decay` is negative.
+        ValueError: a number is negative, infinite or nan.
     """
 
     def __init__(self, learning_rate=0.1, momentum=0.9, weight_decay=1e-4, name="sgd", **kwargs):
-        super().__init__(learning_rate, momentum, name=name, **kwargs)
-        self.coupled_weight_decay = weight_decay or 0.0
-        if self.coupled_weight_decay < 0:
-            raise ValueError(f"weight_decay is not negative; found {weight_decay}")
+        for argument, value in (("learning_rate", learning_rate), ("momentum", momentum)):
+            if isinstance(value, float):
+                _check(argument, value, zero=True)
+        super().__init__(learning_rate, momentum, weight_decay=weight_decay, name=name, **kwargs)
+
+    @property
+    def weight_decay(self):
+        return self._weight_decay
+
+    @weight_decay.setter
+    def weight_decay(self, value):
+        _check("weight_decay", value or 0.0, zero=True)
+        self._weight_decay = float(value or 0.0)
+
+    def _apply_weight_decay(self, variables):
+        """Nothing: Keras' decay, outside the gradient."""
 
     def update_step(self, gradient, variable, learning_rate):
-        if self._use_weight_decay(variable):
-            decay = ops.cast(self.coupled_weight_decay, variable.dtype)
+        if self.weight_decay and self._use_weight_decay(variable):
+            decay = ops.cast(self.weight_decay, variable.dtype)
             gradient = ops.add(gradient, ops.multiply(variable, decay))
         super().update_step(gradient, variable, learning_rate)
-
-    def get_config(self):
-        return {**super().get_config(), "weight_decay": self.coupled_weight_decay}
-
-
-def _logged(logs, name, needed):
-    if name not in (logs or {}):
-        found = ", ".join(logs or {}) or "nothing"
-        raise ValueError(f'the schedule follows "{name}", and this epoch logged {found}; {needed}')
-    return logs[name]
 
 
 class StepSchedule(keras.callbacks.Callback):
     """The learning rate by iteration: divided by 10 at each boundary (P1 4.2).
 
     With `warmup_rate`, the rule of P1 4.2 for 110 layers and more: that rate until the training error of an epoch is
-    below `warmup_error`, then the schedule. In the paper that took about 400 iterations, which is one epoch. `state`
-    is what a resumed run has to restore. Where gradients are accumulated, an iteration is one batch of those.
+    below `warmup_error`, then the schedule. In the paper that took about 400 iterations, which is one epoch.
+
+    Iterations are the optimizer's: where gradients are accumulated, one is several batches, and a step that
+    `LossScaleOptimizer` leaves out is none. So training goes on where the optimizer is, restored by whatever means.
+    `state` is what a resumed run has to restore; where nobody does, as behind BackupAndRestore, the optimizer's rate
+    tells whether the warm-up is over. A model with another optimizer starts with a new state.
+
+    Within one execution of `steps_per_execution` the rate cannot change: a boundary inside is met at its end, which a
+    warning says.
 
     Args:
         learning_rate: the first rate.
-        boundaries: iterations at which the rate is divided by 10.
+        boundaries: iterations at which the rate is divided by 10, ascending.
         warmup_rate: None for no warm-up, or the rate to start with.
         warmup_error: in [0, 1].
         steps: None, or the iteration after which training stops.
+
+    Raises:
+        ValueError: an argument is out of its range.
 
     The model is to be compiled with a metric named "error" where `warmup_rate` is given.
     """
@@ -81,7 +111,20 @@ class StepSchedule(keras.callbacks.Callback):
         self.warmup_rate = warmup_rate
         self.warmup_error = warmup_error
         self.steps = steps
-        self.state = {"step": 0, "warm_at_step": None if warmup_rate else 0}
+        for name in ("learning_rate", "warmup_rate", "steps"):
+            if getattr(self, name) is not None:
+                _check(name, getattr(self, name))
+        if list(self.boundaries) != sorted(self.boundaries):
+            raise ValueError(f"boundaries ascend; found {self.boundaries}")
+        self.state = self.first_state()
+        self.optimizer = None  # the one that `state` belongs to
+        self.step = 0  # iterations made, or more: batches are counted, and the optimizer is asked when it matters
+        self.end = math.inf if steps is None else steps
+        self.current_rate = None
+
+    def first_state(self):
+        """What `state` is before training."""
+        return {"warm_at_step": 0 if self.warmup_rate is None else None}
 
     def rate(self, step):
         """The rate of iteration `step`, counted from 0."""
@@ -93,66 +136,144 @@ class StepSchedule(keras.callbacks.Callback):
         """How often the rate has been divided by 10 before iteration `step`."""
         return sum(step >= boundary for boundary in self.boundaries)
 
+    def set_model(self, model):
+        super().set_model(model)
+        if self.optimizer not in (None, model.optimizer):
+            self.state = self.first_state()
+        self.optimizer = model.optimizer
+
     def on_train_begin(self, logs=None):
-        optimizer = self.model.optimizer
-        done = int(ops.convert_to_numpy(optimizer.iterations)) * (optimizer.gradient_accumulation_steps or 1)
-        self.state["step"] = max(self.state["step"], done)
         self.current_rate = None
+        if self._ask() >= self.end:
+            self._say(f"nothing is left to train: the optimizer has made {self.step} iterations of {self.steps}")
+            self.model._initial_epoch = sys.maxsize  # as BackupAndRestore tells `fit` where to begin
+
+    def on_train_end(self, logs=None):
+        if self.model._initial_epoch == sys.maxsize:
+            self.model._initial_epoch = None
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self._ask()
+        if self.current_rate is None and self.step:
+            self.take_up(float(ops.convert_to_numpy(self.optimizer.learning_rate)))
+
+    def take_up(self, rate):
+        """Completes a state that nobody restored from the rate of the optimizer's last iteration."""
+        if self.state["warm_at_step"] is None:
+            warm = self.learning_rate / 10 ** self.drops(self.step - 1)
+            if math.isclose(rate, warm, rel_tol=1e-3):
+                self.state["warm_at_step"] = self.step
 
     def on_train_batch_begin(self, batch, logs=None):
-        if self.current_rate != self.rate(self.state["step"]):
-            sync_variables(self.model)
-            self.current_rate = self.rate(self.state["step"])
-            self.model.optimizer.learning_rate = self.current_rate
+        self.first_batch = batch
+        self._set_rate()
 
     def on_train_batch_end(self, batch, logs=None):
-        self.state["step"] += 1
-        if self.state["step"] == self.steps:
-            self.model.stop_training = True
+        self.step += batch - self.first_batch + 1
+        if self.step >= self.end or self.rate(self.step) != self.current_rate:
+            # It may be so far; an iteration may also be several batches, or left out. Asking waits for the device.
+            self.model.stop_training |= self._ask() >= self.end
+            late = [b for b in self.boundaries if b < self.step and self.rate(b) < self.current_rate]
+            late += [self.steps] if self.end < self.step else []
+            if late:
+                warnings.warn(
+                    f"iteration {', '.join(map(str, late))} of the schedule lay within an execution of several steps, "
+                    f"so that its change came late, at {self.step}; choose a steps_per_execution that divides it",
+                    stacklevel=2,
+                )
 
     def on_epoch_end(self, epoch, logs=None):
-        if self.state["warm_at_step"] is not None:
-            return
-        error = _logged(logs, "error", "compile the model with a metric of that name")
-        if error < self.warmup_error:
-            step = self.state["warm_at_step"] = self.state["step"]
-            print(
-                f"\nstep {step}: training error {error:.1%} is below {self.warmup_error:.0%}, "
-                f"learning rate {self.warmup_rate:g} -> {self.rate(step):g}"
-            )
+        if self.state["warm_at_step"] is None:
+            error = _logged(logs, "error", "compile the model with a metric of that name")
+            if error < self.warmup_error:
+                step = self.state["warm_at_step"] = self._ask()
+                self._say(
+                    f"step {step}: training error {error:.1%} is below {self.warmup_error:.0%}, "
+                    f"learning rate {self.warmup_rate:g} -> {self.rate(step):g}"
+                )
+        self._set_rate()  # now, so that who saves the optimizer finds it
+
+    def _ask(self):
+        """Iterations made, from the optimizer. In `fit`, JAX hands variables back only when it is asked to."""
+        getattr(self.model, "jax_state_sync", lambda: None)()
+        self.step = int(ops.convert_to_numpy(self.optimizer.iterations))
+        return self.step
+
+    def _set_rate(self):
+        if self.current_rate != self.rate(self.step):
+            self.current_rate = self.rate(self.step)
+            self.optimizer.learning_rate = self.current_rate
+
+    def _say(self, text):
+        if (self.params or {}).get("verbose", 1):
+            print(f"\n{text}")
 
 
 class PlateauSchedule(StepSchedule):
     """The learning rate by validation error: divided by 10 when it plateaus (P1 3.4).
 
-    That is, when the best error of all epochs is `patience` epochs old; the paper does not say how it judged.
+    That is, when the best error of all epochs is `patience` epochs old; the paper does not say how it judged. Epochs
+    of the warm-up do not count, and those without a validation only make the best one older.
 
     Args:
         learning_rate, warmup_rate, warmup_error, steps: as in `StepSchedule`.
-        patience: epochs.
+        patience: epochs, at least 1.
 
     The model is to be compiled with a metric named "error" and fitted with validation data.
     """
 
     def __init__(self, learning_rate=0.1, warmup_rate=None, warmup_error=0.8, steps=None, patience=5):
         super().__init__(learning_rate, (), warmup_rate, warmup_error, steps)
+        _check("patience", patience)
         self.patience = patience
-        self.state |= {"best": None, "epochs_since": 0, "drops": 0}
+        self.not_validated = 0  # the last so many epochs
+
+    def first_state(self):
+        return {**super().first_state(), "best": None, "epochs_since": 0, "drops": 0}
 
     def drops(self, step):
         return self.state["drops"]
 
+    def take_up(self, rate):
+        if self.state["best"] is None and not math.isclose(rate, self.warmup_rate or 0, rel_tol=1e-3):
+            drops = round(math.log10(self.learning_rate / rate))
+            if drops > 0 and math.isclose(rate, self.learning_rate / 10**drops, rel_tol=1e-3):
+                self.state["drops"] = drops
+        super().take_up(rate)
+
     def on_epoch_end(self, epoch, logs=None):
+        warming_up = self.state["warm_at_step"] is None
         super().on_epoch_end(epoch, logs)
-        state = self.state
-        error = _logged(logs, "val_error", 'compile the model with a metric named "error" and fit with validation_data')
-        if state["best"] is None or error < state["best"]:
-            state["best"], state["epochs_since"] = error, 0
+        state, error = self.state, self._validation_error(logs)
+        if warming_up:
+            state |= {"best": None, "epochs_since": 0, "drops": 0}
             return
         state["epochs_since"] += 1
-        if state["epochs_since"] == self.patience:
-            state["drops"], state["epochs_since"] = state["drops"] + 1, 0
-            print(
-                f"\nstep {state['step']}: the validation error has not been below {state['best']:.1%} for "
-                f"{self.patience} epochs, learning rate -> {self.rate(state['step']):g}"
+        if error is None:
+            return
+        if state["best"] is None or error < state["best"]:
+            state["best"], state["epochs_since"] = error, 0
+        elif state["epochs_since"] >= self.patience:
+            since, state["epochs_since"] = state["epochs_since"], 0
+            state["drops"] += 1
+            self._set_rate()
+            self._say(
+                f"step {self.step}: the validation error has not been below {state['best']:.1%} for "
+                f"{since} epochs, learning rate -> {self.current_rate:g}"
             )
+
+    def _validation_error(self, logs):
+        """None where the epoch was not validated, which may be so with `validation_freq`, but not for long."""
+        if any(name.startswith("val_") for name in logs or {}):
+            self.not_validated = 0
+            return _logged(logs, "val_error", 'compile the model with a metric named "error"')
+        self.not_validated += 1
+        message = (
+            f'the schedule follows "val_error", and of the last {self.not_validated} epochs none was validated; '
+            f"fit with validation_data, and with a validation_freq of at most the patience, {self.patience}"
+        )
+        if self.not_validated >= self.patience:
+            raise ValueError(message)
+        if self.state["best"] is None and self.not_validated == 1:
+            warnings.warn(message, stacklevel=2)
+        return None

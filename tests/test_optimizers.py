@@ -1,3 +1,7 @@
+import math
+import subprocess
+import sys
+
 import keras
 import numpy as np
 import pytest
@@ -68,7 +72,21 @@ def test_a_compiled_model_opens_again(tmp_path):
     model.fit(np.ones((4, 2)), np.ones((4, 1)), verbose=0)
     model.save(tmp_path / "m.keras")
     optimizer = keras.saving.load_model(tmp_path / "m.keras").optimizer
-    assert type(optimizer) is SGD and optimizer.coupled_weight_decay == 3e-4 and int(optimizer.iterations) == 1
+    assert type(optimizer) is SGD and optimizer.weight_decay == 3e-4 and int(optimizer.iterations) == 1
+    alone = f"import keras, keras_resnet; print(keras.saving.load_model({str(tmp_path / 'm.keras')!r}).optimizer)"
+    found = subprocess.run([sys.executable, "-c", alone], capture_output=True, text=True, check=True)
+    assert "keras_resnet.optimizers.SGD" in found.stdout
+
+
+def test_weight_decay_reads_sets_and_saves_as_what_it_does():
+    optimizer = SGD(0.1, weight_decay=3e-4)
+    assert optimizer.weight_decay == optimizer.get_config()["weight_decay"] == 3e-4
+    optimizer.weight_decay = 0.01
+    assert optimizer.get_config()["weight_decay"] == 0.01
+    assert decayed(optimizer, 50) == decayed(SGD(0.1, weight_decay=0.01), 50) != decayed(SGD(0.1), 50)
+    optimizer.weight_decay = None
+    assert optimizer.weight_decay == SGD(weight_decay=None).get_config()["weight_decay"] == 0
+    assert decayed(SGD(0.1, weight_decay=None)) == 1
 
 
 def test_what_is_excluded_does_not_decay():
@@ -78,14 +96,13 @@ def test_what_is_excluded_does_not_decay():
     zeros = np.zeros(3, "float32")
     optimizer.apply([keras.ops.convert_to_tensor(zeros)] * 2, [gamma, kernel])
     assert np.allclose(gamma, 1) and np.allclose(kernel, 1 - 0.1 * 0.01)
-    assert SGD(weight_decay=None).coupled_weight_decay == 0
 
 
 @pytest.mark.parametrize(
     "schedule, message",
     [
         (StepSchedule(warmup_rate=0.01), 'follows "error", and this epoch logged .*loss.*compile the model'),
-        (PlateauSchedule(), 'follows "val_error", .*fit with validation_data'),
+        (PlateauSchedule(patience=1), 'follows "val_error", .*fit with validation_data'),
     ],
 )
 def test_a_schedule_says_what_it_needs(schedule, message):
@@ -95,37 +112,70 @@ def test_a_schedule_says_what_it_needs(schedule, message):
         model.fit(np.ones((4, 2)), np.ones((4, 1)), verbose=0, callbacks=[schedule])
 
 
-def test_negative_weight_decay():
-    with pytest.raises(ValueError, match="found -1"):
-        SGD(weight_decay=-1)
+@pytest.mark.parametrize("number", [-1.0, math.nan, math.inf])
+@pytest.mark.parametrize("argument", ["learning_rate", "momentum", "weight_decay"])
+def test_numbers_that_are_none(argument, number):
+    with pytest.raises(ValueError, match=f"{argument} .*found {number}"):
+        SGD(**{argument: number})
+    with pytest.raises(ValueError, match=f"found {number}"):
+        SGD().weight_decay = number
+
+
+@pytest.mark.parametrize(
+    "make, message",
+    [
+        (lambda: StepSchedule(math.nan), "learning_rate is positive and finite; found nan"),
+        (lambda: StepSchedule(warmup_rate=0.0), "warmup_rate is positive"),
+        (lambda: StepSchedule(steps=0), "steps is positive"),
+        (lambda: StepSchedule(boundaries=(8, 5)), r"boundaries ascend; found \(8, 5\)"),
+        (lambda: PlateauSchedule(patience=0), "patience is positive"),
+    ],
+)
+def test_schedules_that_cannot_be(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
 
 
 class Recorder(keras.callbacks.Callback):
-    """The learning rate that each step was made with."""
+    """The learning rate that each execution was made with."""
 
-    def __init__(self, error=None):
+    def __init__(self, error=None, stop_at=None):
         super().__init__()
         self.rates = []
         self.error = error
+        self.stop_at = stop_at
 
     def on_train_batch_end(self, batch, logs=None):
-        self.rates.append(round(float(self.model.optimizer.learning_rate), 6))
-        self.on_epoch_end(None, logs)
+        self.rates.append(float(f"{float(keras.ops.convert_to_numpy(self.model.optimizer.learning_rate)):.4g}"))
+        if len(self.rates) == self.stop_at:
+            raise KeyboardInterrupt
 
     def on_epoch_end(self, epoch, logs=None):
         if self.error:  # what the schedule, which comes next, is shown
             logs["error"] = self.error(len(self.rates))
 
 
-def fit(schedule, error=None, epochs=10, initial=None):
-    model = toy(SGD(0.5))
-    if initial:
-        model.optimizer.build(model.trainable_variables)
-        model.optimizer.iterations.assign(initial)
-    recorder = Recorder(error)
-    x, y = toy_data(64 * 16)
-    model.fit(x, y, batch_size=16, epochs=epochs, verbose=0, callbacks=[recorder, schedule])
+def fit(schedule, error=None, epochs=10, model=None, examples=64 * 16, before=(), behind=(), stop_at=None, **options):
+    """Rates by execution, of 64 steps an epoch, if nothing else is asked for."""
+    recorder, (x, y) = Recorder(error, stop_at), toy_data(examples)
+    callbacks = [recorder, *before, schedule, *behind]
+    options = {"verbose": 0, **options}
+    try:
+        (model or toy(SGD(0.5))).fit(x, y, batch_size=16, epochs=epochs, callbacks=callbacks, **options)
+    except KeyboardInterrupt:
+        assert len(recorder.rates) == stop_at
     return recorder.rates
+
+
+def made(model):
+    return int(keras.ops.convert_to_numpy(model.optimizer.iterations))
+
+
+def toy_after(iterations):
+    model = toy(SGD(0.5))
+    model.optimizer.build(model.trainable_variables)
+    model.optimizer.iterations.assign(iterations)
+    return model
 
 
 def test_step_schedule():
@@ -133,7 +183,131 @@ def test_step_schedule():
 
 
 def test_step_schedule_goes_on_from_the_optimizers_iteration():
-    assert fit(StepSchedule(0.1, (5, 8), steps=10), initial=4) == [0.1] + [0.01] * 3 + [0.001] * 2
+    model = toy_after(4)
+    assert fit(StepSchedule(0.1, (5, 8), steps=10), model=model) == [0.1] + [0.01] * 3 + [0.001] * 2
+    assert made(model) == 10
+
+
+def test_a_schedule_that_is_done_trains_nothing(capsys):
+    schedule, model = StepSchedule(0.1, (5, 8), steps=10), toy_after(10)
+    before = model.get_weights()
+    assert fit(schedule, model=model, verbose=2) == []
+    assert all(np.array_equal(a, b) for a, b in zip(before, model.get_weights(), strict=True))
+    assert "nothing is left to train: the optimizer has made 10 iterations of 10" in capsys.readouterr().out
+    assert len(fit(StepSchedule(0.1, (5, 8)), epochs=1, model=model)) == 64  # another goes on
+    assert fit(schedule, model=model) == []  # and beyond the end, too
+
+
+def executions(n):
+    if keras.backend.backend() == "torch":
+        pytest.skip("Keras has none on PyTorch")
+    model = toy(SGD(0.5))
+    model.compile(model.optimizer, model.loss, steps_per_execution=n)
+    return model
+
+
+def test_executions_of_several_steps(recwarn):
+    model = executions(4)
+    assert fit(StepSchedule(0.1, (8, 12), steps=20), model=model) == [0.1] * 2 + [0.01] + [0.001] * 2
+    assert made(model) == 20
+    # An epoch of 5 steps has an execution of 4 and one of 1.
+    model = executions(4)
+    assert fit(StepSchedule(0.1, (5,), steps=9), model=model, examples=5 * 16) == [0.1] * 2 + [0.01]
+    assert made(model) == 9
+    assert not [warning for warning in recwarn if "schedule" in str(warning.message)]
+
+
+def test_what_an_execution_passes_is_told():
+    model = executions(4)
+    with pytest.warns(UserWarning, match="change came late") as warnings:
+        assert fit(StepSchedule(0.1, (6, 12), steps=15), model=model) == [0.1] * 2 + [0.01] + [0.001]
+    found = [str(warning.message) for warning in warnings if "schedule" in str(warning.message)]
+    assert ["iteration 6 of" in found[0], "at 8;" in found[0]] == [True, True]
+    assert ["iteration 15 of" in found[1], "at 16;" in found[1]] == [True, True]
+    assert len(found) == 2 and made(model) == 16
+
+
+def wrapped(optimizer, wrapper, scale):
+    if wrapper == "Keras":
+        return keras.optimizers.LossScaleOptimizer(optimizer, initial_scale=scale)
+    if wrapper == "ours":
+        if keras.backend.backend() != "tensorflow":
+            pytest.skip("that is for TensorFlow")
+        from keras_resnet.training.precision import LossScaleOptimizer
+
+        return LossScaleOptimizer(optimizer, initial_scale=scale)
+    return optimizer
+
+
+@pytest.mark.parametrize("wrapper", [None, "Keras", "ours"])
+def test_accumulated_gradients(wrapper):
+    model = toy(wrapped(SGD(0.5, gradient_accumulation_steps=4), wrapper, 2.0))
+    assert fit(StepSchedule(0.1, (2, 3), steps=5), model=model) == [0.1] * 8 + [0.01] * 4 + [0.001] * 8
+    assert made(model) == 5
+    model = toy(wrapped(SGD(0.5, gradient_accumulation_steps=4), wrapper, 2.0))
+    fit(StepSchedule(0.1, (2, 3)), model=model, stop_at=6)  # within the second iteration
+    assert fit(StepSchedule(0.1, (2, 3), steps=5), model=model) == [0.1] * 2 + [0.01] * 4 + [0.001] * 8
+
+
+@pytest.mark.parametrize("wrapper", ["Keras", "ours"])
+def test_steps_that_are_left_out_do_not_count(wrapper):
+    optimizer = wrapped(SGD(0.5), wrapper, 2.0**127)
+    model = toy(optimizer)
+    model.compile(optimizer, model.loss, loss_weights=8.0)  # so that the first ones overflow
+    schedule, so_far = StepSchedule(0.1, (5, 8), steps=10), [0]
+
+    def count(batch, logs):
+        getattr(model, "jax_state_sync", lambda: None)()
+        so_far.append(made(model))
+
+    rates = fit(schedule, model=model, before=[keras.callbacks.LambdaCallback(on_train_batch_end=count)])
+    assert made(model) == 10 and len(rates) > 11
+    assert rates == pytest.approx([schedule.rate(iteration) for iteration in so_far[:-1]])
+
+
+def test_the_optimizer_is_asked_only_when_it_matters(monkeypatch):
+    """Asking is waiting for the device."""
+    asked, ask = [], StepSchedule._ask
+    monkeypatch.setattr(StepSchedule, "_ask", lambda schedule: asked.append(schedule.step) or ask(schedule))
+    fit(StepSchedule(0.1, (100, 150), steps=160))
+    assert asked == [0, 0, 64, 100, 128, 150, 160]
+
+
+def test_another_model_starts_at_the_beginning():
+    schedule, error = StepSchedule(0.1, (150,), warmup_rate=0.01, steps=160), lambda step: 0.5
+    first = fit(schedule, error)
+    assert first == [0.01] * 64 + [0.1] * 86 + [0.01] * 10
+    assert fit(schedule, error) == first  # as in cross-validation
+    model = toy(SGD(0.5))
+    assert fit(schedule, error, model=model) == first
+    model.compile(SGD(0.5), model.loss)
+    assert fit(schedule, error, model=model) == first  # the same model, compiled again
+    plateau = PlateauSchedule(0.1, patience=1)
+    for _ in range(2):
+        assert fit(plateau, epochs=1, validation_data=toy_data()) == [0.1] * 64
+        plateau.state["drops"] = 1
+
+
+@pytest.mark.parametrize("place", ["before", "behind"])
+def test_backup_and_restore(tmp_path, place):
+    """Stopped in its third epoch, a fit goes on behind the second one, in a new process if need be."""
+    expected = fit(StepSchedule(0.1, (80, 150), warmup_rate=0.01, steps=160), lambda step: 0.5)
+    for schedule in (StepSchedule(0.1, (80, 150), warmup_rate=0.01, steps=160) for _ in range(2)):
+        backup = {place: [keras.callbacks.BackupAndRestore(tmp_path)]}
+        stop_at = None if (tmp_path / "training_metadata.json").exists() else 140
+        rates = fit(schedule, lambda step: 0.5, **backup, stop_at=stop_at)
+        assert rates == (expected[:140] if stop_at else expected[128:])
+
+
+def test_backup_and_restore_of_a_plateau(tmp_path):
+    x, y = toy_data()
+    for last in (False, True):
+        schedule = PlateauSchedule(1e-5, patience=1, steps=None if last else 10_000)  # too slow for a better error
+        model = toy_after(0)
+        backup = keras.callbacks.BackupAndRestore(tmp_path)
+        rates = fit(schedule, model=model, epochs=4, behind=[backup], validation_data=(x, y), examples=64,
+                    stop_at=None if last else 13)  # fmt: skip
+        assert rates == [1e-7] * 4 if last else [1e-5] * 8 + [1e-6] * 4 + [1e-7]
 
 
 def test_paper_boundaries():
@@ -143,30 +317,61 @@ def test_paper_boundaries():
     )
 
 
-def test_warm_up_ends_when_the_training_error_falls_below_80_percent(capsys):
+@pytest.mark.parametrize("verbose", [0, 2])
+def test_warm_up_ends_when_the_training_error_falls_below_80_percent(capsys, verbose):
     schedule = StepSchedule(0.1, (150,), warmup_rate=0.01, steps=160)
-    rates = fit(schedule, error=lambda step: 0.8 if step <= 64 else 0.79)  # an epoch has 64 steps
+    rates = fit(schedule, error=lambda step: 0.8 if step <= 64 else 0.79, verbose=verbose)  # an epoch has 64 steps
     assert rates == [0.01] * 128 + [0.1] * 22 + [0.01] * 10
     assert schedule.state["warm_at_step"] == 128
-    assert "step 128: training error 79.0% is below 80%, learning rate 0.01 -> 0.1" in capsys.readouterr().out
+    told = "step 128: training error 79.0% is below 80%, learning rate 0.01 -> 0.1" in capsys.readouterr().out
+    assert told == bool(verbose)
+
+
+def plateau(errors, model=None, **options):
+    """The rates after epochs with these validation errors; None for an epoch without validation."""
+    schedule, rates = PlateauSchedule(0.1, **options), []
+    schedule.set_model(model or toy_after(0))
+    for epoch, error in enumerate(errors):
+        state, schedule = schedule.state, PlateauSchedule(0.1, **options)  # resumed after each epoch
+        schedule.state.update(state)
+        schedule.set_model(model or toy_after(0))
+        logs = {"error": error if error else 0.9}
+        schedule.on_epoch_end(epoch, logs if error is None else {**logs, "val_error": error})
+        rates.append(float(f"{schedule.rate(0):.4g}"))
+    return rates
 
 
 def test_plateau_divides_the_rate_and_remembers():
     """Two epochs without a new best error; the state is all that a new process needs."""
     errors = [0.9, 0.8, 0.85, 0.8, 0.7, 0.7, 0.71, 0.72, 0.72]
-    rates, schedule = [], PlateauSchedule(0.1, patience=2)
-    for i, error in enumerate(errors):
-        if i in (3, 6):  # resumed
-            state, schedule = schedule.state, PlateauSchedule(0.1, patience=2)
-            schedule.state.update(state)
-        schedule.on_epoch_end(i, {"error": 0.5, "val_error": error})
-        rates.append(schedule.rate(i))
-    assert rates == pytest.approx([0.1, 0.1, 0.1, 0.01, 0.01, 0.01, 0.001, 0.001, 0.0001])
+    assert plateau(errors, patience=2) == [0.1, 0.1, 0.1, 0.01, 0.01, 0.01, 0.001, 0.001, 0.0001]
 
 
-def test_plateau_in_fit():
+def test_the_warm_up_is_no_plateau():
+    """Nor is its error one to beat: what follows at ten times the rate may well be worse at first."""
+    assert plateau([0.9] * 6 + [0.7], warmup_rate=0.01, patience=2) == [0.01] * 6 + [0.1]
+    errors = [0.9, 0.6, 0.85, 0.84, 0.83, 0.83, 0.83]
+    assert plateau(errors, warmup_rate=0.01, patience=2) == [0.01] + [0.1] * 5 + [0.01]
+
+
+def test_epochs_without_validation_only_make_the_best_error_older():
+    assert plateau([0.9, None, 0.8, None, 0.8, None, 0.7], patience=2) == [0.1] * 4 + [0.01] * 3
+    assert plateau([0.9, None, 0.9, None, 0.9], patience=3) == [0.1] * 4 + [0.01]
+    with pytest.warns(UserWarning, match="of the last 1 epochs none was validated; fit with validation_data"):
+        model, schedule = toy(SGD(0.5)), PlateauSchedule(1e-9, patience=2)
+        options = {"validation_data": toy_data(), "validation_freq": 2}
+        fit(schedule, model=model, epochs=6, examples=64, **options)
+    assert schedule.state["drops"] == 2 and schedule.current_rate == pytest.approx(1e-11)
+    with pytest.raises(ValueError, match="of the last 2 epochs none was validated; .*at most the patience, 2"):
+        fit(PlateauSchedule(patience=2), model=model, epochs=6, examples=64)
+
+
+@pytest.mark.parametrize("verbose", [0, 2])
+def test_plateau_in_fit(capsys, verbose):
     model, (x, y) = toy(SGD(0.5)), toy_data()
     recorder = Recorder()
     schedule = PlateauSchedule(1e-9, patience=1, steps=12)  # so slow that no error is ever better
-    model.fit(x, y, batch_size=16, epochs=5, verbose=0, callbacks=[recorder, schedule], validation_data=(x, y))
+    options = {"validation_data": (x, y), "callbacks": [recorder, schedule], "verbose": verbose}
+    model.fit(x, y, batch_size=16, epochs=5, **options)
     assert schedule.state["drops"] == 2 and len(recorder.rates) == 12
+    assert ("for 1 epochs, learning rate -> 1e-10" in capsys.readouterr().out) == bool(verbose)

@@ -58,7 +58,7 @@ def test_a_user_of_keras_tuner(tmp_path, data):
     best, model = tuner.oracle.get_best_trials()[0], tuner.get_best_models()[0]
     wrong = model.predict(validation.images.astype("float32"), verbose=0).argmax(-1) != validation.labels
     assert best.score == pytest.approx(wrong.mean(), abs=1e-5)
-    assert model.optimizer.coupled_weight_decay == best.hyperparameters.get("weight_decay")
+    assert model.optimizer.weight_decay == best.hyperparameters.get("weight_decay")
 
 
 def test_too_few_images(data):

@@ -24,20 +24,21 @@ def fuse_batch_norm(model):
 def _fused_call(layer, inputs, training=None, mask=None):
     if not (training and layer.trainable):
         return type(layer).call(layer, inputs, training=training, mask=mask)
-    none = tf.zeros([0])
+    # The kernel moves the averages, too, but with the unbiased variance where Keras takes the biased one.
+    n = inputs.shape.num_elements() or tf.cast(tf.size(inputs), "float32")
+    n /= inputs.shape[-1]
     outputs, mean, variance, *_ = tf.raw_ops.FusedBatchNormV3(
         x=inputs,
         scale=layer.gamma,
         offset=layer.beta,
-        mean=none,
-        variance=none,
+        mean=layer.moving_mean,
+        variance=layer.moving_variance * (n / (n - 1)),
         epsilon=layer.epsilon,
+        exponential_avg_factor=1 - layer.momentum,
         is_training=True,
     )
-    n = tf.cast(tf.size(inputs) // inputs.shape[-1], "float32")
-    variance *= (n - 1) / n  # the kernel's is unbiased, Keras' moving average is over the biased one
-    for average, value in ((layer.moving_mean, mean), (layer.moving_variance, variance)):
-        average.assign(average * layer.momentum + value * (1 - layer.momentum))
+    layer.moving_mean.assign(mean)
+    layer.moving_variance.assign(variance * ((n - 1) / n))
     return outputs
 
 
@@ -49,3 +50,41 @@ def skip_graph_optimizer():
     """
     if not tf.config.list_physical_devices("GPU"):
         tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})
+
+
+def fuse_update(optimizer):
+    """Lets an SGD with momentum update each variable by one operation of TensorFlow.
+
+    Keras composes the update from a dozen operations a variable, half of them constants: nearly half of all that is
+    traced before the first step. Results and what is saved stay the same.
+
+    Args:
+        optimizer: a `keras_resnet.optimizers.SGD` that has not been traced yet.
+    """
+    if optimizer.momentum:
+        optimizer._backend_update_step = types.MethodType(_fused_update_of_all, optimizer)
+        optimizer.update_step = types.MethodType(_fused_update, optimizer)
+
+
+def _fused_update_of_all(optimizer, gradients, variables, learning_rate):
+    """Makes what all variables need once, and hands it on as the learning rate."""
+    numbers = [tf.convert_to_tensor(n, "float32") for n in (learning_rate, optimizer.momentum, optimizer.weight_decay)]
+    if tf.distribute.has_strategy():
+        type(optimizer)._backend_update_step(optimizer, gradients, variables, numbers)
+    else:  # as there, without the sum over one device
+        for gradient, variable in zip(gradients, variables, strict=True):
+            optimizer.update_step(gradient, variable.value, numbers)
+
+
+def _fused_update(optimizer, gradient, variable, numbers):
+    learning_rate, momentum, weight_decay = (tf.cast(number, variable.dtype) for number in numbers)
+    if optimizer.weight_decay and optimizer._use_weight_decay(variable):
+        gradient += weight_decay * variable
+    tf.raw_ops.ResourceApplyKerasMomentum(
+        var=variable.handle,
+        accum=optimizer.momentums[optimizer._get_variable_index(variable)].value.handle,
+        lr=learning_rate,
+        grad=gradient,
+        momentum=momentum,
+        use_nesterov=optimizer.nesterov,
+    )

@@ -18,7 +18,7 @@ from keras_resnet.optimizers import SGD, PlateauSchedule, StepSchedule
 from keras_resnet.readers import WeightsError
 from keras_resnet.training import checkpoint, distribution, precision, recipes, tasks
 from keras_resnet.training.checkpoint import Checkpoint, RunError, StopSignals, write_whole
-from keras_resnet.training.fused import fuse_batch_norm, skip_graph_optimizer
+from keras_resnet.training.fused import fuse_batch_norm, fuse_update, skip_graph_optimizer
 from keras_resnet.training.history import History, draw
 from keras_resnet.training.settings import WITHOUT_EFFECT, Settings
 from keras_resnet.training.step import TrainingModel, parts_of
@@ -46,6 +46,7 @@ def compile_for_training(
     """
     accumulation = {"gradient_accumulation_steps": accumulate} if accumulate > 1 else {}
     optimizer = SGD(learning_rate, recipes.MOMENTUM, weight_decay, **accumulation)
+    fuse_update(optimizer)
     if mixed_precision:
         precision.set_precision(model, mixed_precision)
     if mixed_precision == "float16":
@@ -196,10 +197,10 @@ def _train(settings, strategy, verbose):
     steps_per_epoch = task.examples // settings.batch_in_memory
     warmup_rate = recipes.WARMUP_RATE if settings.warmup else None
     if settings.schedule == "plateau":
-        schedule = PlateauSchedule(settings.lr, warmup_rate=warmup_rate, steps=steps)
+        schedule = PlateauSchedule(settings.lr, warmup_rate, recipes.WARMUP_ERROR)
     else:
-        boundaries = [round(part * steps) for part in recipes.BOUNDARIES]
-        schedule = StepSchedule(settings.lr, boundaries, warmup_rate, recipes.WARMUP_ERROR, steps)
+        boundaries = [round(part * settings.steps) for part in recipes.BOUNDARIES]
+        schedule = StepSchedule(settings.lr, boundaries, warmup_rate, recipes.WARMUP_ERROR)
     history = History(folder, f"{settings.network} on {settings.data}", settings.accumulate)
     with StopSignals() as stop, imagenet.errors_named():
         saver = Checkpoint(
@@ -259,20 +260,22 @@ def _train(settings, strategy, verbose):
 
 
 def fit(model, batches, *, first_step, steps, steps_per_epoch, callbacks, **options):
-    """`model.fit` from step `first_step` on, which may lie within an epoch.
+    """`model.fit` from step `first_step` to step `steps`, each of which may lie within an epoch.
 
-    Keras' epochs all have the same length, so the rest of that epoch is fitted by a call of its own. One of the
-    callbacks has to stop training at `steps`. `batches(step)` is an endless `tf.data.Dataset` from that step on.
+    Keras' epochs all have the same length, so a part of one is fitted by a call of its own. `batches(step)` is an
+    endless `tf.data.Dataset` from that step on.
     """
     options.update(callbacks=callbacks, shuffle=False)
-    epoch, done = divmod(first_step, steps_per_epoch)
-    if done and first_step < steps:
-        left = steps_per_epoch - done
-        model.fit(batches(first_step), initial_epoch=epoch, epochs=epoch + 1, steps_per_epoch=left, **options)
-        first_step, epoch = first_step + left, epoch + 1
-    if first_step < steps:
-        epochs = -(-steps // steps_per_epoch)
-        model.fit(batches(first_step), initial_epoch=epoch, epochs=epochs, steps_per_epoch=steps_per_epoch, **options)
+    step = first_step
+    while step < steps:
+        epoch, done = divmod(step, steps_per_epoch)
+        epochs, length = (steps - step) // steps_per_epoch, steps_per_epoch
+        if done or not epochs:
+            epochs, length = 1, min(steps_per_epoch - done, steps - step)
+        model.fit(batches(step), initial_epoch=epoch, epochs=epoch + epochs, steps_per_epoch=length, **options)
+        if model.stop_training:
+            return
+        step += epochs * length
 
 
 def finish(settings, trained, task, schedule, history, together, result_path):
@@ -285,7 +288,6 @@ def finish(settings, trained, task, schedule, history, together, result_path):
     as_in_paper = as_in_paper and (settings.block, settings.shortcut) == ("basic", "A")
     as_in_paper = as_in_paper and not settings.init_from and settings.network == f"ResNet-{settings.depth}"
     images = settings.batch_in_memory * state["timed_steps"]
-    warm_at_step = schedule.state["warm_at_step"]
     result = {
         "settings": settings.as_json(),
         "parameters": sum(math.prod(variable.shape) for variable in trained.trainable_variables),
@@ -293,7 +295,7 @@ def finish(settings, trained, task, schedule, history, together, result_path):
         "val_error": rows[-1].get("val_error"),
         "test_error": test_error,
         "paper_test_error": as_in_paper and recipes.CIFAR10_TEST_ERROR.get(settings.depth, 0) / 100 or None,
-        "warm_at_step": warm_at_step and warm_at_step // settings.accumulate,
+        "warm_at_step": schedule.state["warm_at_step"],
         "normalized_together": together,
         "damaged_files": len(task.damaged),
         "images_per_second": round(images / max(state["timed_seconds"], 1e-9), 1),

@@ -74,11 +74,12 @@ class TrainingModel(keras.Model):
     def _part_step(self, images, labels, share, seeds):
         with keras.StatelessScope(zip(self.seeds, seeds, strict=True)) as scope, tf.GradientTape() as tape:
             outputs = self(images, training=True)
-            loss = share * self.compute_loss(images, labels, outputs)
-            scaled = self.optimizer.scale_loss(loss)
+            loss = self.compute_loss(images, labels, outputs)
+            scaled = self.optimizer.scale_loss(share * loss)
         gradients = tape.gradient(scaled, self.trainable_weights)
-        statistics = [share * scope.get_current_value(variable) for variable in moving_statistics(self)]
-        return [loss, *gradients, *statistics], outputs, [scope.get_current_value(seed) for seed in self.seeds]
+        statistics = [scope.get_current_value(variable) for variable in moving_statistics(self)]
+        means = share * tf.concat([loss[None], *statistics], 0)  # all in one: fewer operations to trace and to run
+        return [means, *gradients], outputs, [scope.get_current_value(seed) for seed in self.seeds]
 
     def train_step(self, data):
         if self.parts == 1:
@@ -87,18 +88,20 @@ class TrainingModel(keras.Model):
         if weights is not None:
             raise ValueError("sample weights are for one part; a batch that is cut into parts takes none")
         seeds = [seed.value for seed in self.seeds]
-        count, sums, outputs = tf.shape(images)[0], [], []
+        sums, outputs, known = [], [], images.shape[0]  # a graph of known sizes is smaller; of two sizes there are two
+        count = tf.shape(images)[0] if known is None or known % self.parts else known
         for part in range(self.parts):
             begin, end = (count * edge // self.parts for edge in (part, part + 1))
             share = tf.cast((end - begin) / count, keras.config.floatx())
             to_add, output, seeds = self.part_step(images[begin:end], labels[begin:end], share, seeds)
             sums.append(to_add)
             outputs.append(output)
-        loss, *sums = (tf.add_n(values) for values in zip(*sums, strict=True))
-        trained, moving = self.trainable_weights, moving_statistics(self)
-        for variable, value in zip([*moving, *self.seeds], [*sums[len(trained) :], *seeds], strict=True):
+        means, *gradients = (tf.add_n(values) for values in zip(*sums, strict=True))
+        moving = moving_statistics(self)
+        loss, *statistics = tf.split(means, [1, *(variable.shape[0] for variable in moving)])
+        for variable, value in zip([*moving, *self.seeds], [*statistics, *seeds], strict=True):
             variable.assign(value)
         replicas = self.distribute_strategy.num_replicas_in_sync  # Keras divides the loss by them
-        self.metrics[0].update_state(loss * replicas, sample_weight=count)
-        self.optimizer.apply_gradients(zip(sums[: len(trained)], trained, strict=True))
+        self.metrics[0].update_state(loss[0] * replicas, sample_weight=count)
+        self.optimizer.apply_gradients(zip(gradients, self.trainable_weights, strict=True))
         return self.compute_metrics(images, labels, tf.concat(outputs, 0))

@@ -80,7 +80,7 @@ class ResNetHyperModel(keras_tuner.HyperModel):
         boundaries = [round(part * steps) for part in recipes.BOUNDARIES]
         warmup_rate = recipes.WARMUP_RATE if hp.get("warmup") and not initial_epoch else None
         schedule = StepSchedule(hp.get("lr"), boundaries, warmup_rate, recipes.WARMUP_ERROR, steps)
-        schedule.state["step"] = first_step
+        model.optimizer.iterations.assign(first_step)  # those of the best epoch so far were loaded
         fit(
             model,
             lambda step: cifar.training_batches(split, mean, batch_size=batch_size, seed=self.seed, first_step=step),

@@ -31,7 +31,8 @@ def trainer(depth, as_fit=True, batch_size=128, mixed_precision=None):
     """The model that fit.py trains, or the same as a Keras user would compile it."""
     model = network(depth)
     if as_fit:
-        model = TrainingModel(model.input, model.output, parts(depth, batch_size))
+        with keras_resnet.models.recursion_limit(20 * depth):
+            model = TrainingModel(model.input, model.output, parts(depth, batch_size))
         fuse_batch_norm(model)
         run.compile_for_training(model, mixed_precision=mixed_precision)
     else:

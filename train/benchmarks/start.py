@@ -6,19 +6,21 @@ import statistics
 import time
 
 import numpy as np
-from benchmarks.common import bare_step, batch, trainer
+from benchmarks.common import bare_step, batch, parts, trainer
 
 from keras_resnet import models
 from keras_resnet.training.fused import skip_graph_optimizer
+from keras_resnet.training.step import choose_threads
 
 
 def start_once(as_fit, depth, batch_size, results):
     """In a process of its own: seconds to build, until the first step is done and for a later one; peak GiB."""
-    data = batch(batch_size)
-    begin = time.perf_counter()
     if as_fit:
+        choose_threads(parts(depth, batch_size))
         skip_graph_optimizer()
-    model = trainer(depth, as_fit)
+    data = batch(batch_size, depth)
+    begin = time.perf_counter()
+    model = trainer(depth, as_fit, batch_size)
     built = time.perf_counter()
     with models.recursion_limit(20 * depth):
         one = bare_step(model, data)

@@ -162,6 +162,7 @@ class Checkpoint(keras.callbacks.Callback):
         self.due = False
         self.stateful = {type(callback).__name__: callback for callback in callbacks}
         self.stop = stop
+        self.signal = None  # what was received, for workers answer a question together and not each one
         self.writer = ThreadPoolExecutor(1)
         self.writing = None
         self.set_model(model)
@@ -251,11 +252,13 @@ class Checkpoint(keras.callbacks.Callback):
             raise RunError(diverged(self.step, f"the loss is {logs['loss']}", self.path))
         ends_epoch = self.step % self.steps_per_epoch == 0 or self.step == self.steps
         self.due = self.due or self.step % self.every == 0 or self.step == self.steps
-        if (self.due or self.stop.received) and not ends_epoch:
+        self.signal = self.signal or self.stop.received
+        if (self.due or self.signal) and not ends_epoch:
             self.save_and_stop()
 
     def on_epoch_end(self, epoch, logs=None):
-        if self.due or self.stop.received:  # only now the epoch's row of the history is in
+        self.signal = self.signal or self.stop.received
+        if self.due or self.signal:  # only now the epoch's row of the history is in
             self.save_and_stop()
 
     def on_train_end(self, logs=None):
@@ -264,9 +267,9 @@ class Checkpoint(keras.callbacks.Callback):
     def save_and_stop(self):
         self.save()
         self.due = False
-        if self.stop.received:
+        if self.signal:
             self.wait()
-            raise Stopped(self.step, self.stop.received)
+            raise Stopped(self.step, self.signal)
 
 
 def diverged(step, what, path):

@@ -124,7 +124,7 @@ class StepSchedule(keras.callbacks.Callback):
 
     def first_state(self):
         """What `state` is before training."""
-        return {"warm_at_step": 0 if self.warmup_rate is None else None}
+        return {"trained": False, "warm_at_step": 0 if self.warmup_rate is None else None}
 
     def rate(self, step):
         """The rate of iteration `step`, counted from 0."""
@@ -154,7 +154,7 @@ class StepSchedule(keras.callbacks.Callback):
 
     def on_epoch_begin(self, epoch, logs=None):
         self._ask()
-        if self.current_rate is None and self.step:
+        if self.current_rate is None and self.step and not self.state["trained"]:
             self.take_up(float(ops.convert_to_numpy(self.optimizer.learning_rate)))
 
     def take_up(self, rate):
@@ -166,6 +166,7 @@ class StepSchedule(keras.callbacks.Callback):
 
     def on_train_batch_begin(self, batch, logs=None):
         self.first_batch = batch
+        self.state["trained"] = True
         self._set_rate()
 
     def on_train_batch_end(self, batch, logs=None):

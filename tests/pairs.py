@@ -121,7 +121,7 @@ def resume(folder, rows):
             error = (probabilities.argmax(-1) != test.labels).mean()
             assert abs(result["test_error"] - error) < 1e-4, (result["test_error"], error)
             examples = tf.data.Dataset.from_tensor_slices((test.images, test.labels))
-            assert abs(evaluation.evaluate(model, examples, sources.shapes.CLASSES).error(1) - error) < 1e-6
+            assert abs(evaluation.evaluate(model, examples, sources.shapes.CLASSES, "single").error(1) - error) < 1e-6
             path = serving.export_run(stopped.folder, os.path.join(folder, "served", stopped.name))
             served = tf.saved_model.load(path).signatures["serving_default"]
             (pixels,) = served.structured_input_signature[1]

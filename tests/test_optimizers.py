@@ -299,6 +299,18 @@ def test_backup_and_restore(tmp_path, place):
         assert rates == (expected[:140] if stop_at else expected[128:])
 
 
+def test_a_state_that_was_restored_is_believed():
+    """The warm-up's rate may be one of the schedule's own, so that the optimizer's alone would not tell."""
+    model = toy_after(64)
+    model.optimizer.learning_rate = 0.01
+    schedule = StepSchedule(0.1, (40, 100), warmup_rate=0.01, steps=128)
+    schedule.state.update({"trained": True, "warm_at_step": None})
+    assert fit(schedule, lambda step: 0.9, model=model) == [0.01] * 64
+    model = toy_after(64)
+    model.optimizer.learning_rate = 0.01
+    assert fit(StepSchedule(0.1, (40, 100), warmup_rate=0.01, steps=128), lambda step: 0.9, model=model)[-1] < 0.002
+
+
 def test_backup_and_restore_of_a_plateau(tmp_path):
     x, y = toy_data()
     for last in (False, True):

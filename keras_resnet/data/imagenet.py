@@ -30,9 +30,7 @@ JPEG = b"\xff\xd8\xff"  # a JPEG file begins like this
 BMP_WITH_PALETTE = r"BM\C{26}\x08"  # and so does a BMP file of 8 bits a pixel, whose palette TensorFlow ignores
 DAMAGED, UNREADABLE = "damaged image file", "unreadable image file"  # of errors, followed by name and reason in JSON
 NOTHING = "no image of a batch can be read"
-FILTERED_FROM = 1.5  # training crops of images that are shrunk by more than this are filtered
-RATIOS = (1, 2, 4, 8)  # by which the JPEG decoder shrinks,
-DECODER_KEEPS = 2  # to at least so many times the resized image: its windows are whole pixels
+RATIOS = (1, 2, 4, 8)  # by which the JPEG decoder shrinks
 COLOR_SAMPLE = 10_000  # photographs whose colours are measured
 
 
@@ -116,8 +114,9 @@ def cut(data, size, shorter_side, place, flip):
         flip: bool, whether to mirror.
 
     Returns:
-        float32 (size, size, 3), RGB in [0, 255], bilinear. Where the original is more than 1.5 times as large as the
-        resized image, a wider filter keeps what is too fine for it from becoming a pattern.
+        float32 (size, size, 3), RGB in [0, 255], bilinear. Where the original is at least twice as large as the resized
+        image, it is filtered, so that what is too fine becomes no pattern: the JPEG decoder shrinks it by 2, 4 or 8,
+        and of other files the window is resized with a wider filter.
     """
 
     def window(shape):
@@ -134,23 +133,22 @@ def cut(data, size, shorter_side, place, flip):
         shape = tf.io.extract_jpeg_shape(data)[:2]
         factor = shrinking(shape)
 
-        def part(ratio):
-            scaled = -(-shape // ratio)
-            return tf.io.decode_and_crop_jpeg(data, window(scaled), channels=3, ratio=ratio)
+        def part(where, ratio):
+            return tf.io.decode_and_crop_jpeg(data, where, channels=3, ratio=ratio)
 
         def large():
-            number = tf.reduce_sum(tf.cast(factor >= DECODER_KEEPS * np.array(RATIOS[1:], "float32"), "int32"))
-            return resize(tf.switch_case(number, [functools.partial(part, ratio) for ratio in RATIOS]), antialias=True)
+            number = tf.reduce_sum(tf.cast(factor >= np.array(RATIOS[1:], "float32"), "int32"))
+            where = window(-(-shape // tf.gather(RATIOS, number)))
+            return resize(tf.switch_case(number, [functools.partial(part, where, ratio) for ratio in RATIOS]))
 
-        return tf.cond(factor > FILTERED_FROM, large, lambda: resize(part(1)))
+        return tf.cond(factor >= RATIOS[1], large, lambda: resize(part(window(shape), 1)))
 
     def other():
         image = decode(data)
         shape = tf.shape(image)[:2]
         top, left, height, width = tf.unstack(window(shape))
         pixels = image[top : top + height, left : left + width]
-        wide = shrinking(shape) > FILTERED_FROM
-        return tf.cond(wide, lambda: resize(pixels, antialias=True), lambda: resize(pixels))
+        return tf.cond(shrinking(shape) >= RATIOS[1], lambda: resize(pixels, antialias=True), lambda: resize(pixels))
 
     return tf.cond(tf.strings.substr(data, 0, len(JPEG)) == JPEG, jpeg, other)
 

@@ -475,7 +475,7 @@ def make_run(name, classes=CLASSES, seed=1, **settings):
     tiny().save(os.path.join(name, "model.keras"))
 
 
-def tested(monkeypatch, *arguments):
+def the_program(monkeypatch, *arguments):
     """What the program writes, and the number of each example's class in the order that it was tested in."""
     seen = []
     whole = evaluation.evaluate
@@ -492,7 +492,7 @@ def tested(monkeypatch, *arguments):
 
 
 def test_a_run_is_tested_as_it_was_trained(trained, monkeypatch):
-    found, result = tested(monkeypatch, "run")
+    found, result = the_program(monkeypatch, "run")
     data = folders.load("photos", 1)
     assert found["part"] == "validation images, set aside in training by seed 1" and found["examples"] == 7
     assert found["protocol"]["crop"] == "16x16, centre" and found["protocol"]["resize"] == "shorter side to 18"
@@ -501,23 +501,23 @@ def test_a_run_is_tested_as_it_was_trained(trained, monkeypatch):
     assert np.abs(result.probabilities - tiny()(np.stack(crops))).max() < 1e-6
 
     os.rename("photos", "elsewhere")  # known by their names
-    assert tested(monkeypatch, "run", "--data", "elsewhere")[0]["examples"] == 7
-    assert tested(monkeypatch, os.path.join("run", "model.keras"), "--data", "elsewhere")[0]["examples"] == 7
-    found, _ = tested(monkeypatch, "run", "--data", "elsewhere", "--part", "all", "--crop", "8")
+    assert the_program(monkeypatch, "run", "--data", "elsewhere")[0]["examples"] == 7
+    assert the_program(monkeypatch, os.path.join("run", "model.keras"), "--data", "elsewhere")[0]["examples"] == 7
+    found, _ = the_program(monkeypatch, "run", "--data", "elsewhere", "--part", "all", "--crop", "8")
     assert found["examples"] == 70 and found["part"] == "all images" and "8x8" in found["protocol"]["crop"]
 
 
 def test_photographs_that_are_not_a_runs_are_tested_whole(trained, monkeypatch):
     os.rename("photos/a/0.png", "photos/a/10.png")
     os.rename("photos", "others")
-    assert tested(monkeypatch, "run", "--data", "others")[0]["part"] == "all images"
+    assert the_program(monkeypatch, "run", "--data", "others")[0]["part"] == "all images"
 
 
 def test_data_that_changed_since_the_training(trained, monkeypatch):
     os.rename("photos/a/0.png", "photos/a/10.png")
     with pytest.raises(SystemExit, match="photos has changed since run was trained on it.*--part all"):
         main(monkeypatch, "run")
-    assert tested(monkeypatch, "run", "--part", "all")[0]["examples"] == 70
+    assert the_program(monkeypatch, "run", "--part", "all")[0]["examples"] == 70
 
 
 def test_labels_are_those_of_the_run(trained, monkeypatch):
@@ -526,7 +526,7 @@ def test_labels_are_those_of_the_run(trained, monkeypatch):
     os.rename("photos", "others")
     for name in "aceg":
         shutil.rmtree(os.path.join("others", name))
-    _, result = tested(monkeypatch, "backwards", "--data", "others", "--part", "all")
+    _, result = the_program(monkeypatch, "backwards", "--data", "others", "--part", "all")
     assert result.classes == CLASSES[::-1]
     assert np.array_equal(result.labels, np.repeat([5, 3, 1], 10))
     with pytest.raises(SystemExit, match="run and backwards were trained on different classes"):
@@ -547,7 +547,7 @@ def test_combinations_of_runs_that_contradict_each_other(trained, monkeypatch):
     ):
         with pytest.raises(SystemExit, match=message):
             main(monkeypatch, *arguments)
-    assert tested(monkeypatch, "run", "larger", "--crop", "18")[0]["examples"] == 7
+    assert the_program(monkeypatch, "run", "larger", "--crop", "18")[0]["examples"] == 7
 
 
 def test_validation_images_that_were_trained_on(trained, monkeypatch):
@@ -563,7 +563,7 @@ def test_damaged_photographs_are_skipped_and_counted(trained, monkeypatch, capsy
         file.write(b"nonsense")
     with pytest.raises(SystemExit, match=r"(?s)png is damaged.*--skip-damaged"):
         main(monkeypatch, "run")
-    found, _ = tested(monkeypatch, "run", "--skip-damaged", "--output", "out")
+    found, _ = the_program(monkeypatch, "run", "--skip-damaged", "--output", "out")
     assert found["examples"] == 6 and "damaged, skipped  1" in capsys.readouterr().out
 
 

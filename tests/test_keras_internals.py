@@ -51,6 +51,14 @@ def decaying():
     return (optimizer._use_weight_decay(kernel), optimizer._use_weight_decay(bias)) == (True, False)
 
 
+def update_of_all():
+    takes = inspect.signature(keras.optimizers.SGD._backend_update_step).parameters
+    optimizer, variables = keras.optimizers.SGD(), [keras.Variable(np.ones(1)) for _ in range(2)]
+    optimizer.build(variables)
+    order = [optimizer._get_variable_index(variable.value) for variable in variables]
+    return list(takes) == ["self", "grads", "trainable_variables", "learning_rate"] and order == [0, 1]
+
+
 def initial_epoch():
     epochs = []
     model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1)])
@@ -105,6 +113,8 @@ REACHED = {
     "_nodes_by_depth": (nodes_by_depth, "a model no longer lists its calls of layers: folding"),
     "_flatten_layers": (flattened, "a model no longer gives the layers of inner models: analysis.recalibrate_bn"),
     "_use_weight_decay": (decaying, "an optimizer no longer says which variables decay: optimizers.SGD"),
+    "_backend_update_step": (update_of_all, "an optimizer updates its variables in another way: fused.fuse_update"),
+    "_get_variable_index": (update_of_all, "an optimizer numbers its variables in another way: fused.fuse_update"),
     "_initial_epoch": (initial_epoch, "a callback can no longer set the first epoch of fit: optimizers"),
     "_maybe_symbolic_build": (symbolic_build, "fit builds the model in another way: distribution._adapt_keras"),
     "_symbolic_build": (symbolic_build, "a model is built from a batch in another way: distribution._adapt_keras"),

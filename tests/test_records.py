@@ -206,8 +206,9 @@ def test_a_run_goes_on_with_its_own_data(tmp_path):
         settings = Settings(
             dataset=str(tmp_path / "photos"), output=str(tmp_path), name="run", image_size=32, batch_size=2, **changes
         )
-        run.open_folder(settings)
-        return tasks.photographs(settings)
+        with run.own_folder(settings):
+            run.open_folder(settings)
+            return tasks.photographs(settings)
 
     photos("cat")
     photos("dog")
@@ -258,8 +259,7 @@ def test_no_validation_image_can_be_read(tmp_path):
     settings = Settings(
         dataset=str(tmp_path / "photos"), output=str(tmp_path), batch_size=2, colors="imagenet", skip_damaged=True
     )
-    run.open_folder(settings)
-    with pytest.raises(DataError, match="not one of 2 validation images can be read"):
+    with run.own_folder(settings), pytest.raises(DataError, match="not one of 2 validation images can be read"):
         tasks.photographs(settings)
 
 
@@ -268,8 +268,8 @@ def test_the_mean_image_is_subtracted_at_the_papers_size(tmp_path, data_dir):
 
     def network(name, **changes):
         settings = Settings(dataset="tiny_photographs", data_dir=data_dir, output=str(tmp_path), name=name, **changes)
-        run.open_folder(settings)
-        return tasks.photographs(settings).network
+        with run.own_folder(settings):
+            return tasks.photographs(settings).network
 
     model = network("paper", batch_size=2)
     colors = str(tmp_path / "paper" / "colors.npz")

@@ -54,6 +54,7 @@ def test_a_run_from_start_to_end(tmp_path, small_shapes):
     assert {
         "args.json",
         "classes.json",
+        "data.json",
         "history.csv",
         "curves.png",
         "checkpoint",

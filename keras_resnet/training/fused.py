@@ -68,7 +68,8 @@ def fuse_update(optimizer):
 
 def _fused_update_of_all(optimizer, gradients, variables, learning_rate):
     """Makes what all variables need once, and hands it on as the learning rate."""
-    numbers = [tf.convert_to_tensor(n, "float32") for n in (learning_rate, optimizer.momentum, optimizer.weight_decay)]
+    rate = tf.convert_to_tensor(learning_rate)
+    numbers = [rate, tf.cast(optimizer.momentum, rate.dtype), tf.cast(optimizer.weight_decay, rate.dtype)]
     if tf.distribute.has_strategy():
         type(optimizer)._backend_update_step(optimizer, gradients, variables, numbers)
     else:  # as there, without the sum over one device

@@ -329,20 +329,23 @@ def test_the_last_version_is_that_of_a_server(small, tmp_path):
     assert len(os.listdir(tmp_path / "m")) == 1
 
 
-@pytest.mark.parametrize("answer", [np.full((2, 10), np.nan), np.zeros((1, 10)), np.full((2, 10), 0.5)])
+@pytest.mark.parametrize("answer", [np.full((2, 10), np.nan), np.full((2, 10), 0.5)], ids=["nan", "other"])
 def test_another_runtimes_wrong_answers_are_no_export(answer, small, tmp_path, monkeypatch):
     monkeypatch.setitem(formats.WRITERS, "onnx", lambda *arguments: None)
     monkeypatch.setitem(formats.RUNNERS, "onnx", lambda path, images: answer)
-    with pytest.raises(serving.ExportError, match="in onnx (differs from the network by|answers .1, 10. where)"):
+    with pytest.raises(serving.ExportError, match="in onnx differs from the network by"):
         serving.export(small, tmp_path / "m", format="onnx")
     assert os.listdir(tmp_path / "m") == []
 
 
-def test_int8_that_is_not_finite_is_no_export(small, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    "answer, message", [(np.full((2, 10), np.nan), "by nan"), (np.zeros((1, 10)), r"answers \(1, 10\) where")]
+)
+def test_int8_that_answers_something_else_is_no_export(answer, message, small, tmp_path, monkeypatch):
     monkeypatch.setitem(formats.WRITERS, "litert", lambda *arguments: None)
-    monkeypatch.setitem(formats.RUNNERS, "litert", lambda path, images: np.full((2, 10), np.nan))
+    monkeypatch.setitem(formats.RUNNERS, "litert", lambda path, images: answer)
     images = tf.data.Dataset.from_tensor_slices(pixels(2))
-    with pytest.raises(serving.ExportError, match="by nan"):
+    with pytest.raises(serving.ExportError, match=message):
         serving.export(small, tmp_path / "m", format="litert", dtype="int8", calibration=images)
 
 

@@ -112,6 +112,40 @@ def test_a_schedule_says_what_it_needs(schedule, message):
         model.fit(np.ones((4, 2)), np.ones((4, 1)), verbose=0, callbacks=[schedule])
 
 
+def fused(optimizer):
+    if keras.backend.backend() != "tensorflow":
+        pytest.skip("that is for TensorFlow")
+    from keras_resnet.training.fused import fuse_update
+
+    fuse_update(optimizer)
+    return optimizer
+
+
+@pytest.mark.parametrize(
+    "options, wrapper, jit",  # compilers of graphs may round otherwise, TensorFlow's own within a condition
+    [
+        ({}, None, False),
+        ({}, None, True),
+        ({"weight_decay": None, "nesterov": True, "clipnorm": 0.5}, None, False),
+        ({"weight_decay": 0.1, "gradient_accumulation_steps": 3}, None, False),
+        ({"weight_decay": 0.1, "use_ema": True}, "ours", False),
+        ({"weight_decay": 0.1, "momentum": 0.0}, "Keras", False),
+    ],
+)
+def test_the_fused_update_is_keras_own(options, wrapper, jit):
+    weights = []
+    for fuse in (fused, lambda optimizer: optimizer):
+        optimizer = SGD(0.1, **options)
+        optimizer.exclude_from_weight_decay(var_names=["bias"])
+        model = toy(wrapped(fuse(optimizer), wrapper, 2.0))
+        model.compile(model.optimizer, model.loss, jit_compile=jit)
+        fit(StepSchedule(0.1, (5, 8)), model=model, epochs=2, examples=256)
+        weights.append([*model.get_weights(), *(variable.numpy() for variable in model.optimizer.variables)])
+    for ours, theirs in zip(*weights, strict=True):
+        exact = not jit and "gradient_accumulation_steps" not in options
+        assert np.array_equal(ours, theirs) if exact else np.allclose(ours, theirs, rtol=1e-5, atol=1e-7)
+
+
 @pytest.mark.parametrize("number", [-1.0, math.nan, math.inf])
 @pytest.mark.parametrize("argument", ["learning_rate", "momentum", "weight_decay"])
 def test_numbers_that_are_none(argument, number):

@@ -25,20 +25,21 @@ def _fused_call(layer, inputs, training=None, mask=None):
     if not (training and layer.trainable):
         return type(layer).call(layer, inputs, training=training, mask=mask)
     # The kernel moves the averages, too, but with the unbiased variance where Keras takes the biased one.
-    n = inputs.shape.num_elements() or tf.cast(tf.size(inputs), "float32")
-    n /= inputs.shape[-1]
+    values = inputs.shape.num_elements() or tf.size(inputs)
+    n = values // inputs.shape[-1]  # of one channel
+    unbiased = n / max(n - 1, 1) if isinstance(n, int) else tf.cast(n / tf.maximum(n - 1, 1), "float32")
     outputs, mean, variance, *_ = tf.raw_ops.FusedBatchNormV3(
         x=inputs,
         scale=layer.gamma,
         offset=layer.beta,
         mean=layer.moving_mean,
-        variance=layer.moving_variance * (n / (n - 1)),
+        variance=layer.moving_variance * unbiased,
         epsilon=layer.epsilon,
         exponential_avg_factor=1 - layer.momentum,
         is_training=True,
     )
     layer.moving_mean.assign(mean)
-    layer.moving_variance.assign(variance * ((n - 1) / n))
+    layer.moving_variance.assign(variance * (1 / unbiased))
     return outputs
 
 

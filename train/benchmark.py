@@ -25,6 +25,7 @@ from benchmarks.serve import serve
 from benchmarks.start import start
 from benchmarks.step import step
 
+from keras_resnet import models
 from keras_resnet.training.precision import PRECISIONS
 
 BENCHMARKS = {
@@ -37,19 +38,30 @@ BENCHMARKS = {
 }
 
 
+def positive(text):
+    """A number for argparse, which says what was wrong with another."""
+    if not text.isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError(f"a number from 1 on; found {text}")
+    return int(text)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=BENCHMARKS)
-    parser.add_argument("--depth", type=int, help="of the CIFAR network (default 20; start, checkpoint: 110)")
-    parser.add_argument("--batch-size", type=int, help="images in a step (default 128; of 224x224 16)")
+    parser.add_argument("--depth", type=positive, help="of the CIFAR network (default 20; start, checkpoint: 110)")
+    parser.add_argument("--batch-size", type=positive, help="images in a step (default 128; of 224x224 16)")
     parser.add_argument("--data", help="input: a folder of images")
-    parser.add_argument("--rounds", type=int, help="turns to take the median of (default 7; start: 3)")
-    parser.add_argument("--steps", type=int, help="steps in a turn (default 20; of 224x224 2)")
+    parser.add_argument("--rounds", type=positive, help="turns to take the median of (default 7; start: 3)")
+    parser.add_argument("--steps", type=positive, help="steps in a turn (default 20; of 224x224 2)")
     parser.add_argument("--mixed-precision", choices=PRECISIONS, help="scaling: as of fit.py (default float32)")
     options = parser.parse_args()
     options.depth = options.depth or (110 if options.what in ("start", "checkpoint") else 20)
     options.rounds = options.rounds or (3 if options.what == "start" else 7)
     photographs = options.depth in IMAGENET_DEPTHS
+    try:
+        models.cifar_row(20 if photographs else options.depth, "basic")
+    except ValueError as error:
+        parser.error(f"--{error}; {', '.join(map(str, IMAGENET_DEPTHS))} are ImageNet's")
     options.batch_size = options.batch_size or (16 if photographs else 128)
     options.steps = options.steps or (2 if photographs else 20)
     BENCHMARKS[options.what](options)

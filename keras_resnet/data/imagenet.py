@@ -331,8 +331,9 @@ def training_batches(
             skipped,
         )
         if skipped is not None:
-            tf.debugging.assert_positive(tf.size(places), NOTHING)
-            nearest = tf.searchsorted(places, tf.range(size)) % tf.size(places)
+            with tf.control_dependencies([tf.debugging.assert_positive(tf.size(places), NOTHING)]):
+                count = tf.size(places)  # not 0, by which the next line divides
+            nearest = tf.searchsorted(places, tf.range(size)) % count
             images, labels = tf.gather(images, nearest), tf.gather(labels, nearest)
         return tf.ensure_shape(images, (size, image_size, image_size, 3)), tf.ensure_shape(labels, (size,))
 

@@ -247,7 +247,6 @@ class PlateauSchedule(StepSchedule):
         super().on_epoch_end(epoch, logs)
         state, error = self.state, self._validation_error(logs)
         if warming_up:
-            state |= {"best": None, "epochs_since": 0, "drops": 0}
             return
         state["epochs_since"] += 1
         if error is None:

@@ -24,6 +24,7 @@ import tensorflow as tf
 from keras_resnet import evaluation, serving
 from keras_resnet.data import folders, imagenet, sources
 from keras_resnet.signatures import MAX_PIXELS
+from keras_resnet.training.checkpoint import is_name
 
 
 def parse(arguments=None):
@@ -52,7 +53,7 @@ def model_name(options):
         path = os.path.abspath(options.model)
         name = os.path.basename(path if os.path.isdir(path) else os.path.splitext(path)[0])
         return name if options.format == "saved_model" else f"{name}-{options.format}"
-    if options.name in ("", ".", "..") or os.path.basename(options.name) != options.name:
+    if not is_name(options.name):
         raise serving.ExportError(f"--name is the name of a folder in --output, not a path; found {options.name!r}")
     return options.name
 

@@ -86,6 +86,11 @@ def whole(path):
         raise RunError(f"{path} could not be written: {error}") from error
 
 
+def is_name(text):
+    """Whether a text names one file or folder within another: neither empty nor a path."""
+    return text not in ("", os.curdir, os.pardir) and os.path.basename(text) == text
+
+
 def _sync(path):
     descriptor = os.open(path, os.O_RDONLY)
     try:

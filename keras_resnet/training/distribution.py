@@ -64,7 +64,7 @@ def strategy(name="auto", parts=1):
 
 
 def devices():
-    """What the current strategy trains on, for people: "2 cores of AMD EPYC", or "4 NVIDIA A100, 2 machines"."""
+    """What the current strategy trains on, for people: "2 cores of AMD EPYC", or "4 NVIDIA A100, 2 processes"."""
     gpus, replicas = tf.config.list_physical_devices("GPU"), tf.distribute.get_strategy().num_replicas_in_sync
     if gpus:
         name = tf.config.experimental.get_device_details(gpus[0]).get("device_name", "GPU")

@@ -8,7 +8,7 @@ import shlex
 from keras_resnet import models
 from keras_resnet.data import imagenet, sources
 from keras_resnet.training import recipes
-from keras_resnet.training.checkpoint import RunError
+from keras_resnet.training.checkpoint import RunError, is_name
 
 # Settings that say where things lie or how often, and leave the result as it is.
 WITHOUT_EFFECT = ("data_dir", "output", "name", "checkpoint_every", "strategy", "jit", "data_changed")
@@ -83,7 +83,7 @@ class Settings:
             raise RunError(f"--weight-decay is 0 or positive; found {self.weight_decay}")
         if not 0 <= self.seed < SEEDS:
             raise RunError(f"--seed is 0 to {SEEDS - 1}; found {self.seed}")
-        if self.name and (self.name in (os.curdir, os.pardir) or os.path.basename(self.name) != self.name):
+        if self.name and not is_name(self.name):
             raise RunError(f"--name is that of one folder, in --output; found {self.name!r}")
         if self.batch_size % self.accumulate:
             raise RunError(f"--batch-size is a multiple of --accumulate; found {self.batch_size} and {self.accumulate}")

@@ -7,13 +7,11 @@ import statistics
 
 import tensorflow as tf
 from benchmarks.common import batch, trainer
-from benchmarks.turns import take_turns
+from benchmarks.turns import ENDLESS, take_turns
 
 from keras_resnet.training import distribution
 from keras_resnet.training.checkpoint import Checkpoint, StopSignals
 from keras_resnet.training.fused import skip_graph_optimizer
-
-ENDLESS = 10**9
 
 
 def _cluster():

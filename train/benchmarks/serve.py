@@ -21,6 +21,7 @@ from keras_resnet.data import imagenet
 
 try:
     import torch
+    from benchmarks import torch_networks
 except ImportError:
     torch = None
 
@@ -94,34 +95,9 @@ def onnxruntime_session(path):
 
 def torch_network():
     """The same network in PyTorch: channels last, frozen, with folded batch normalisation."""
-    nn, functional = torch.nn, torch.nn.functional
-
-    class Block(nn.Module):
-        def __init__(self, channels, width, stride):
-            super().__init__()
-            shapes = ((channels, width, 1, stride), (width, width, 3, 1), (width, 4 * width, 1, 1))
-            self.convolutions = nn.ModuleList(
-                nn.Conv2d(a, b, k, s, k // 2)
-                for a, b, k, s in shapes  # the stride is in the first 1x1
-            )
-            changes = stride > 1 or channels != 4 * width
-            self.shortcut = nn.Conv2d(channels, 4 * width, 1, stride) if changes else nn.Identity()
-
-        def forward(self, x):
-            first, second, third = self.convolutions
-            y = third(functional.relu(second(functional.relu(first(x)))))
-            return functional.relu(y + self.shortcut(x))
-
-    stem = [nn.Conv2d(3, 64, 7, 2, 3), nn.ReLU(), nn.MaxPool2d(3, 2, 1)]
-    blocks, channels = [], 64
-    for stage, repetitions in enumerate((3, 4, 6, 3)):
-        for i in range(repetitions):
-            blocks.append(Block(channels, 64 * 2**stage, 2 if stage and not i else 1))
-            channels = 256 * 2**stage
-    head = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(2048, 1000), nn.Softmax(1)]
-    network = nn.Sequential(*stem, *blocks, *head).eval().to(memory_format=torch.channels_last)
+    network = torch.nn.Sequential(torch_networks.network(50), torch.nn.Softmax(1)).eval()
     example = torch.zeros(1, 3, SIZE, SIZE).contiguous(memory_format=torch.channels_last)
-    with torch.inference_mode():
+    with torch.inference_mode():  # to freeze it folds batch normalisation into the convolutions
         network = torch.jit.freeze(torch.jit.trace(network, example))
 
     def run(images):

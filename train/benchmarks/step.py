@@ -9,7 +9,7 @@ import tempfile
 import keras
 import tensorflow as tf
 from benchmarks.common import IMAGENET_DEPTHS, bare_step, batch, parts, trainer
-from benchmarks.turns import take_turns
+from benchmarks.turns import ENDLESS, take_turns
 
 from keras_resnet.data import cifar, sources
 from keras_resnet.optimizers import StepSchedule
@@ -17,8 +17,6 @@ from keras_resnet.training import distribution, run
 from keras_resnet.training.checkpoint import Checkpoint, StopSignals
 from keras_resnet.training.fused import skip_graph_optimizer
 from keras_resnet.training.history import History
-
-ENDLESS = 10**9
 
 
 def fit(turn, depth, batch_size, mixed_precision):

@@ -1,4 +1,4 @@
-"""The same networks in PyTorch, channels last, to be trained beside ours."""
+"""The same networks in PyTorch, channels last, to be trained and served beside ours."""
 
 import torch
 from torch import nn

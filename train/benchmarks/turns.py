@@ -6,6 +6,8 @@ import time
 
 import keras
 
+ENDLESS = 10**9  # steps of a `fit` that its process ends
+
 
 class Turn(keras.callbacks.Callback):
     """Called after each step; after `steps` of them tells the time they took and waits for the next turn."""

@@ -7,7 +7,6 @@ import subprocess
 import sys
 
 import pairs
-import pytest
 from conftest import ROOT
 
 
@@ -22,7 +21,6 @@ def test_every_possible_pair_of_values_is_covered():
     assert len(rows) < 25
 
 
-@pytest.mark.slow
 def test_runs_with_every_pair_of_settings_resume_in_another_process(tmp_path):
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
     for what in ("stop", "resume"):

@@ -10,7 +10,7 @@ import numpy as np
 
 from keras_resnet import models
 from keras_resnet.graphs import LOADING_DEPTH, recursion_limit
-from keras_resnet.readers import own_layers
+from keras_resnet.weights.readers import own_layers
 
 
 def count_macs(model, input_shape=None):

@@ -16,8 +16,8 @@ from keras import layers
 from keras_resnet import blocks
 from keras_resnet.graphs import recursion_limit
 from keras_resnet.normalization import UNKNOWN, normalize, numbers
-from keras_resnet.readers import IMAGENET, WeightsError, own_layers, read
 from keras_resnet.weights import load_weights
+from keras_resnet.weights.readers import IMAGENET, WeightsError, own_layers, read
 
 # Blocks in each of the four stages (P1 Table 1).
 IMAGENET_STAGES = {

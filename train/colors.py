@@ -17,7 +17,7 @@ import quiet  # noqa: F401, first, before anything that imports TensorFlow
 # isort: split
 from keras_resnet.data import imagenet, records
 from keras_resnet.data.sources import DataError
-from keras_resnet.training.checkpoint import RunError, write_whole
+from keras_resnet.files import RunError, write_whole
 
 
 def parse(arguments=None):

@@ -22,8 +22,9 @@ import any_backend  # noqa: F401, first, before Keras
 import keras
 
 import keras_resnet
-from keras_resnet import normalization, readers
-from keras_resnet.training.checkpoint import RunError, whole
+from keras_resnet import normalization
+from keras_resnet.files import RunError, whole
+from keras_resnet.weights import readers
 
 
 def parse(arguments=None):

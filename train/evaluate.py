@@ -32,9 +32,10 @@ import quiet  # noqa: F401, first, before anything that imports TensorFlow
 # isort: split
 import keras
 
-from keras_resnet import evaluation, pictures
-from keras_resnet.data import imagenet, sources, views
-from keras_resnet.training.checkpoint import RunError, write_whole
+from keras_resnet import evaluation
+from keras_resnet.data import imagenet, sources
+from keras_resnet.evaluation import pictures, views
+from keras_resnet.files import RunError, write_whole
 
 MISTAKES = 24
 

@@ -23,8 +23,8 @@ import tensorflow as tf
 
 from keras_resnet import evaluation, serving
 from keras_resnet.data import folders, imagenet, sources
-from keras_resnet.signatures import MAX_PIXELS
-from keras_resnet.training.checkpoint import is_name
+from keras_resnet.files import is_name
+from keras_resnet.serving.signatures import MAX_PIXELS
 
 
 def parse(arguments=None):

@@ -24,11 +24,12 @@ import sys
 import quiet  # noqa: F401, first, before anything that imports TensorFlow
 
 # isort: split
-from keras_resnet import serving
+from keras_resnet import files, serving
 from keras_resnet.blocks import ORDERS, SHORTCUT_VARIANTS
 from keras_resnet.data.sources import DataError
-from keras_resnet.training import checkpoint, recipes
-from keras_resnet.training.checkpoint import RunError, Stopped
+from keras_resnet.files import RunError
+from keras_resnet.training import recipes
+from keras_resnet.training.checkpoint import Stopped
 from keras_resnet.training.distribution import STRATEGIES
 from keras_resnet.training.precision import PRECISIONS
 from keras_resnet.training.run import train
@@ -138,7 +139,7 @@ def main():
     try:
         settings = Settings(**arguments)
         print(table(settings, train(settings, verbose)))
-        if to_export and checkpoint.writes:
+        if to_export and files.writes:
             folder = os.path.join("saved_models", os.path.basename(settings.folder))
             print(f"exported to {serving.export_run(settings.folder, folder)}")
     except (RunError, DataError, serving.ExportError) as error:

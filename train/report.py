@@ -13,8 +13,8 @@ import sys
 import quiet  # noqa: F401, first, before anything that imports TensorFlow
 
 # isort: split
-from keras_resnet.training import experiments, report
-from keras_resnet.training.checkpoint import RunError
+from keras_resnet.experiments import experiments, report
+from keras_resnet.files import RunError
 
 
 def parse(arguments=None):

@@ -29,8 +29,9 @@ import quiet  # noqa: F401, first, before anything that imports TensorFlow
 # isort: split
 from keras_resnet.data.sources import DataError
 from keras_resnet.evaluation import EvaluationError
-from keras_resnet.training import experiments, report
-from keras_resnet.training.checkpoint import RunError, Stopped
+from keras_resnet.experiments import experiments, report
+from keras_resnet.files import RunError
+from keras_resnet.training.checkpoint import Stopped
 from keras_resnet.training.precision import PRECISIONS
 from keras_resnet.training.settings import Settings
 

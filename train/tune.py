@@ -20,7 +20,7 @@ import quiet  # noqa: F401, first, before anything that imports TensorFlow
 import keras
 
 from keras_resnet.data import cifar, sources
-from keras_resnet.training.checkpoint import RunError, locked
+from keras_resnet.files import RunError, locked
 from keras_resnet.training.settings import Settings, flags
 
 EXIT_STATUS = 130  # of what SIGINT ended, as shells have it

@@ -1,0 +1,7 @@
+"""Training, from settings to a trained model that leaves a record."""
+
+from keras_resnet.training.checkpoint import Stopped
+from keras_resnet.training.run import train
+from keras_resnet.training.settings import Settings
+
+__all__ = ["Settings", "Stopped", "train"]

@@ -1,11 +1,7 @@
 """Saves a run so that it can go on where it was, whatever stopped it."""
 
-import contextlib
-import errno
-import fcntl
 import json
 import os
-import platform
 import signal
 import threading
 import zipfile
@@ -14,13 +10,8 @@ from concurrent.futures import ThreadPoolExecutor
 import keras
 import numpy as np
 
+from keras_resnet.files import RunError, write_whole
 from keras_resnet.optimizers import sync_variables
-
-writes = True  # of several workers only the chief writes; `distribution.strategy` finds out who this is
-
-
-class RunError(Exception):
-    """A run cannot start or go on. The message says what was wrong, what was found and what to do."""
 
 
 class Stopped(Exception):
@@ -56,89 +47,6 @@ class StopSignals:
         self.received = number
         self.__exit__()
         print(f"\n{signal.Signals(number).name}: stopping after this step; once more to stop at once", flush=True)
-
-
-@contextlib.contextmanager
-def whole(path):
-    """Gives the path of a temporary file, which takes the place of `path` when it is complete, or not at all.
-
-    It lies in the same folder and ends in the same suffix. Where `path` is a device such as /dev/stdout, it is `path`.
-
-    Raises:
-        RunError: the disk is full, the folder has vanished or the like. What was at `path` is still there.
-    """
-    target = os.path.realpath(path)
-    stem, suffix = os.path.splitext(target)
-    temporary = f"{stem}.tmp{suffix}"
-    try:
-        if os.path.exists(path) and not os.path.isfile(path):
-            yield path
-            return
-        try:
-            yield temporary
-            _sync(temporary)
-            os.replace(temporary, target)
-            _sync(os.path.dirname(target))  # so that the new name, too, survives a power cut
-        finally:
-            with contextlib.suppress(OSError):
-                os.remove(temporary)  # it is still there only if something failed
-    except OSError as error:
-        raise RunError(f"{path} could not be written: {error}") from error
-
-
-def is_name(text):
-    """Whether a text names one file or folder within another: neither empty nor a path."""
-    return text not in ("", os.curdir, os.pardir) and os.path.basename(text) == text
-
-
-def _sync(path):
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def write_whole(path, write):
-    """Calls `write` with a binary file that takes the place of `path` when it is complete, or not at all.
-
-    Where this process is not the one that `writes`, nothing happens.
-
-    Raises:
-        RunError: as `whole`.
-    """
-    if writes:
-        with whole(path) as temporary, open(temporary, "wb") as file:
-            write(file)
-
-
-@contextlib.contextmanager
-def locked(path):
-    """Keeps the file `path` locked, so that one process at a time trains a run. The file stays; it means nothing.
-
-    The lock is the operating system's, which releases it when the process ends, however it ends. It holds on local
-    disks and between the machines of a shared file system, NFS among them. On one that knows no locks a line says so.
-
-    Raises:
-        RunError: another process has locked it, or it cannot be written.
-    """
-    with contextlib.ExitStack() as stack:
-        try:
-            file = stack.enter_context(open(path, "a+"))
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            file.truncate(0)
-            print(f"PID {os.getpid()} on {platform.node()}", end="", file=file, flush=True)
-        except BlockingIOError as error:
-            file.seek(0)
-            raise RunError(
-                f"another process trains this run, {file.read()}, in {os.path.dirname(path)}. Wait for it, stop it, or "
-                "choose another folder (--output, --name)."
-            ) from error
-        except OSError as error:
-            if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
-                raise RunError(f"{path} cannot be written: {error}") from error
-            print(f"{path} cannot be locked ({error.strerror}): no other process may train this run at the same time")
-        yield
 
 
 class Checkpoint(keras.callbacks.Callback):

@@ -17,10 +17,11 @@ import numpy as np
 import tensorflow as tf
 from keras import tree
 
+from keras_resnet import files
 from keras_resnet.data.parts import Parts
+from keras_resnet.files import RunError
 from keras_resnet.optimizers import sync_variables
-from keras_resnet.training import checkpoint, precision
-from keras_resnet.training.checkpoint import RunError
+from keras_resnet.training import precision
 from keras_resnet.training.step import choose_threads, moving_statistics
 
 STRATEGIES = ("auto", "none", "mirrored", "multiworker")
@@ -39,7 +40,7 @@ def strategy(name="auto", parts=1):
 
     Returns:
         A `tf.distribute.Strategy`, in whose `scope()` a model is to be built, compiled and fitted. In a process that is
-        not the cluster's chief, `checkpoint.write_whole` writes nothing from now on.
+        not the cluster's chief, `files.write_whole` writes nothing from now on.
 
     Raises:
         RunError: no cluster is described, its description is wrong, or this version of Keras has not been tested.
@@ -59,7 +60,7 @@ def strategy(name="auto", parts=1):
         chosen = _MultiWorkerMirroredStrategy(cluster)
     except (RuntimeError, ValueError, tf.errors.OpError) as error:
         raise RunError(f"the cluster {_addresses(cluster)} cannot be joined: {error}") from error
-    checkpoint.writes = chosen.extended._is_chief
+    files.writes = chosen.extended._is_chief
     return chosen
 
 

@@ -6,7 +6,7 @@ import time
 
 import keras
 
-from keras_resnet.training.checkpoint import write_whole
+from keras_resnet.files import write_whole
 
 COLUMNS = ("epoch", "step", "learning_rate", "loss", "error", "val_loss", "val_error", "seconds")
 
@@ -86,7 +86,7 @@ def draw(rows, title, file, test_error=None):
         file: a path or binary file for the PNG.
         test_error: None, or the error at the end, drawn as a point.
     """
-    from keras_resnet.pictures import lettering  # here, so that this module can be had without matplotlib
+    from keras_resnet.lettering import lettering  # here, so that this module can be had without matplotlib
 
     with lettering(title) as drawn:
         figure = _draw_curves(rows, drawn(title), test_error)

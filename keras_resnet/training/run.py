@@ -12,16 +12,18 @@ import keras
 import tensorflow as tf
 from keras import ops
 
+from keras_resnet import files
 from keras_resnet.data import imagenet
+from keras_resnet.files import RunError, write_whole
 from keras_resnet.graphs import LOADING_DEPTH, recursion_limit
 from keras_resnet.optimizers import SGD, PlateauSchedule, StepSchedule
-from keras_resnet.readers import WeightsError
-from keras_resnet.training import checkpoint, distribution, precision, recipes, tasks
-from keras_resnet.training.checkpoint import Checkpoint, RunError, StopSignals, write_whole
+from keras_resnet.training import distribution, precision, recipes, tasks
+from keras_resnet.training.checkpoint import Checkpoint, StopSignals
 from keras_resnet.training.fused import fuse_batch_norm, fuse_update, skip_graph_optimizer
 from keras_resnet.training.history import History, draw
 from keras_resnet.training.settings import WITHOUT_EFFECT, Settings
 from keras_resnet.training.step import TrainingModel, parts_of
+from keras_resnet.weights.readers import WeightsError
 
 CHECKPOINT, LOCK, RESULT = "checkpoint/latest.npz", "checkpoint/lock", "result.json"  # in the run's folder
 
@@ -71,7 +73,7 @@ def own_folder(settings):
         RunError: the folder cannot be written, or another process trains this run.
     """
     folder, result = settings.folder, os.path.join(settings.folder, RESULT)
-    if not checkpoint.writes or os.path.exists(result):
+    if not files.writes or os.path.exists(result):
         yield
         return
     new = not os.path.exists(folder)
@@ -79,7 +81,7 @@ def own_folder(settings):
         os.makedirs(os.path.join(folder, "checkpoint"), exist_ok=True)
     except OSError as error:
         raise RunError(f"the folder of the run, {folder}, cannot be written: {error}") from error
-    with checkpoint.locked(os.path.join(folder, LOCK)):
+    with files.locked(os.path.join(folder, LOCK)):
         try:
             yield
         except BaseException:
@@ -100,7 +102,7 @@ def open_folder(settings):
         saved = [os.path.join(folder, name) for name in (CHECKPOINT, RESULT)]
         if not os.path.exists(path) or not any(map(os.path.exists, saved)):
             write_whole(path, lambda file: file.write(json.dumps(new, indent=2).encode()))
-            for name in (tasks.DATA, tasks.COLORS) if checkpoint.writes else ():  # they may be of other data
+            for name in (tasks.DATA, tasks.COLORS) if files.writes else ():  # they may be of other data
                 pathlib.Path(folder, name).unlink(missing_ok=True)
             return
         with open(path) as file:
@@ -144,7 +146,7 @@ def train(settings, verbose=1):
     parts = parts_of(settings.batch_in_memory, settings.bn_batch_size)
     strategy = distribution.strategy(settings.strategy, parts)
     with strategy.scope(), distribution.losses_explained(), own_folder(settings):
-        return _train(settings, strategy, verbose if checkpoint.writes else 0)
+        return _train(settings, strategy, verbose if files.writes else 0)
 
 
 def _check_replicas(settings, replicas):
@@ -230,7 +232,7 @@ def _train(settings, strategy, verbose):
                     f"--bn-batch-size: {settings.batch_size} are in {settings.accumulate * replicas * parts} parts"
                 )
         callbacks = [schedule, history, saver]
-        if checkpoint.writes:
+        if files.writes:
             callbacks.insert(1, keras.callbacks.TensorBoard(os.path.join(folder, "tensorboard"), write_graph=False))
         if replicas > 1:
             callbacks.insert(0, distribution.AverageStatistics())
@@ -253,8 +255,8 @@ def _train(settings, strategy, verbose):
     if settings.mixed_precision:
         precision.set_precision(task.network, "float32")
         trained.make_test_function(force=True)  # what is tested is what is saved
-    if checkpoint.writes:
-        with checkpoint.whole(os.path.join(folder, "model.keras")) as path:
+    if files.writes:
+        with files.whole(os.path.join(folder, "model.keras")) as path:
             task.network.save(path)
     return finish(settings, trained, task, schedule, history, together, result_path)
 

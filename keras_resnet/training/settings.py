@@ -7,8 +7,8 @@ import shlex
 
 from keras_resnet import models
 from keras_resnet.data import imagenet, sources
+from keras_resnet.files import RunError, is_name
 from keras_resnet.training import recipes
-from keras_resnet.training.checkpoint import RunError, is_name
 
 # Settings that say where things lie or how often, and leave the result as it is.
 WITHOUT_EFFECT = ("data_dir", "output", "name", "checkpoint_every", "strategy", "jit", "data_changed")

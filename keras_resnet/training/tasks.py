@@ -9,13 +9,13 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_resnet import models, readers
+from keras_resnet import models
 from keras_resnet.data import cifar, color, imagenet, records, sources
 from keras_resnet.data.sources import DataError
+from keras_resnet.files import RunError, write_whole
 from keras_resnet.graphs import LOADING_DEPTH, recursion_limit
 from keras_resnet.training import distribution
-from keras_resnet.training.checkpoint import RunError, write_whole
-from keras_resnet.weights import load_weights
+from keras_resnet.weights import load_weights, readers
 
 # Kept with a run from its beginning: what its data are, and the colours of its photographs.
 DATA, COLORS = "data.json", "colors.npz"

@@ -18,8 +18,9 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 import keras_resnet
-from keras_resnet import evaluation, pictures
-from keras_resnet.data import folders, records, sources, views
+from keras_resnet import evaluation
+from keras_resnet.data import folders, records, sources
+from keras_resnet.evaluation import pictures, protocols, views
 from keras_resnet.training import history
 
 CLASSES = ("a", "b", "c", "d", "e", "f", "g")
@@ -219,7 +220,7 @@ def test_few_images_wait(small):
 
 
 def test_sizes_do_not_retrace_the_network(small):
-    compiled = evaluation._compiled(small[0], views.protocol("multi-scale"))
+    compiled = protocols._compiled(small[0], views.protocol("multi-scale"))
     for height in range(20, 40, 2):
         compiled.predict_on_batch(np.zeros((height % 3 + 1, height, 24, 3), "float32"))
     assert compiled.predict_function.experimental_get_tracing_count() <= 3

@@ -9,7 +9,8 @@ import keras
 import tensorflow as tf
 from tensorflow_serving.apis import classification_pb2, model_pb2, predict_pb2, prediction_log_pb2
 
-from keras_resnet.data import imagenet, views
+from keras_resnet.data import imagenet
+from keras_resnet.evaluation import views
 
 SMALL = 64  # up to this size of its input a network sees whole images, as in CIFAR's test (P1 4.2)
 DECODED_AT_ONCE = 16

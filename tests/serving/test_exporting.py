@@ -29,10 +29,12 @@ from tensorflow_serving.apis import get_model_metadata_pb2, predict_pb2, predict
 from test_folding import trained
 
 import keras_resnet
-from keras_resnet import evaluation, formats, serving, signatures
-from keras_resnet.data import imagenet, sources, views
+from keras_resnet import evaluation, serving
+from keras_resnet.data import imagenet, sources
+from keras_resnet.evaluation import views
 from keras_resnet.folding import fold
 from keras_resnet.graphs import recursion_limit
+from keras_resnet.serving import exporting, formats, signatures
 
 CLASSES = tuple("abcdefghij")
 SIGNATURES = {
@@ -311,9 +313,9 @@ def test_what_killed_exports_left_is_removed_but_not_what_others_write(small, tm
     (folder / ".unfinished-killed" / serving.ABOUT).write_text("{")  # a dead process holds no lock
     for name in (".unfinished-empty", ".unfinished-new", ".removed-half", ".other"):
         (folder / name).mkdir()
-    with serving._unfinished(folder, None) as (running, _):
+    with exporting._unfinished(folder, None) as (running, _):
         for path in folder.glob(".*[!w]"):  # all but the new one, which might not be locked yet
-            os.utime(path, (time.time() - serving.NEW - 1,) * 2)
+            os.utime(path, (time.time() - exporting.NEW - 1,) * 2)
         assert serving.export(small, folder) == str(folder / "1")
         assert set(os.listdir(folder)) == {"1", ".other", ".unfinished-new", os.path.basename(running)}
     assert set(os.listdir(folder)) == {"1", ".other", ".unfinished-new"}

@@ -17,10 +17,10 @@ import typing
 import keras
 import tensorflow as tf
 
-from keras_resnet import analysis, evaluation, origin
+from keras_resnet import analysis, evaluation, files, origin
 from keras_resnet.data import imagenet, records, sources
-from keras_resnet.training import checkpoint, recipes
-from keras_resnet.training.checkpoint import RunError, write_whole
+from keras_resnet.files import RunError, write_whole
+from keras_resnet.training import recipes
 from keras_resnet.training.run import train
 from keras_resnet.training.settings import WITHOUT_EFFECT, Settings, flags
 
@@ -253,7 +253,7 @@ def run(settings, folder=RESULTS, verbose=1):
                 )
         return record
     try:
-        if checkpoint.writes:
+        if files.writes:
             os.makedirs(folder, exist_ok=True)
     except OSError as error:
         raise RunError(f"the folder of the results, {folder}, cannot be made: {error}") from error

@@ -1,7 +1,7 @@
 """Runs that together have every pair of values of the settings; `test_pairs.py` starts it.
 
-    python tests/pairs.py FOLDER stop      trains each run whole, and again until a signal stops it after two steps
-    python tests/pairs.py FOLDER resume    goes on with the stopped ones, in another order; evaluates and exports them
+    python tests/training/pairs.py FOLDER stop    trains each run whole, and again until it is stopped after two steps
+    python tests/training/pairs.py FOLDER resume  goes on with the stopped ones in another order; evaluates, exports
 
 The first writes FOLDER/weights.npz, the weights that each whole run ended with; the second compares.
 """
@@ -18,7 +18,7 @@ import pytest
 import tensorflow as tf
 from distributed import small_shapes
 
-from keras_resnet import evaluation, serving
+from keras_resnet import evaluation, files, serving
 from keras_resnet.data import sources
 from keras_resnet.training import checkpoint, distribution, run
 from keras_resnet.training.settings import Settings
@@ -56,7 +56,7 @@ def settings(values, **others):
 def possible(values):
     try:
         settings(values)
-    except checkpoint.RunError:
+    except files.RunError:
         return False
     return True
 

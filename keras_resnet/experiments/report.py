@@ -11,8 +11,9 @@ import typing
 
 import numpy as np
 
-from keras_resnet.training import experiments, figures, recipes
-from keras_resnet.training.checkpoint import RunError, write_whole
+from keras_resnet.experiments import experiments, figures
+from keras_resnet.files import RunError, write_whole
+from keras_resnet.training import recipes
 from keras_resnet.training.settings import flags
 
 

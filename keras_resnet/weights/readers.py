@@ -18,9 +18,10 @@ import h5py
 import keras
 import numpy as np
 
-from keras_resnet import families, normalization
+from keras_resnet import normalization
 from keras_resnet.blocks import BN_EPSILON
 from keras_resnet.graphs import LOADING_DEPTH, recursion_limit
+from keras_resnet.weights import families
 
 # Published weights: with 50 layers and more the authors' own, converted from Caffe by keras.applications, with the
 # hashes in its source; with 18 and 34, which the authors did not release, torchvision's. The first eight digits of

@@ -8,8 +8,9 @@ import json
 import h5py
 import numpy as np
 
-from keras_resnet import families, normalization
-from keras_resnet.readers import (
+from keras_resnet import normalization
+from keras_resnet.weights import families
+from keras_resnet.weights.readers import (
     METADATA,
     WeightsError,
     axes,

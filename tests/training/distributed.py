@@ -1,6 +1,6 @@
 """Small runs in a process of their own, with as many logical CPUs as it is told: `test_distribution.py` starts it.
 
-    python tests/distributed.py DEVICES FOLDER SETTINGS...
+    python tests/training/distributed.py DEVICES FOLDER SETTINGS...
 
 For each SETTINGS, FOLDER/NAME.json is the result, and FOLDER/NAME.npz has each variable of each of its replicas.
 """
@@ -14,8 +14,9 @@ import pytest
 import tensorflow as tf
 
 from keras_resnet.data import sources
+from keras_resnet.files import RunError
 from keras_resnet.training import run
-from keras_resnet.training.checkpoint import RunError, Stopped
+from keras_resnet.training.checkpoint import Stopped
 
 TRAIN, VALIDATION, TEST = 9 * 16 + 5, 37, 41  # none of them even
 

@@ -19,10 +19,12 @@ from conftest import ROOT, randomize
 from PIL import Image
 
 import keras_resnet
+from keras_resnet import files
 from keras_resnet.data import shapes, sources
+from keras_resnet.files import RunError
 from keras_resnet.models import logits
 from keras_resnet.training import checkpoint, history, precision, run
-from keras_resnet.training.checkpoint import Checkpoint, RunError, Stopped, StopSignals
+from keras_resnet.training.checkpoint import Checkpoint, Stopped, StopSignals
 from keras_resnet.training.fused import fuse_batch_norm
 from keras_resnet.training.run import Settings, train
 
@@ -127,9 +129,9 @@ def test_one_process_at_a_time_trains_a_run(tmp_path, small_shapes, monkeypatch,
     lock = tmp_path / "run" / "checkpoint" / "lock"
     lock.parent.mkdir(parents=True)
     lock.write_text("PID 1 on elsewhere")  # means nothing without a lock
-    with checkpoint.locked(str(lock)), pytest.raises(RunError, match=f"another process .*, PID {os.getpid()} on .*run"):
+    with files.locked(str(lock)), pytest.raises(RunError, match=f"another process .*, PID {os.getpid()} on .*run"):
         train(settings(tmp_path), verbose=0)
-    with pytest.raises(RunError, match="lock/lock cannot be written"), checkpoint.locked(str(lock / "lock")):
+    with pytest.raises(RunError, match="lock/lock cannot be written"), files.locked(str(lock / "lock")):
         pass
 
     def unknown(file, operation):
@@ -379,28 +381,28 @@ def full_disk():
 
 def test_a_file_is_written_whole_or_not_at_all(tmp_path, full_disk):
     path = tmp_path / "file.txt"
-    checkpoint.write_whole(str(path), lambda file: file.write(b"good"))
+    files.write_whole(str(path), lambda file: file.write(b"good"))
     (tmp_path / "link").symlink_to(path)
-    checkpoint.write_whole(str(tmp_path / "link"), lambda file: file.write(b"better"))
+    files.write_whole(str(tmp_path / "link"), lambda file: file.write(b"better"))
     assert (tmp_path / "link").is_symlink() and path.read_bytes() == b"better"
     with full_disk(), pytest.raises(RunError, match="file.txt could not be written: .*File too large"):
-        checkpoint.write_whole(str(path), lambda file: file.write(b"bad" * 1000))
+        files.write_whole(str(path), lambda file: file.write(b"bad" * 1000))
     with pytest.raises(ZeroDivisionError):
-        checkpoint.write_whole(str(path), lambda file: file.write(b"bad") / 0)
+        files.write_whole(str(path), lambda file: file.write(b"bad") / 0)
     assert path.read_bytes() == b"better" and set(os.listdir(tmp_path)) == {"file.txt", "link"}
     with pytest.raises(RunError, match="/dev/full could not be written: .*No space left on device"):
-        checkpoint.write_whole("/dev/full", lambda file: file.write(b"bad"))
-    checkpoint.write_whole(os.devnull, lambda file: file.write(b"bad"))
+        files.write_whole("/dev/full", lambda file: file.write(b"bad"))
+    files.write_whole(os.devnull, lambda file: file.write(b"bad"))
     assert not os.path.isfile(os.devnull)
 
 
 def test_a_model_on_a_full_disk_leaves_the_last_one(tmp_path, full_disk):
     path = tmp_path / "a.keras" / "model.keras"
     path.parent.mkdir()
-    with checkpoint.whole(str(path)) as temporary:
+    with files.whole(str(path)) as temporary:
         keras_resnet.CifarResNet(8, classes=3).save(temporary)
     other = keras_resnet.CifarResNet(8, classes=4)
-    with full_disk(), pytest.raises(RunError, match="model.keras could not"), checkpoint.whole(str(path)) as temporary:
+    with full_disk(), pytest.raises(RunError, match="model.keras could not"), files.whole(str(path)) as temporary:
         other.save(temporary)
     assert keras.saving.load_model(path).output_shape == (None, 3) and os.listdir(path.parent) == ["model.keras"]
 
@@ -452,7 +454,7 @@ def disk(monkeypatch):
             write_whole(path, write)
             self.written.append(pathlib.Path(path).read_bytes())
 
-    disk, write_whole = Disk(), checkpoint.write_whole
+    disk, write_whole = Disk(), files.write_whole
     monkeypatch.setattr(checkpoint, "write_whole", disk.write_whole)
     yield disk
     disk.ready.set()

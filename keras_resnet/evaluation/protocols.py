@@ -17,7 +17,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_resnet.data import imagenet, records, sources, views
+from keras_resnet.data import imagenet, records, sources
+from keras_resnet.evaluation import views
 from keras_resnet.graphs import LOADING_DEPTH, recursion_limit
 
 PARTS = ("test", "validation", "all")  # of data

@@ -17,9 +17,9 @@ import pytest
 from conftest import ROOT, by_hand, images, randomize, shared
 
 import keras_resnet
-from keras_resnet import blocks, models, normalization, readers
-from keras_resnet.readers import WeightsError
-from keras_resnet.weights import load_weights
+from keras_resnet import blocks, models, normalization
+from keras_resnet.weights import load_weights, readers
+from keras_resnet.weights.readers import WeightsError
 
 safetensors = pytest.importorskip("safetensors.numpy", reason="safetensors is not installed")
 RELATIVE = 1e-4  # of the largest logit

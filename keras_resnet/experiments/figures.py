@@ -11,7 +11,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from keras_resnet.pictures import lettering
+from keras_resnet.lettering import lettering
 
 GAP = 0.055  # between two labels, as a part of the axis
 HEADROOM = 2  # the vertical axis ends at so many times the largest error at the end, as in P1 Fig. 6

@@ -1,13 +1,10 @@
-"""What a test shows: the confusion matrix and the worst mistakes, as PNG. And how pictures show people's own names."""
+"""What a test shows: the confusion matrix and the worst mistakes, as PNG."""
 
-import contextlib
-import functools
-
-import matplotlib
 import numpy as np
-from matplotlib import font_manager
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
+
+from keras_resnet.lettering import lettering
 
 LABELLED = 40  # classes; more are drawn as dots, and the most frequent confusions are listed
 NUMBERED = 20  # classes; with more, a number does not fit into its cell
@@ -16,41 +13,6 @@ LISTED = 30  # confusions
 LISTED_AT = (0, 0.25, 0.65)  # their columns
 COLUMNS = 6  # of the contact sheet
 RIGHT, WRONG = "Blues", "Reds"
-
-
-@contextlib.contextmanager
-def lettering(*texts):
-    """Within it, matplotlib draws these texts as they are: a `$` begins no formula, and all scripts have their fonts.
-
-    Yields:
-        A function from a text to what is to be drawn: characters that no installed font has are \\uXXXX in it.
-    """
-    families, missing = _fonts(frozenset("".join(texts)) - {"\n"})
-    escapes = str.maketrans({character: character.encode("unicode_escape").decode() for character in missing})
-    with matplotlib.rc_context({"text.parse_math": False, "font.family": families}):
-        yield lambda text: text.translate(escapes)
-
-
-@functools.cache
-def _fonts(characters):
-    """Families of fonts, the usual ones first, that together have all characters but those that are returned too."""
-    families, missing = list(matplotlib.rcParams["font.family"]), set(characters)
-    missing -= _characters(font_manager.findfont(font_manager.FontProperties(family=families)))
-    for font in font_manager.fontManager.ttflist if missing else ():
-        found = missing & _characters(font.fname)
-        if found and "Last Resort" not in font.name:  # which has a box for everything
-            families.append(font.name)
-            missing -= found
-    return families, missing
-
-
-def _characters(path):
-    """What a font file has; nothing where matplotlib cannot draw it, as those of pictures in place of letters."""
-    try:
-        font = font_manager.get_font(path)
-        return set(map(chr, font.get_charmap())) if font.scalable else set()
-    except (OSError, RuntimeError):
-        return set()
 
 
 def draw_confusion(matrix, classes, title, file):

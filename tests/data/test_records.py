@@ -13,8 +13,8 @@ from test_imagenet import SMALL, photograph, small_batches, take
 
 from keras_resnet.data import color, folders, imagenet, records, sources
 from keras_resnet.data.sources import DataError
+from keras_resnet.files import RunError
 from keras_resnet.training import run, tasks
-from keras_resnet.training.checkpoint import RunError
 from keras_resnet.training.run import Settings, train
 
 CLASSES = ("dawn", "noon", "dusk")

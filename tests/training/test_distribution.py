@@ -1,8 +1,9 @@
-"""Runs on two logical CPUs, and on two processes that talk over loopback; tests/distributed.py is what they run."""
+"""Runs on two logical CPUs, and on two processes that talk over loopback; `distributed.py` is what they run."""
 
 import contextlib
 import json
 import os
+import pathlib
 import re
 import signal
 import socket
@@ -13,13 +14,12 @@ import time
 import keras
 import numpy as np
 import pytest
-from conftest import ROOT
 from distributed import small_shapes
 
 from keras_resnet.data import parts
 from keras_resnet.data.sources import DataError
+from keras_resnet.files import RunError
 from keras_resnet.training import distribution, precision, run
-from keras_resnet.training.checkpoint import RunError
 from keras_resnet.training.run import Settings
 
 RUN = {"dataset": "shapes", "depth": 8, "steps": 5, "batch_size": 16, "lr": 0.01, "checkpoint_every": 3}
@@ -37,7 +37,7 @@ def free_ports(count):
 
 
 class Process(subprocess.Popen):
-    """tests/distributed.py, which leaves its results in `folder` and says what it says in `folder`/output."""
+    """`distributed.py`, which leaves its results in `folder` and says what it says in `folder`/output."""
 
     def __init__(self, folder, devices, environment, many_settings):
         self.folder = folder
@@ -45,7 +45,13 @@ class Process(subprocess.Popen):
         many_settings = [json.dumps({**RUN, "output": str(folder.parent), **settings}) for settings in many_settings]
         with open(self.output, "w") as output:
             super().__init__(
-                [sys.executable, str(ROOT / "tests" / "distributed.py"), str(devices), str(folder), *many_settings],
+                [
+                    sys.executable,
+                    str(pathlib.Path(__file__).with_name("distributed.py")),
+                    str(devices),
+                    str(folder),
+                    *many_settings,
+                ],
                 stdout=output,
                 stderr=output,
                 env={**os.environ, "CUDA_VISIBLE_DEVICES": "", **environment},

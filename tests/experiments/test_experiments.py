@@ -12,9 +12,11 @@ from PIL import Image
 
 from keras_resnet import analysis, evaluation, models
 from keras_resnet.data import folders, imagenet, shapes, sources
-from keras_resnet.training import experiments, recipes
-from keras_resnet.training.checkpoint import RunError, Stopped
-from keras_resnet.training.experiments import EXPERIMENTS, Experiment, Row
+from keras_resnet.experiments import experiments
+from keras_resnet.experiments.experiments import EXPERIMENTS, Experiment, Row
+from keras_resnet.files import RunError
+from keras_resnet.training import recipes
+from keras_resnet.training.checkpoint import Stopped
 from keras_resnet.training.settings import Settings, flags
 
 

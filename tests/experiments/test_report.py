@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from conftest import ROOT
 
+from keras_resnet.experiments import experiments, figures, report
+from keras_resnet.experiments.experiments import EXPERIMENTS
+from keras_resnet.files import RunError
 from keras_resnet.models import cifar_row
-from keras_resnet.training import experiments, figures, report
-from keras_resnet.training.checkpoint import RunError
-from keras_resnet.training.experiments import EXPERIMENTS
 
 
 def made_up(experiment, settings, error):

@@ -18,11 +18,12 @@ import numpy as np
 import tensorflow as tf
 from keras import layers
 
-from keras_resnet import evaluation, formats, origin, signatures
+from keras_resnet import evaluation, origin
 from keras_resnet.data import imagenet
 from keras_resnet.folding import fold
-from keras_resnet.formats import ExportError
 from keras_resnet.graphs import LOADING_DEPTH, recursion_limit
+from keras_resnet.serving import formats, signatures
+from keras_resnet.serving.formats import ExportError
 
 TOP_K = 5
 CALIBRATION_IMAGES = 300

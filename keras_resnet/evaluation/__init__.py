@@ -1,0 +1,27 @@
+"""The papers' tests of a classifier."""
+
+from keras_resnet.evaluation.protocols import (
+    PARTS,
+    EvaluationError,
+    Result,
+    class_names,
+    default_crop,
+    evaluate,
+    gives_logits,
+    load_data,
+    load_model,
+    run_settings,
+)
+
+__all__ = [
+    "EvaluationError",
+    "PARTS",
+    "Result",
+    "class_names",
+    "default_crop",
+    "evaluate",
+    "gives_logits",
+    "load_data",
+    "load_model",
+    "run_settings",
+]

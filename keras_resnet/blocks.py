@@ -10,34 +10,53 @@ normalisation is `conv3_1_2_bn`, its nonlinearity `conv3_1_2_relu`. The shortcut
 
 import typing
 
-from keras import initializers, layers, random
+from keras import KerasTensor, initializers, layers, random
 
 BN_MOMENTUM = 0.9
 BN_EPSILON = 1e-5
 GATE_BIAS = -6.0  # the best of those that P2 Table 1 tried: gates are closed at first
 
+# What stands in a block, as in P2 Fig. 4 (a) to (e): W is a convolution, + the addition of the shortcut. Three
+# convolutions, of a bottleneck, have the same between them as two.
+ORDERS = {
+    "original": "W BN ReLU W BN + ReLU",
+    "bn_after_addition": "W BN ReLU W + BN ReLU",
+    "relu_before_addition": "W BN ReLU W BN ReLU +",
+    "relu_only_preactivation": "ReLU W BN ReLU W BN +",
+    "full_preactivation": "BN ReLU W BN ReLU W +",
+}
+# Not in P2: as full_preactivation, but with nothing behind conv1, so that the first block starts from its bare output.
+BARE_STEM = "bare_stem_preactivation"
+OTHER_ORDERS = {BARE_STEM: ORDERS["full_preactivation"]}
+
+POST = "post"  # what stands before each convolution stands behind the last block, too, under this name (P2, appendix)
+# Layers that only networks of one order have, by which a saved one is recognised; `N` is a block's last convolution.
+ORDER_MARKS = {
+    f"{POST}_bn": "full_preactivation",
+    f"{POST}_relu": "relu_only_preactivation",
+    "conv2_1_bn": "bn_after_addition",
+    "conv2_1_N_relu": "relu_before_addition",
+}
+
 
 class Order(typing.NamedTuple):
-    """B, batch normalisation, and R, the nonlinearity, in the order in which they stand: in a block before each
-    convolution, after each but the last, after the last, and after the addition; and after conv1."""
+    """What stands `before` each convolution, `behind` each but the last, behind the `last`, and after the addition.
 
-    before: str = ""
-    between: str = ""
-    last: str = ""
-    joined: str = ""
-    stem: str = "BR"
+    Each is a tuple of "BN" and "ReLU". The layers of the first are named after the convolution behind them.
+    """
+
+    before: tuple
+    behind: tuple
+    last: tuple
+    added: tuple
 
 
-# P2 Fig. 4 (a) to (e).
-ORDERS = {
-    "original": Order(between="BR", last="B", joined="R"),
-    "bn_after_addition": Order(between="BR", joined="BR"),
-    "relu_before_addition": Order(between="BR", last="BR"),
-    "relu_only_preactivation": Order(before="R", between="B", last="B"),
-    "full_preactivation": Order(before="BR"),
-}
-# Not in P2: nothing after conv1, so that the first block starts from its bare output (pytorchcv's PreResNets).
-OTHER_ORDERS = {"bare_stem_preactivation": Order(before="BR", stem="")}
+def read_order(drawing: str) -> Order:
+    """The `Order` that one of ORDERS draws."""
+    path, added = drawing.split("+")
+    before, between, last = (part.split() for part in path.split("W"))
+    behind = between[: len(between) - len(before)]  # the rest stands before the next convolution
+    return Order(tuple(before), tuple(behind), tuple(last), tuple(added.split()))
 
 
 class Convolution(typing.NamedTuple):
@@ -49,58 +68,68 @@ class Convolution(typing.NamedTuple):
     dilation: int = 1
 
 
-def he_normal():
-    """Gaussian with standard deviation sqrt(2 / fan_in) (P1 3.4); Keras' `he_normal` cuts its tails off."""
-    return initializers.VarianceScaling(2.0, mode="fan_in", distribution="untruncated_normal")
+def basic(filters: int, strides: int, dilation: tuple[int, int], stride_in: str) -> tuple[Convolution, ...]:
+    """Two 3x3 convolutions (P1 Fig. 5 left). The stride is in the first; `stride_in` does not apply.
 
-
-def classifier_normal():
-    """Gaussian with standard deviation 0.01, for the last layer: P1 does not say; its authors' later papers do.
-
-    Identity shortcuts add up the variance of all blocks, and with `he_normal` the first loss is 5 instead of ln(10)
-    (Goyal et al., arXiv 1706.02677, 5.1).
+    `dilation` has two rates: of a convolution up to the stride, and of one behind it. They differ where the stride has
+    been traded for dilation.
     """
-    return initializers.RandomNormal(stddev=0.01)
+    before, behind = dilation
+    return Convolution(3, filters, strides, before), Convolution(3, filters, 1, behind)
 
 
-def _fresh(initializer):
-    """A copy with a random state of its own: one initializer without a seed gives the same values at each call."""
-    keeps_state = isinstance(getattr(initializer, "seed", None), random.SeedGenerator)
-    return initializer if keeps_state or not isinstance(initializer, initializers.Initializer) else initializer.clone()
+def bottleneck(filters: int, strides: int, dilation: tuple[int, int], stride_in: str) -> tuple[Convolution, ...]:
+    """1x1, 3x3 and 1x1 to four times `filters` (P1 Fig. 5 right).
+
+    The paper's stride is in the first 1x1; in the 3x3 it costs 6 % more and is what later networks do ("v1.5").
+    `dilation` as in `basic`.
+    """
+    before, behind = dilation
+    if stride_in == "1x1":
+        return Convolution(1, filters, strides), Convolution(3, filters, 1, behind), Convolution(1, 4 * filters)
+    return Convolution(1, filters), Convolution(3, filters, strides, before), Convolution(1, 4 * filters)
 
 
-def pad(x, pixels, name):
-    """Zeros on all four sides. Keras' `padding="same"` would pad a strided layer right and below only."""
-    return layers.ZeroPadding2D(pixels, name=f"{name}_pad")(x) if pixels else x
+def block(
+    x: KerasTensor, convolutions, name: str, *, option, order: Order, activated=False, variant=None, initializer=None
+) -> KerasTensor:
+    """A residual block (P1 Fig. 2), or a plain one where `option` is None.
+
+    In the original order: convolution, BN, ReLU, convolution, BN, addition of the shortcut, ReLU.
+
+    Args:
+        x: a tensor (batch, height, width, channels).
+        convolutions: of `basic` or `bottleneck`.
+        name: of the block and its output.
+        option, initializer: of the shortcut.
+        order: where batch normalisation and the nonlinearity stand.
+        activated: whether `x` has already been through what stands before the first convolution.
+        variant: None, or one of SHORTCUT_VARIANTS.
+    """
+    filters, strides = convolutions[-1].filters, max(convolution.strides for convolution in convolutions)
+    y = x
+    for i, convolution in enumerate(convolutions, 1):
+        part = f"{name}_{i}"
+        if i > 1 or not activated:
+            y = activate(y, order.before, part)
+        if i == 1 and (strides > 1 or x.shape[-1] != filters):
+            x = y  # where the shape changes, both paths are activated (P2, appendix)
+        y = convolve(y, part, *convolution)
+        y = activate(y, order.behind if i < len(convolutions) else order.last, part)
+    if option:
+        x = shortcut(
+            x, filters, f"{name}_shortcut", strides, option, normalized="BN" in order.last, initializer=initializer
+        )
+        if variant:
+            x, y = SHORTCUT_VARIANTS[variant](x, y, name)
+        # In this order Keras, which walks a graph recursively, needs the least depth.
+        y = layers.Add(name=f"{name}_add" if order.added else name)([x, y])
+    return activate(y, order.added, name, relu_name=name)
 
 
-def activate(x, letters, name, relu_name=None):
-    """Batch normalisation for each B and the nonlinearity for each R in `letters`."""
-    for letter in letters:
-        if letter == "B":
-            x = layers.BatchNormalization(momentum=BN_MOMENTUM, epsilon=BN_EPSILON, name=f"{name}_bn")(x)
-        else:
-            x = layers.ReLU(name=relu_name or f"{name}_relu")(x)
-    return x
-
-
-def convolve(x, name, kernel_size, filters, strides=1, dilation=1, initializer=None):
-    """Convolution without bias, symmetrically padded."""
-    if strides > 1:
-        x = pad(x, kernel_size // 2, name)
-    return layers.Conv2D(
-        filters,
-        kernel_size,
-        strides,
-        padding="valid" if strides > 1 else "same",
-        dilation_rate=dilation,
-        use_bias=False,
-        kernel_initializer=he_normal() if initializer is None else _fresh(initializer),
-        name=name,
-    )(x)
-
-
-def shortcut(x, filters, name, *, strides, option, normalized=True, initializer=None):
+def shortcut(
+    x: KerasTensor, filters: int, name: str, strides: int, option: str, *, normalized=True, initializer=None
+) -> KerasTensor:
     """The shortcut connection to `filters` channels at 1/`strides` of the size (P1 3.3, 4.1).
 
     A: identity; where the shape changes, every `strides`-th pixel and zeros as additional channels.
@@ -116,7 +145,7 @@ def shortcut(x, filters, name, *, strides, option, normalized=True, initializer=
         if isinstance(initializer, str) and initializer == "average":
             initializer = initializers.Constant(1 / channels)
         x = convolve(x, name, 1, filters, strides, initializer=initializer)
-        return activate(x, "B" if normalized else "", name)
+        return activate(x, ("BN",) if normalized else (), name)
     if strides > 1:
         x = layers.MaxPooling2D(1, strides, name=f"{name}_subsample")(x)
     if channels != filters:
@@ -124,6 +153,86 @@ def shortcut(x, filters, name, *, strides, option, normalized=True, initializer=
         zeros = ((0, 0), (0, filters - channels))
         x = layers.ZeroPadding2D(zeros, data_format="channels_first", name=f"{name}_zeros")(x)
     return x
+
+
+def convolve(
+    x: KerasTensor, name: str, kernel_size: int, filters: int, strides=1, dilation=1, initializer=None
+) -> KerasTensor:
+    """Convolution without bias, symmetrically padded."""
+    if strides > 1:
+        x = pad(x, kernel_size // 2, name)
+    return layers.Conv2D(
+        filters,
+        kernel_size,
+        strides,
+        padding="valid" if strides > 1 else "same",
+        dilation_rate=dilation,
+        use_bias=False,
+        kernel_initializer=he_normal() if initializer is None else _fresh(initializer),
+        name=name,
+    )(x)
+
+
+def pad(x: KerasTensor, pixels: int, name: str) -> KerasTensor:
+    """Zeros on all four sides. Keras' `padding="same"` would pad a strided layer right and below only."""
+    return layers.ZeroPadding2D(pixels, name=f"{name}_pad")(x) if pixels else x
+
+
+def activate(x: KerasTensor, steps: tuple, name: str, relu_name=None) -> KerasTensor:
+    """Batch normalisation for each "BN" and the nonlinearity for each "ReLU" in `steps`."""
+    for step in steps:
+        if step == "BN":
+            x = layers.BatchNormalization(momentum=BN_MOMENTUM, epsilon=BN_EPSILON, name=f"{name}_bn")(x)
+        else:
+            x = layers.ReLU(name=relu_name or f"{name}_relu")(x)
+    return x
+
+
+def he_normal() -> initializers.Initializer:
+    """Gaussian with standard deviation sqrt(2 / fan_in) (P1 3.4); Keras' `he_normal` cuts its tails off."""
+    return initializers.VarianceScaling(2.0, mode="fan_in", distribution="untruncated_normal")
+
+
+def classifier_normal() -> initializers.Initializer:
+    """Gaussian with standard deviation 0.01, for the last layer: P1 does not say; its authors' later papers do.
+
+    Identity shortcuts add up the variance of all blocks, and with `he_normal` the first loss is 5 instead of ln(10)
+    (Goyal et al., arXiv 1706.02677, 5.1).
+    """
+    return initializers.RandomNormal(stddev=0.01)
+
+
+def _fresh(initializer):
+    """A copy with a random state of its own: one initializer without a seed gives the same values at each call."""
+    keeps_state = isinstance(getattr(initializer, "seed", None), random.SeedGenerator)
+    return initializer if keeps_state or not isinstance(initializer, initializers.Initializer) else initializer.clone()
+
+
+# P2 Table 1: what is done to shortcut and residual before they are added. Each has layers whose names end in one of
+# these, by which a saved network is recognised.
+HALF, GATED, CLOSED, DROPOUT = "_half", "_gated", "_closed", "_dropout"
+
+
+def constant_scaling(x: KerasTensor, residual: KerasTensor, name: str) -> tuple[KerasTensor, KerasTensor]:
+    """Both halved (P2 Fig. 2 b)."""
+    halved = layers.Rescaling(0.5, name=f"{name}{HALF}")(residual)
+    return layers.Rescaling(0.5, name=f"{name}_half_shortcut")(x), halved
+
+
+def exclusive_gate(x: KerasTensor, residual: KerasTensor, name: str) -> tuple[KerasTensor, KerasTensor]:
+    """What a gate lets through of the residual, it keeps back of the shortcut (P2 Fig. 2 c)."""
+    gate = _gate(x, name)
+    return _closed(x, gate, name), layers.Multiply(name=f"{name}{GATED}")([residual, gate])
+
+
+def shortcut_gate(x: KerasTensor, residual: KerasTensor, name: str) -> tuple[KerasTensor, KerasTensor]:
+    """A gate on the shortcut alone (P2 Fig. 2 d)."""
+    return _closed(x, _gate(x, name), name), residual
+
+
+def dropout(x: KerasTensor, residual: KerasTensor, name: str) -> tuple[KerasTensor, KerasTensor]:
+    """Half of the shortcut's values are dropped while training (P2 Fig. 2 f)."""
+    return layers.Dropout(0.5, name=f"{name}{DROPOUT}")(x), residual
 
 
 def _gate(x, name):
@@ -138,95 +247,16 @@ def _gate(x, name):
 
 
 def _closed(x, gate, name):
-    return layers.Multiply(name=f"{name}_gated_shortcut")([x, layers.Rescaling(-1.0, 1.0, name=f"{name}_closed")(gate)])
+    closed = layers.Rescaling(-1.0, 1.0, name=f"{name}{CLOSED}")(gate)
+    return layers.Multiply(name=f"{name}_gated_shortcut")([x, closed])
 
 
-def constant_scaling(x, residual, name):
-    """Both halved (P2 Fig. 2 b)."""
-    return layers.Rescaling(0.5, name=f"{name}_half_shortcut")(x), layers.Rescaling(0.5, name=f"{name}_half")(residual)
-
-
-def exclusive_gate(x, residual, name):
-    """What a gate lets through of the residual, it keeps back of the shortcut (P2 Fig. 2 c)."""
-    gate = _gate(x, name)
-    return _closed(x, gate, name), layers.Multiply(name=f"{name}_gated")([residual, gate])
-
-
-def shortcut_gate(x, residual, name):
-    """A gate on the shortcut alone (P2 Fig. 2 d)."""
-    return _closed(x, _gate(x, name), name), residual
-
-
-def dropout(x, residual, name):
-    """Half of the shortcut's values are dropped while training (P2 Fig. 2 f)."""
-    return layers.Dropout(0.5, name=f"{name}_dropout")(x), residual
-
-
-# P2 Table 1: what is done to shortcut and residual before they are added. Fig. 2 e, a convolution, is option C.
+# Fig. 2 e, a convolution, is option C.
 SHORTCUT_VARIANTS = {
     "constant_scaling": constant_scaling,
     "exclusive_gate": exclusive_gate,
     "shortcut_gate": shortcut_gate,
     "dropout": dropout,
 }
-
-
-def basic(filters, strides, dilation, stride_in):
-    """Two 3x3 convolutions (P1 Fig. 5 left). The stride is in the first; `stride_in` does not apply.
-
-    `dilation` has two rates: of a convolution up to the stride, and of one behind it. They differ where the stride has
-    been traded for dilation.
-    """
-    before, behind = dilation
-    return Convolution(3, filters, strides, before), Convolution(3, filters, 1, behind)
-
-
-def bottleneck(filters, strides, dilation, stride_in):
-    """1x1, 3x3 and 1x1 to four times `filters` (P1 Fig. 5 right).
-
-    The paper's stride is in the first 1x1; in the 3x3 it costs 6 % more and is what later networks do ("v1.5").
-    `dilation` as in `basic`.
-    """
-    before, behind = dilation
-    if stride_in == "1x1":
-        return Convolution(1, filters, strides), Convolution(3, filters, 1, behind), Convolution(1, 4 * filters)
-    return Convolution(1, filters), Convolution(3, filters, strides, before), Convolution(1, 4 * filters)
-
-
-def block(x, convolutions, name, *, option, order, activated, variant=None, initializer=None):
-    """A residual block, or a plain one where `option` is None.
-
-    Args:
-        x: a tensor (batch, height, width, channels).
-        convolutions: of `basic` or `bottleneck`.
-        name: of the block and its output.
-        option, initializer: of the shortcut.
-        order: an `Order`.
-        activated: whether `x` has already been through what stands before the first convolution.
-        variant: None, or one of SHORTCUT_VARIANTS.
-    """
-    filters, strides = convolutions[-1].filters, max(convolution.strides for convolution in convolutions)
-    y = x
-    for i, convolution in enumerate(convolutions, 1):
-        part, last = f"{name}_{i}", i == len(convolutions)
-        if i > 1 or not activated:
-            y = activate(y, order.before, part)
-        if i == 1 and (strides > 1 or x.shape[-1] != filters):
-            x = y  # where the shape changes, both paths are activated (P2, appendix)
-        y = convolve(y, part, *convolution)
-        y = activate(y, order.last if last else order.between, part)
-    if option:
-        x = shortcut(
-            x,
-            filters,
-            f"{name}_shortcut",
-            strides=strides,
-            option=option,
-            normalized="B" in order.last,
-            initializer=initializer,
-        )
-        if variant:
-            x, y = SHORTCUT_VARIANTS[variant](x, y, name)
-        # In this order Keras, which walks a graph recursively, needs the least depth.
-        y = layers.Add(name=f"{name}_add" if order.joined else name)([x, y])
-    return activate(y, order.joined, name, relu_name=name)
+# Both gates have a closed one, so that they are looked for in this order.
+VARIANT_MARKS = {"constant_scaling": HALF, "exclusive_gate": GATED, "shortcut_gate": CLOSED, "dropout": DROPOUT}

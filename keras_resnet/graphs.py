@@ -7,7 +7,9 @@ import threading
 LOADING_DEPTH = 20_000  # of the recursion in which Keras reads a network; ResNet-1202 needs up to 2,000
 
 # The limit is the process's, so all threads count: the one at rest, and those that are wanted at the moment.
-_lock, _at_rest, _wanted = threading.Lock(), [], []
+_lock = threading.Lock()
+_at_rest: list[int] = []
+_wanted: list[int] = []
 
 
 @contextlib.contextmanager

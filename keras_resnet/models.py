@@ -1,23 +1,22 @@
-"""The networks of the papers: tables, and the one builder that reads them.
+"""The networks of the papers: their tables, and the one builder that reads them.
 
 P1 is "Deep Residual Learning for Image Recognition" (arXiv 1512.03385), P2 "Identity Mappings in Deep
-Residual Networks" (arXiv 1603.05027).
+Residual Networks" (arXiv 1603.05027). `ResNet50` documents the arguments that all networks share.
 """
 
-import functools
-import inspect
 import math
 import operator
+import os
 import re
+import typing
 
 import keras
-from keras import layers
+from keras import KerasTensor, layers
 
 from keras_resnet import blocks
 from keras_resnet.graphs import recursion_limit
-from keras_resnet.normalization import UNKNOWN, normalize, numbers
-from keras_resnet.weights import load_weights
-from keras_resnet.weights.readers import IMAGENET, WeightsError, own_layers, read
+from keras_resnet.normalization import UNKNOWN, mean_and_std, normalize
+from keras_resnet.weights import WeightsError, load_weights, readers
 
 # Blocks in each of the four stages (P1 Table 1).
 IMAGENET_STAGES = {
@@ -31,199 +30,48 @@ IMAGENET_STAGES = {
 # Convolutions in each block of the CIFAR networks, which have three stages of n blocks (P1 4.2, P2).
 CIFAR_BLOCKS = {"basic": (blocks.basic, 2), "bottleneck": (blocks.bottleneck, 3)}
 
-
-def _choose(argument, value, choices):
-    if value not in choices:
-        raise ValueError(f"{argument} is one of {', '.join(map(repr, choices))}; found {value!r}")
-
-
-def _model(inputs, outputs, name, depth_in_blocks):
-    with recursion_limit(1000 + 20 * depth_in_blocks):
-        return keras.Model(inputs, outputs, name=name)
+Weights: typing.TypeAlias = str | os.PathLike | keras.Model | readers.Source | None
+Shape: typing.TypeAlias = tuple[int | None, ...] | None
+Activation: typing.TypeAlias = str | typing.Callable | None
+Normalization: typing.TypeAlias = str | tuple | list | None
 
 
-def _build(
-    default_name,
-    convolutions,
-    repetitions,
-    width,
-    include_top=True,
-    weights=None,
-    input_tensor=None,
-    input_shape=None,
-    pooling=None,
-    classes=1000,
-    classifier_activation="softmax",
-    name=None,
-    *,
-    shortcut="B",
-    stride_in=None,
-    stem="7x7",
-    shortcut_initializer=None,
-    normalization="auto",
-    output_stride=None,
-    preactivation=False,
-    activation_order=None,
-    shortcut_variant=None,
-):
-    """Reads one row: `repetitions` blocks in each stage, `width` filters in the first, twice as many in the next."""
-    if shortcut is not None:
-        _choose("shortcut", shortcut, ("A", "B", "C"))
-    _choose("stride_in", stride_in, (None, "1x1", "3x3"))
-    _choose("stem", stem, ("7x7", "3x3"))
-    _choose("pooling", pooling, (None, "avg", "max"))
-    _choose("activation_order", activation_order, (None, *blocks.ORDERS, *blocks.OTHER_ORDERS))
-    _choose("shortcut_variant", shortcut_variant, (None, *blocks.SHORTCUT_VARIANTS))
-    if preactivation and activation_order:
-        raise ValueError(
-            f"preactivation, which V2 networks have, is the activation_order 'full_preactivation'; found "
-            f"{activation_order!r} as well; give one of the two"
-        )
-    activation_order = activation_order or ("full_preactivation" if preactivation else "original")
-    if shortcut is None and (activation_order != "original" or shortcut_variant):
-        raise ValueError("a plain network has no shortcut, so it takes no other order of activations and no variant")
-    order = (blocks.ORDERS | blocks.OTHER_ORDERS)[activation_order]
-    if not order.stem and stem != "3x3":  # a pooling that pads with zeros needs what is not negative
-        raise ValueError(f'activation_order={activation_order!r} is of networks with stem="3x3"')
-    whole_stride = (4 if stem == "7x7" else 1) * 2 ** (len(repetitions) - 1)
-    _choose("output_stride", output_stride, (None, *(n for n in (8, 16) if n <= whole_stride)))
-    if keras.config.image_data_format() != "channels_last":
-        raise ValueError('these networks are "channels_last"; call keras.config.set_image_data_format("channels_last")')
-    _check_shape(input_shape)
-    inputs = layers.Input(input_shape or (None, None, 3), name="images") if input_tensor is None else input_tensor
-    published = isinstance(weights, str) and weights == "imagenet"
-    if published and default_name in IMAGENET:  # before they are fetched
-        needed = {
-            "shortcut": "B",
-            "stem": "7x7",
-            "activation_order": "original",
-            "shortcut_variant": None,
-            "channels": 3,
-        }
-        given = (shortcut, stem, activation_order, shortcut_variant, inputs.shape[-1])
-        for option, found in zip(needed, given, strict=True):
-            if found != needed[option]:
-                raise ValueError(
-                    f'weights="imagenet" are of a network with {option}={needed[option]!r}; found {found!r}'
-                )
-    if weights is not None:
-        weights = read(weights, default_name)
-        stride_in = stride_in or weights.stride_in
-    if isinstance(normalization, str) and normalization == "auto":
-        normalization = None if weights is None else weights.normalization
-    stride_in = stride_in or "1x1"
-
-    unknown = isinstance(normalization, str) and normalization == UNKNOWN
-    x = inputs
-    if normalization is not None and not unknown:
-        x = normalize(x, normalization)
-    if stem == "7x7":
-        x = blocks.activate(blocks.convolve(x, "conv1", 7, width, strides=2), order.stem, "conv1")
-        x = layers.MaxPooling2D(3, 2, name="pool1")(blocks.pad(x, 1, "pool1"))  # zeros: x is not negative
-    else:
-        x = blocks.activate(blocks.convolve(x, "conv1", 3, width), order.stem, "conv1")
-    stride, dilation = (4 if stem == "7x7" else 1), 1
-    for stage, blocks_in_stage in enumerate(repetitions, 2):
-        for i in range(1, blocks_in_stage + 1):
-            strides = 2 if i == 1 and stage > 2 else 1  # conv3_1, conv4_1 and conv5_1 (P1 Table 1)
-            before = dilation
-            if stride * strides > (output_stride or math.inf):
-                strides, dilation = 1, dilation * strides
-            stride *= strides
-            x = blocks.block(
-                x,
-                convolutions(width * 2 ** (stage - 2), strides, (before, dilation), stride_in),
-                f"conv{stage}_{i}",
-                option=shortcut,
-                order=order,
-                activated=(stage, i) == (2, 1) and bool(order.stem),  # by conv1's (P2, appendix)
-                variant=shortcut_variant,
-                initializer=shortcut_initializer,
-            )
-    x = blocks.activate(x, order.before, "post")  # of the last block's sum (P2, appendix)
-    if include_top or pooling == "avg":
-        x = layers.GlobalAveragePooling2D(name="pool")(x)
-    elif pooling == "max":
-        x = layers.GlobalMaxPooling2D(name="pool")(x)
-    if include_top:
-        x = layers.Dense(operator.index(classes), kernel_initializer=blocks.classifier_normal(), name="fc")(x)
-        if classifier_activation:
-            x = layers.Activation(classifier_activation, dtype="float32", name="predictions")(x)
-    if input_tensor is not None:
-        inputs = keras.utils.get_source_inputs(input_tensor)
-        inputs = inputs[0] if len(inputs) == 1 else inputs
-    model = _model(inputs, x, name or default_name, sum(repetitions))
-    if weights is not None:
-        other_classes = published and include_top and classes != 1000  # whose last layer is to be trained
-        body = _model(inputs, model.get_layer("pool").output, model.name, sum(repetitions)) if other_classes else model
-        load_weights(body, weights)
-    if unknown:
-        raise WeightsError(
-            f"{weights or 'the weights'}: nothing says how the images were normalised that this network was trained "
-            'on. Say it: normalization="cifar10" (mean .4914 .4822 .4465, std .2023 .1994 .2010), "cifar100" (.5070 '
-            '.4865 .4409, .2673 .2564 .2761), "torch" (ImageNet\'s), (mean, std) of pixels in [0, 255], or None for an '
-            "input that is normalised outside; with convert.py: --normalization cifar10"
-        )
-    return model
+def ResNet18(
+    include_top: bool = True, weights: Weights = None, input_tensor: KerasTensor | None = None,
+    input_shape: Shape | None = None, pooling: str | None = None, classes: int = 1000,
+    classifier_activation: Activation = "softmax", name: str | None = None, *, shortcut: str = "B",
+    stride_in: str | None = None, stem: str = "7x7", shortcut_initializer=None, normalization: Normalization = "auto",
+    output_stride: int | None = None,
+) -> keras.Model:  # fmt: skip
+    """The 18-layer residual network (P1 Table 1). Arguments as `ResNet50`."""
+    return _imagenet("resnet18", 18, locals())
 
 
-def _check_shape(input_shape):
-    if input_shape is None:
-        return
-    if len(input_shape) != 3 or input_shape[-1] is None:
-        raise ValueError(f"input_shape is (height, width, channels); found {input_shape}")
-    first, second, last = input_shape
-    if last > 4 and (first == 3 or (first in (1, 4) and second == last)):
-        raise ValueError(
-            f"input_shape is (height, width, channels); found {input_shape}, which looks like (channels, height, width)"
-        )
+def ResNet34(
+    include_top: bool = True, weights: Weights = None, input_tensor: KerasTensor | None = None,
+    input_shape: Shape | None = None, pooling: str | None = None, classes: int = 1000,
+    classifier_activation: Activation = "softmax", name: str | None = None, *, shortcut: str = "B",
+    stride_in: str | None = None, stem: str = "7x7", shortcut_initializer=None, normalization: Normalization = "auto",
+    output_stride: int | None = None,
+) -> keras.Model:  # fmt: skip
+    """The 34-layer residual network (P1 Table 1). Arguments as `ResNet50`."""
+    return _imagenet("resnet34", 34, locals())
 
 
-def _check_options(function, options):
-    """TypeError for a keyword that no network has, with the name of the function that was called."""
-    known = list(inspect.signature(_build).parameters)[4:]  # but the row
-    if unknown := [option for option in options if option not in known]:
-        raise TypeError(f"{function}() has no argument {unknown[0]!r}; it has {', '.join(known)}")
+def ResNet50(
+    include_top: bool = True, weights: Weights = None, input_tensor: KerasTensor | None = None,
+    input_shape: Shape | None = None, pooling: str | None = None, classes: int = 1000,
+    classifier_activation: Activation = "softmax", name: str | None = None, *, shortcut: str = "B",
+    stride_in: str | None = None, stem: str = "7x7", shortcut_initializer=None, normalization: Normalization = "auto",
+    output_stride: int | None = None,
+) -> keras.Model:  # fmt: skip
+    """The 50-layer residual network (P1 Table 1).
 
-
-def logits(model):
-    """The same network up to `fc`: what is trained, because cross-entropy on logits is exact.
-
-    Args:
-        model: a network of this module with its top.
-
-    Returns:
-        A model that shares all layers and variables with `model` and ends before the softmax.
-    """
-    return _model(model.input, model.get_layer("fc").output, model.name, len(model.layers))
-
-
-def features(model):
-    """The same network up to the last block of each stage, for detection and segmentation.
-
-    Args:
-        model: a network of this module, with or without its top.
-
-    Returns:
-        A model that shares all layers and variables with `model`. Output: a dictionary of the stages' feature maps,
-        (batch, height, width, channels) each: "conv2" to "conv5", P1's names; CIFAR networks end with "conv4".
-
-    Raises:
-        ValueError: `model` is another network, or contains the network as a layer; the message says which.
-    """
-    ends = [re.fullmatch(r"(conv\d+)_\d+", layer.name) for layer in own_layers(model)]
-    outputs = {end[1]: model.get_layer(end[0]).output for end in ends if end}  # the last block of a stage stays
-    if not outputs:
-        raise ValueError(f"{model.name} is no network of this package: it has no blocks conv2_1, conv2_2 and so on")
-    return _model(model.input, outputs, model.name, len(model.layers))
-
-
-OPTIONS = """
     Args:
         include_top: whether to end with average pooling, the fully connected layer and the softmax.
         weights: None; a path or a Keras model, of this package, torchvision, timm, transformers, keras.applications,
-            keras_hub, akamaster, kuangliu, chenyaofo or pytorchcv (`readers.read`); or "imagenet" for published weights
-            of `ResNet18` to `ResNet152`, where any other number of `classes` than 1000 gets a new last layer.
+            keras_hub, akamaster, kuangliu, chenyaofo or pytorchcv (docs/weights.md); or "imagenet" for the published
+            weights of `ResNet18` to `ResNet152`, where any other number of `classes` than 1000 gets a new last layer.
         input_tensor: a Keras tensor to build the network on, instead of a new input. The model's inputs are those that
             it was computed from.
         input_shape: (height, width, channels); None for a size is any size. Default: any size, three channels.
@@ -244,12 +92,6 @@ OPTIONS = """
             outside, by `preprocess_input(images, mode)`.
         output_stride: None, or 8 or 16 for feature maps at that fraction of the input's size: the last strides become
             dilation, with the same parameters. The values at the positions of the undilated network remain the same.
-        preactivation: whether batch normalisation and nonlinearity come before each convolution (P2).
-        activation_order: an order of P2 Fig. 4 by name, for its experiments: "original", "bn_after_addition",
-            "relu_before_addition", "relu_only_preactivation" or "full_preactivation"; or "bare_stem_preactivation", the
-            last one with nothing after conv1, as pytorchcv's networks.
-        shortcut_variant: what P2 Table 1 does to the shortcut, for its experiments: None, "constant_scaling",
-            "exclusive_gate", "shortcut_gate" or "dropout". Its 1x1 convolution is option C.
 
     Returns:
         A `keras.Model`. Input: (batch, height, width, channels), float. Output: (batch, classes) probabilities, or
@@ -258,45 +100,120 @@ OPTIONS = """
     Raises:
         ValueError: an argument is none of the above, or the weights do not fit; the message says which ones do.
     """
+    return _imagenet("resnet50", 50, locals())
 
 
-def _row(name, depth, **fixed):
-    """The public function of one row of IMAGENET_STAGES, with its own name, signature and documentation."""
-    builder = functools.partial(_build, name.lower(), *IMAGENET_STAGES[depth], 64)
-    signature = inspect.signature(builder)
-
-    def network(*args, **kwargs):
-        if given := fixed.keys() & kwargs.keys():
-            raise TypeError(f"{name} takes no {', '.join(given)}: it has {fixed}")
-        _check_options(name, kwargs)
-        return builder(*args, **kwargs, **fixed)
-
-    network.__name__ = network.__qualname__ = name
-    network.__signature__ = signature.replace(
-        parameters=[parameter for parameter in signature.parameters.values() if parameter.name not in fixed]
-    )
-    kind = "plain" if "shortcut" in fixed else "residual"
-    source = "P2" if "preactivation" in fixed else "P1 Table 1"
-    network.__doc__ = f"The {depth}-layer {kind} network ({source}).\n{OPTIONS}"
-    return network
+def ResNet101(
+    include_top: bool = True, weights: Weights = None, input_tensor: KerasTensor | None = None,
+    input_shape: Shape | None = None, pooling: str | None = None, classes: int = 1000,
+    classifier_activation: Activation = "softmax", name: str | None = None, *, shortcut: str = "B",
+    stride_in: str | None = None, stem: str = "7x7", shortcut_initializer=None, normalization: Normalization = "auto",
+    output_stride: int | None = None,
+) -> keras.Model:  # fmt: skip
+    """The 101-layer residual network (P1 Table 1). Arguments as `ResNet50`."""
+    return _imagenet("resnet101", 101, locals())
 
 
-ResNet18 = _row("ResNet18", 18)
-ResNet34 = _row("ResNet34", 34)
-ResNet50 = _row("ResNet50", 50)
-ResNet101 = _row("ResNet101", 101)
-ResNet152 = _row("ResNet152", 152)
-ResNet18V2 = _row("ResNet18V2", 18, preactivation=True)
-ResNet34V2 = _row("ResNet34V2", 34, preactivation=True)
-ResNet50V2 = _row("ResNet50V2", 50, preactivation=True)
-ResNet101V2 = _row("ResNet101V2", 101, preactivation=True)
-ResNet152V2 = _row("ResNet152V2", 152, preactivation=True)
-ResNet200V2 = _row("ResNet200V2", 200, preactivation=True)
-PlainNet18 = _row("PlainNet18", 18, shortcut=None)
-PlainNet34 = _row("PlainNet34", 34, shortcut=None)
+def ResNet152(
+    include_top: bool = True, weights: Weights = None, input_tensor: KerasTensor | None = None,
+    input_shape: Shape | None = None, pooling: str | None = None, classes: int = 1000,
+    classifier_activation: Activation = "softmax", name: str | None = None, *, shortcut: str = "B",
+    stride_in: str | None = None, stem: str = "7x7", shortcut_initializer=None, normalization: Normalization = "auto",
+    output_stride: int | None = None,
+) -> keras.Model:  # fmt: skip
+    """The 152-layer residual network (P1 Table 1). Arguments as `ResNet50`."""
+    return _imagenet("resnet152", 152, locals())
 
 
-def cifar_row(depth, block):
+def ResNet18V2(
+    include_top: bool = True, weights: Weights = None, input_tensor: KerasTensor | None = None,
+    input_shape: Shape | None = None, pooling: str | None = None, classes: int = 1000,
+    classifier_activation: Activation = "softmax", name: str | None = None, *, shortcut: str = "B",
+    stride_in: str | None = None, stem: str = "7x7", shortcut_initializer=None, normalization: Normalization = "auto",
+    output_stride: int | None = None,
+) -> keras.Model:  # fmt: skip
+    """The 18-layer pre-activation network (P2). Arguments as `ResNet50`."""
+    return _imagenet("resnet18v2", 18, locals(), activation_order="full_preactivation")
+
+
+def ResNet34V2(
+    include_top: bool = True, weights: Weights = None, input_tensor: KerasTensor | None = None,
+    input_shape: Shape | None = None, pooling: str | None = None, classes: int = 1000,
+    classifier_activation: Activation = "softmax", name: str | None = None, *, shortcut: str = "B",
+    stride_in: str | None = None, stem: str = "7x7", shortcut_initializer=None, normalization: Normalization = "auto",
+    output_stride: int | None = None,
+) -> keras.Model:  # fmt: skip
+    """The 34-layer pre-activation network (P2). Arguments as `ResNet50`."""
+    return _imagenet("resnet34v2", 34, locals(), activation_order="full_preactivation")
+
+
+def ResNet50V2(
+    include_top: bool = True, weights: Weights = None, input_tensor: KerasTensor | None = None,
+    input_shape: Shape | None = None, pooling: str | None = None, classes: int = 1000,
+    classifier_activation: Activation = "softmax", name: str | None = None, *, shortcut: str = "B",
+    stride_in: str | None = None, stem: str = "7x7", shortcut_initializer=None, normalization: Normalization = "auto",
+    output_stride: int | None = None,
+) -> keras.Model:  # fmt: skip
+    """The 50-layer pre-activation network (P2). Arguments as `ResNet50`."""
+    return _imagenet("resnet50v2", 50, locals(), activation_order="full_preactivation")
+
+
+def ResNet101V2(
+    include_top: bool = True, weights: Weights = None, input_tensor: KerasTensor | None = None,
+    input_shape: Shape | None = None, pooling: str | None = None, classes: int = 1000,
+    classifier_activation: Activation = "softmax", name: str | None = None, *, shortcut: str = "B",
+    stride_in: str | None = None, stem: str = "7x7", shortcut_initializer=None, normalization: Normalization = "auto",
+    output_stride: int | None = None,
+) -> keras.Model:  # fmt: skip
+    """The 101-layer pre-activation network (P2). Arguments as `ResNet50`."""
+    return _imagenet("resnet101v2", 101, locals(), activation_order="full_preactivation")
+
+
+def ResNet152V2(
+    include_top: bool = True, weights: Weights = None, input_tensor: KerasTensor | None = None,
+    input_shape: Shape | None = None, pooling: str | None = None, classes: int = 1000,
+    classifier_activation: Activation = "softmax", name: str | None = None, *, shortcut: str = "B",
+    stride_in: str | None = None, stem: str = "7x7", shortcut_initializer=None, normalization: Normalization = "auto",
+    output_stride: int | None = None,
+) -> keras.Model:  # fmt: skip
+    """The 152-layer pre-activation network (P2). Arguments as `ResNet50`."""
+    return _imagenet("resnet152v2", 152, locals(), activation_order="full_preactivation")
+
+
+def ResNet200V2(
+    include_top: bool = True, weights: Weights = None, input_tensor: KerasTensor | None = None,
+    input_shape: Shape | None = None, pooling: str | None = None, classes: int = 1000,
+    classifier_activation: Activation = "softmax", name: str | None = None, *, shortcut: str = "B",
+    stride_in: str | None = None, stem: str = "7x7", shortcut_initializer=None, normalization: Normalization = "auto",
+    output_stride: int | None = None,
+) -> keras.Model:  # fmt: skip
+    """The 200-layer pre-activation network (P2). Arguments as `ResNet50`."""
+    return _imagenet("resnet200v2", 200, locals(), activation_order="full_preactivation")
+
+
+def PlainNet18(
+    include_top: bool = True, weights: Weights = None, input_tensor: KerasTensor | None = None,
+    input_shape: Shape | None = None, pooling: str | None = None, classes: int = 1000,
+    classifier_activation: Activation = "softmax", name: str | None = None, *,
+    stride_in: str | None = None, stem: str = "7x7", normalization: Normalization = "auto",
+    output_stride: int | None = None,
+) -> keras.Model:  # fmt: skip
+    """The 18-layer plain network (P1 Table 1). Arguments as `ResNet50`."""
+    return _imagenet("plainnet18", 18, locals(), shortcut=None)
+
+
+def PlainNet34(
+    include_top: bool = True, weights: Weights = None, input_tensor: KerasTensor | None = None,
+    input_shape: Shape | None = None, pooling: str | None = None, classes: int = 1000,
+    classifier_activation: Activation = "softmax", name: str | None = None, *,
+    stride_in: str | None = None, stem: str = "7x7", normalization: Normalization = "auto",
+    output_stride: int | None = None,
+) -> keras.Model:  # fmt: skip
+    """The 34-layer plain network (P1 Table 1). Arguments as `ResNet50`."""
+    return _imagenet("plainnet34", 34, locals(), shortcut=None)
+
+
+def cifar_row(depth: int, block: str) -> tuple[typing.Callable, tuple[int, ...]]:
     """The block function and the number of blocks in each stage of a CIFAR network; ValueError where there is none."""
     _choose("block", block, CIFAR_BLOCKS)
     try:
@@ -314,40 +231,50 @@ def cifar_row(depth, block):
     return function, (n, n, n)
 
 
-def CifarResNet(depth, *, block="basic", shortcut="A", classes=10, input_shape=(32, 32, 3), **options):
+def CifarResNet(
+    depth: int, *, block: str = "basic", shortcut: str | None = "A", classes: int = 10,
+    input_shape: Shape = (32, 32, 3), include_top: bool = True, weights: Weights = None,
+    input_tensor: KerasTensor | None = None, pooling: str | None = None,
+    classifier_activation: Activation = "softmax", name: str | None = None, stride_in: str | None = None,
+    shortcut_initializer=None, normalization: Normalization = "auto", output_stride: int | None = None,
+    activation_order: str = "original", shortcut_variant: str | None = None,
+) -> keras.Model:  # fmt: skip
     """The network for small images (P1 4.2): a 3x3 stem and three stages of 16, 32 and 64 filters.
 
     Args:
         depth: 6n+2 (20, 32, 44, 56, 110, 1202 in the paper); with bottlenecks 9n+2 (164, 1001 in P2).
         block: "basic" (two 3x3 convolutions) or "bottleneck" (1x1, 3x3, 1x1).
-        shortcut: "A" (the paper's), "B" or "C".
-        classes, input_shape, options: as in `ResNet50`.
+        shortcut: "A" (the paper's), "B", "C", or None for a plain network.
+        activation_order: an order of P2 Fig. 4 by name: "original", "bn_after_addition", "relu_before_addition",
+            "relu_only_preactivation" or "full_preactivation" (P2's networks); or "bare_stem_preactivation", the last
+            one with nothing behind conv1, as pytorchcv's networks.
+        shortcut_variant: what P2 Table 1 does to the shortcut: None, "constant_scaling", "exclusive_gate",
+            "shortcut_gate" or "dropout". Its 1x1 convolution is option C.
+        classes, input_shape, include_top, weights, input_tensor, pooling, classifier_activation, name, stride_in,
+            shortcut_initializer, normalization, output_stride: as in `ResNet50`.
 
     Returns:
         A `keras.Model`. Input: (batch, 32, 32, 3), float. Output: (batch, classes) probabilities.
 
     Raises:
-        ValueError: no network has this depth; the message names the nearest ones.
+        ValueError: no network has this depth; the message names the nearest ones. Or as `ResNet50`.
     """
-    _check_options("CifarResNet", options)
-    return _build(
-        f"cifar_{'resnet' if shortcut else 'plainnet'}{depth}",
-        *cifar_row(depth, block),
-        16,
-        classes=classes,
-        input_shape=input_shape,
-        shortcut=shortcut,
-        **{"stem": "3x3", **options},
-    )
+    options = locals()
+    row = cifar_row(options.pop("depth"), options.pop("block"))
+    return _build(f"cifar_{'resnet' if shortcut else 'plainnet'}{depth}", *row, 16, stem="3x3", **options)
 
 
-def CifarPlainNet(depth, **options):
+def CifarPlainNet(
+    depth: int, *, block: str = "basic", classes: int = 10, input_shape: Shape = (32, 32, 3), include_top: bool = True,
+    weights: Weights = None, input_tensor: KerasTensor | None = None, pooling: str | None = None,
+    classifier_activation: Activation = "softmax", name: str | None = None, stride_in: str | None = None,
+    normalization: Normalization = "auto", output_stride: int | None = None,
+) -> keras.Model:  # fmt: skip
     """`CifarResNet` without shortcuts (P1 4.2): as many parameters as with option A."""
-    _check_options("CifarPlainNet", {option: value for option, value in options.items() if option != "block"})
-    return CifarResNet(depth, shortcut=None, **options)
+    return CifarResNet(**locals(), shortcut=None)
 
 
-def from_weights(source, normalization="auto"):
+def from_weights(source: Weights, normalization: Normalization = "auto") -> keras.Model:
     """The network that any weights are of, as their tensors describe it, with these weights.
 
     Args:
@@ -363,34 +290,237 @@ def from_weights(source, normalization="auto"):
         WeightsError: the source cannot be read, or is of no network that this module builds, or nothing says how its
             input was normalised.
     """
-    source = read(source)
-    if source.family is None:
-        raise WeightsError(f"{source} names no layers; build its network and call load_weights(model, path)")
-    repetitions, stem, top = source.repetitions(), source.array("conv1"), source.array("fc")
-    first = source.array("conv2_1_1")
+    found = readers.read(source)
+    if found.family is None:
+        raise WeightsError(f"{found} names no layers; build its network and call load_weights(model, path)")
+    repetitions, stem, top = found.repetitions(), found.array("conv1"), found.array("fc")
+    first = found.array("conv2_1_1")
     if stem is None or first is None:
-        raise WeightsError(f"{source} has no first convolution or no first block")
+        raise WeightsError(f"{found} has no first convolution or no first block")
     if isinstance(normalization, str) and normalization == "auto":
-        normalization = source.normalization
+        normalization = found.normalization
     channels = stem.shape[2]
-    size = source.input_size or (32, 32) if source.stages == 3 else (None, None)
-    if isinstance(normalization, (tuple, list)) and (mean := numbers(normalization)[0]).ndim == 3:
+    size = found.input_size or (32, 32) if found.stages == 3 else (None, None)
+    if isinstance(normalization, (tuple, list)) and (mean := mean_and_std(normalization)[0]).ndim == 3:
         size = mean.shape[:2]
     return _build(
-        source.network,
-        {2: blocks.basic, 3: blocks.bottleneck}[source.convolutions],
+        found.network,
+        {2: blocks.basic, 3: blocks.bottleneck}[found.convolutions],
         repetitions,
         first.shape[-1],
         include_top=top is not None,
-        weights=source,
+        weights=found,
         input_shape=(*size, channels),
-        pooling=source.pooling,
+        pooling=found.pooling,
         classes=0 if top is None else top.shape[-1],
-        classifier_activation=source.classifier_activation,
-        shortcut=source.shortcut,
+        classifier_activation=found.classifier_activation,
+        shortcut=found.shortcut,
         stem="7x7" if stem.shape[0] == 7 else "3x3",
         normalization=normalization,
-        output_stride=source.output_stride,
-        activation_order=source.activation_order,
-        shortcut_variant=source.shortcut_variant,
+        output_stride=found.output_stride,
+        activation_order=found.activation_order,
+        shortcut_variant=found.shortcut_variant,
     )
+
+
+def logits(model: keras.Model) -> keras.Model:
+    """The same network up to `fc`: what is trained, because cross-entropy on logits is exact.
+
+    Args:
+        model: a network of this module with its top.
+
+    Returns:
+        A model that shares all layers and variables with `model` and ends before the softmax.
+    """
+    return _model(model.input, model.get_layer("fc").output, model.name, len(model.layers))
+
+
+def features(model: keras.Model) -> keras.Model:
+    """The same network up to the last block of each stage, for detection and segmentation.
+
+    Args:
+        model: a network of this module, with or without its top.
+
+    Returns:
+        A model that shares all layers and variables with `model`. Output: a dictionary of the stages' feature maps,
+        (batch, height, width, channels) each: "conv2" to "conv5", P1's names; CIFAR networks end with "conv4".
+
+    Raises:
+        ValueError: `model` is another network, or contains the network as a layer; the message says which.
+    """
+    ends = [re.fullmatch(r"(conv\d+)_\d+", layer.name) for layer in readers.own_layers(model)]
+    outputs = {end[1]: model.get_layer(end[0]).output for end in ends if end}  # the last block of a stage stays
+    if not outputs:
+        raise ValueError(f"{model.name} is no network of this package: it has no blocks conv2_1, conv2_2 and so on")
+    return _model(model.input, outputs, model.name, len(model.layers))
+
+
+def _imagenet(default_name, depth, arguments, **fixed):
+    """The network of one row of IMAGENET_STAGES."""
+    return _build(default_name, *IMAGENET_STAGES[depth], 64, **arguments, **fixed)
+
+
+def _build(
+    default_name, convolutions, repetitions, width, *, include_top, weights, input_shape, classes,
+    classifier_activation, shortcut, stem, normalization, input_tensor=None, pooling=None, name=None, stride_in=None,
+    shortcut_initializer=None, output_stride=None, activation_order="original", shortcut_variant=None,
+):  # fmt: skip
+    """Reads one row: `repetitions` blocks in each stage, `width` filters in the first, twice as many in the next."""
+    _check_graph(shortcut, stride_in, stem, pooling, activation_order, shortcut_variant)
+    _check_stride(output_stride, stem, len(repetitions))
+    _check_shape(input_shape)
+    inputs = layers.Input(input_shape or (None, None, 3), name="images") if input_tensor is None else input_tensor
+    published = isinstance(weights, str) and weights in readers.PUBLISHED
+    if published:  # before anything is fetched
+        _check_published(
+            weights,
+            default_name,
+            shortcut=shortcut,
+            stem=stem,
+            activation_order=activation_order,
+            shortcut_variant=shortcut_variant,
+            channels=inputs.shape[-1],
+        )
+    source = None if weights is None else readers.read(weights, default_name)
+    if isinstance(normalization, str) and normalization == "auto":
+        normalization = source.normalization if source else None
+    unknown = isinstance(normalization, str) and normalization == UNKNOWN
+    order = blocks.read_order((blocks.ORDERS | blocks.OTHER_ORDERS)[activation_order])
+    bare = activation_order == blocks.BARE_STEM
+
+    x = inputs if normalization is None or unknown else normalize(inputs, normalization)
+    x = _conv1(x, stem, width, bare)
+    x = _conv2_to_conv5(
+        x,
+        convolutions,
+        repetitions,
+        width,
+        stride=STEM_STRIDES[stem],
+        output_stride=output_stride or math.inf,
+        stride_in=stride_in or (source and source.stride_in) or "1x1",
+        activated=not bare,
+        option=shortcut,
+        order=order,
+        variant=shortcut_variant,
+        initializer=shortcut_initializer,
+    )
+    x = blocks.activate(x, order.before, blocks.POST)  # of the last block's sum (P2, appendix)
+    x = _head(x, include_top, pooling, classes, classifier_activation)
+
+    if input_tensor is not None:
+        inputs = keras.utils.get_source_inputs(input_tensor)
+        inputs = inputs[0] if len(inputs) == 1 else inputs
+    model = _model(inputs, x, name or default_name, sum(repetitions))
+    if source:
+        new_top = published and include_top and classes != readers.PUBLISHED[weights].classes  # it is to be trained
+        loaded = _model(inputs, model.get_layer("pool").output, model.name, sum(repetitions)) if new_top else model
+        load_weights(loaded, source)
+    if unknown:
+        raise WeightsError(
+            f"{source or 'the weights'}: nothing says how the images were normalised that this network was trained "
+            'on. Say it: normalization="cifar10" (mean .4914 .4822 .4465, std .2023 .1994 .2010), "cifar100" (.5070 '
+            '.4865 .4409, .2673 .2564 .2761), "torch" (ImageNet\'s), (mean, std) of pixels in [0, 255], or None for an '
+            "input that is normalised outside; with convert.py: --normalization cifar10"
+        )
+    return model
+
+
+STEM_STRIDES = {"7x7": 4, "3x3": 1}
+
+
+def _conv1(x, stem, width, bare):
+    """7x7, 64, stride 2, and 3x3 max pooling, stride 2 (P1 Table 1); or 3x3, 16 (P1 4.2)."""
+    activation = () if bare else ("BN", "ReLU")
+    if stem == "3x3":
+        return blocks.activate(blocks.convolve(x, "conv1", 3, width), activation, "conv1")
+    x = blocks.activate(blocks.convolve(x, "conv1", 7, width, strides=2), activation, "conv1")
+    return layers.MaxPooling2D(3, 2, name="pool1")(blocks.pad(x, 1, "pool1"))  # zeros: x is not negative
+
+
+def _conv2_to_conv5(
+    x, convolutions, repetitions, width, *, stride, output_stride, stride_in, activated, **options
+):  # fmt: skip
+    """The stages conv2_x to conv5_x (P1 Table 1), of CIFAR networks to conv4_x; `stride` is that of `x`."""
+    dilation = 1
+    for stage, blocks_in_stage in enumerate(repetitions, 2):
+        for i in range(1, blocks_in_stage + 1):
+            strides = 2 if i == 1 and stage > 2 else 1  # conv3_1, conv4_1 and conv5_1 (P1 Table 1)
+            before = dilation
+            if stride * strides > output_stride:
+                strides, dilation = 1, dilation * strides
+            stride *= strides
+            x = blocks.block(
+                x,
+                convolutions(width * 2 ** (stage - 2), strides, (before, dilation), stride_in),
+                f"conv{stage}_{i}",
+                activated=activated and (stage, i) == (2, 1),  # by conv1's (P2, appendix)
+                **options,
+            )
+    return x
+
+
+def _head(x, include_top, pooling, classes, classifier_activation):
+    """Average pooling, the fully connected layer, softmax (P1 Table 1); without the top the last feature map."""
+    if include_top or pooling == "avg":
+        x = layers.GlobalAveragePooling2D(name="pool")(x)
+    elif pooling == "max":
+        x = layers.GlobalMaxPooling2D(name="pool")(x)
+    if include_top:
+        x = layers.Dense(operator.index(classes), kernel_initializer=blocks.classifier_normal(), name="fc")(x)
+        if classifier_activation:
+            x = layers.Activation(classifier_activation, dtype="float32", name="predictions")(x)
+    return x
+
+
+def _model(inputs, outputs, name, depth_in_blocks):
+    with recursion_limit(1000 + 20 * depth_in_blocks):
+        return keras.Model(inputs, outputs, name=name)
+
+
+def _choose(argument, value, choices):
+    if value not in choices:
+        raise ValueError(f"{argument} is one of {', '.join(map(repr, choices))}; found {value!r}")
+
+
+def _check_graph(shortcut, stride_in, stem, pooling, activation_order, shortcut_variant):
+    if shortcut is not None:
+        _choose("shortcut", shortcut, ("A", "B", "C"))
+    _choose("stride_in", stride_in, (None, "1x1", "3x3"))
+    _choose("stem", stem, STEM_STRIDES)
+    _choose("pooling", pooling, (None, "avg", "max"))
+    _choose("activation_order", activation_order, (*blocks.ORDERS, *blocks.OTHER_ORDERS))
+    _choose("shortcut_variant", shortcut_variant, (None, *blocks.SHORTCUT_VARIANTS))
+    if shortcut is None and (activation_order != "original" or shortcut_variant):
+        raise ValueError("a plain network has no shortcut, so it takes no other order of activations and no variant")
+    if activation_order == blocks.BARE_STEM and stem != "3x3":  # a pooling that pads with zeros needs positive values
+        raise ValueError(f'activation_order={activation_order!r} is of networks with stem="3x3"')
+    if keras.config.image_data_format() != "channels_last":
+        raise ValueError('these networks are "channels_last"; call keras.config.set_image_data_format("channels_last")')
+
+
+def _check_stride(output_stride, stem, stages):
+    whole = STEM_STRIDES[stem] * 2 ** (stages - 1)
+    _choose("output_stride", output_stride, (None, *(n for n in (8, 16) if n <= whole)))
+
+
+def _check_shape(input_shape):
+    if input_shape is None:
+        return
+    if len(input_shape) != 3 or input_shape[-1] is None:
+        raise ValueError(f"input_shape is (height, width, channels); found {input_shape}")
+    first, second, last = input_shape
+    if last > 4 and (first == 3 or (first in (1, 4) and second == last)):
+        raise ValueError(
+            f"input_shape is (height, width, channels); found {input_shape}, which looks like (channels, height, width)"
+        )
+
+
+def _check_published(weights, network, **found):
+    """ValueError where the network with published weights differs from this one in more than its last layer."""
+    published = readers.PUBLISHED[weights]
+    if network not in published.files:
+        return  # `readers.read` says which there are
+    for option, allowed in published.options.items():
+        if found[option] not in allowed:
+            needed = " or ".join(f"{option}={value!r}" for value in allowed)
+            raise ValueError(f'weights="{weights}" are of a network with {needed}; found {found[option]!r}')

@@ -19,6 +19,7 @@ NAMED = {
 UNKNOWN = "unknown"  # of weights: somehow normalised, and nothing says how
 
 NAME = "normalization"  # of the layer
+FLIP = "Flip"  # Keras' class of what reverses the channels for "caffe"
 
 
 def normalize(x, normalization):
@@ -31,7 +32,7 @@ def normalize(x, normalization):
         )
     if normalization == "caffe":
         x = ops.flip(x, axis=-1)
-    mean, std = numbers(normalization)
+    mean, std = mean_and_std(normalization)
     for what, value in (("mean", mean), ("std", std)):
         if value.ndim and value.shape not in {shape[-1:], shape}:
             raise ValueError(
@@ -41,7 +42,7 @@ def normalize(x, normalization):
     return layers.Rescaling((1 / std).tolist(), (-mean / std).tolist(), dtype="float32", name=NAME)(x)
 
 
-def numbers(normalization):
+def mean_and_std(normalization):
     """The mean and what is divided by, float64; "caffe" has them in the order BGR."""
     if isinstance(normalization, str) and normalization in NAMED:
         normalization = NAMED[normalization]
@@ -60,7 +61,9 @@ def same(one, other):
     if (one == "caffe") != (other == "caffe"):
         return False  # only this one reverses the channels
     try:
-        return all(np.allclose(a, b, rtol=1e-5, atol=1e-5) for a, b in zip(numbers(one), numbers(other), strict=True))
+        return all(
+            np.allclose(a, b, rtol=1e-5, atol=1e-5) for a, b in zip(mean_and_std(one), mean_and_std(other), strict=True)
+        )
     except ValueError:  # mean images of two sizes
         return False
 
@@ -79,7 +82,7 @@ def of(model):
         if adapted or isinstance(operation, layers.Rescaling):
             factor, shift = _affine(operation)
             scale, offset, found = scale * factor, offset * factor + shift, True
-        elif type(operation).__name__ == "Flip" and not found and operation.axis in (-1, 3):
+        elif type(operation).__name__ == FLIP and not found and operation.axis in (-1, 3):
             reversed_channels = not reversed_channels
         elif not isinstance(operation, (layers.InputLayer, layers.ZeroPadding2D, layers.Dropout)) and not type(
             operation
@@ -104,11 +107,11 @@ def _affine(layer):
     return (std, mean) if layer.invert else (1 / std, -mean / std)
 
 
-def words(normalization):
+def described(normalization):
     """A normalization for messages."""
     if isinstance(normalization, str):
         return repr(normalization)
-    shown = [str(value.tolist()) if value.ndim < 2 else "an image" for value in numbers(normalization)]
+    shown = [str(value.tolist()) if value.ndim < 2 else "an image" for value in mean_and_std(normalization)]
     return f"(mean {shown[0]}, std {shown[1]})"
 
 
@@ -139,7 +142,7 @@ def preprocess_input(images, mode="auto"):
     x = images.astype(keras.config.floatx()) if array else ops.cast(images, keras.config.floatx())
     if mode == "caffe":
         x = (np if array else ops).flip(x, axis=-1)
-    mean, std = (value.astype(keras.config.floatx()) for value in numbers(mode))
+    mean, std = (value.astype(keras.config.floatx()) for value in mean_and_std(mode))
     return (x - mean) / std
 
 

@@ -1,3 +1,5 @@
+import math
+
 import keras
 import numpy as np
 import pytest
@@ -10,27 +12,33 @@ from keras_resnet.data import shapes
 IMAGE = (224, 224, 3)
 
 
+# Parameters and multiply-adds: P1 Table 1 by hand, and those of the released models.
 @pytest.mark.parametrize(
-    "name, options, macs",
+    "name, options, parameters, macs",
     [
-        ("ResNet18", {}, "1.814e+09"),
-        ("ResNet18", {"shortcut": "A"}, "1.795e+09"),
-        ("ResNet18", {"normalization": "caffe"}, "1.814e+09"),
-        ("PlainNet18", {}, "1.795e+09"),
-        ("ResNet34", {}, "3.664e+09"),
-        ("ResNet34", {"shortcut": "A"}, "3.644e+09"),
-        ("ResNet50", {}, "3.858e+09"),
-        ("ResNet50", {"stride_in": "3x3"}, "4.089e+09"),
-        ("ResNet101", {}, "7.570e+09"),
-        ("ResNet101", {"stride_in": "3x3"}, "7.801e+09"),
-        ("ResNet152", {}, "1.1282e+10"),
-        ("ResNet152", {"stride_in": "3x3"}, "1.1514e+10"),
+        ("ResNet18", {}, 11_689_512, "1.814e+09"),
+        ("ResNet18", {"shortcut": "A"}, 11_515_688, "1.795e+09"),
+        ("ResNet18", {"shortcut": "C"}, 12_043_816, None),
+        ("ResNet18", {"normalization": "caffe"}, 11_689_512, "1.814e+09"),
+        ("ResNet18", {"classes": 10, "stem": "3x3"}, 11_173_962, None),
+        ("PlainNet18", {}, 11_515_688, "1.795e+09"),
+        ("ResNet34", {}, 21_797_672, "3.664e+09"),
+        ("ResNet34", {"shortcut": "A"}, 21_623_848, "3.644e+09"),
+        ("ResNet34", {"shortcut": "C"}, 22_716_840, None),
+        ("PlainNet34", {}, 21_623_848, None),
+        ("ResNet50", {"input_shape": IMAGE}, 25_557_032, "3.858e+09"),
+        ("ResNet50", {"stride_in": "3x3"}, 25_557_032, "4.089e+09"),
+        ("ResNet101", {}, 44_549_160, "7.570e+09"),
+        ("ResNet101", {"stride_in": "3x3"}, 44_549_160, "7.801e+09"),
+        ("ResNet152", {}, 60_192_808, "1.1282e+10"),
+        ("ResNet152", {"stride_in": "3x3"}, 60_192_808, "1.1514e+10"),
     ],
 )
-def test_imagenet_multiply_adds(name, options, macs):
-    digits = len(macs.split("e")[0]) - 2
-    for shape in (IMAGE, (None, None, 3)):
-        model = getattr(keras_resnet, name)(input_shape=shape, **options)
+def test_imagenet_parameters_and_multiply_adds(name, options, parameters, macs):
+    model = getattr(keras_resnet, name)(**options)
+    assert sum(math.prod(variable.shape) for variable in model.trainable_variables) == parameters
+    if macs:
+        digits = len(macs.split("e")[0]) - 2
         assert f"{count_macs(model, IMAGE):.{digits}e}" == macs
 
 

@@ -60,7 +60,7 @@ def parse_normalization(word):
     if word in ("auto", "none", *normalization.NAMED):
         return None if word == "none" else word
     mean, std = ([float(number) for number in part.split(",")] for part in word.split("/"))
-    normalization.numbers((mean, std))
+    normalization.mean_and_std((mean, std))
     return mean, std
 
 
@@ -79,7 +79,7 @@ def main():
         sys.exit(f"convert.py: {error}")
     print(f"{source}\nis now {options.out}: {model.name}, {model.count_params():,} parameters")
     first = normalization.of(model)
-    print(f"first layer: {normalization.words(first) if first else 'none, its input is to be normalised outside'}")
+    print(f"first layer: {normalization.described(first) if first else 'none, its input is to be normalised outside'}")
     if source.stride_in:
         print(f"stride of bottlenecks: in the {source.stride_in}; torchvision's is in the 3x3")
 

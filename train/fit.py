@@ -24,11 +24,11 @@ import sys
 import quiet  # noqa: F401, first, before anything that imports TensorFlow
 
 # isort: split
-from keras_resnet import files, serving
+from keras_resnet import serving
 from keras_resnet.blocks import ORDERS, SHORTCUT_VARIANTS
 from keras_resnet.data.sources import DataError
 from keras_resnet.files import RunError
-from keras_resnet.training import recipes
+from keras_resnet.training import distribution, recipes
 from keras_resnet.training.checkpoint import Stopped
 from keras_resnet.training.distribution import STRATEGIES
 from keras_resnet.training.precision import PRECISIONS
@@ -60,8 +60,7 @@ def parse(arguments=None):
     add(network, "--shortcut", "where the shape changes: A zeros, B projection; C projection everywhere", choices="ABC")
     add(network, "--block", "CIFAR: two 3x3 convolutions, or 1x1, 3x3, 1x1", choices=("basic", "bottleneck"))
     add(network, "--stride-in", "photographs: which convolution of a bottleneck strides", choices=("1x1", "3x3"))
-    add(network, "--preactivation", "batch normalisation and nonlinearity before each convolution (P2)", **flag)
-    add(network, "--activation-order", "CIFAR: an order of P2 Fig. 4", choices=ORDERS)
+    add(network, "--activation-order", "of P2 Fig. 4; P2's own networks: full_preactivation", choices=ORDERS)
     add(network, "--shortcut-variant", "CIFAR: a shortcut of P2 Table 1", choices=SHORTCUT_VARIANTS)
     add(network, "--init-from", "trained weights, all but the last layer's: a file, or imagenet", metavar="SOURCE")
     add(network, "--freeze-until", "with --init-from: leaves the stages conv1 to this as they are", metavar="STAGE")
@@ -103,7 +102,7 @@ def parse(arguments=None):
     )
     add(devices, "--sync-bn", "batch normalisation over the whole batch, not each device's part", **flag)
     add(devices, "--mixed-precision", "of all layers but the last (default float32)", choices=PRECISIONS)
-    add(devices, "--jit", "compile the step with XLA, on one device", **flag)
+    add(devices, "--jit", "compile the step with XLA", **flag)
     add(run, "--name", "of the run (default DATASET-NETWORK)")
     add(run, "--output", "folder of runs", metavar="DIR")
     add(run, "--checkpoint-every", "steps from one checkpoint to the next", type=int, metavar="STEPS")
@@ -139,7 +138,7 @@ def main():
     try:
         settings = Settings(**arguments)
         print(table(settings, train(settings, verbose)))
-        if to_export and files.writes:
+        if to_export and distribution.is_chief(settings.strategy):
             folder = os.path.join("saved_models", os.path.basename(settings.folder))
             print(f"exported to {serving.export_run(settings.folder, folder)}")
     except (RunError, DataError, serving.ExportError) as error:

@@ -37,7 +37,6 @@ class Settings:
     block: str = "basic"
     shortcut: str | None = None
     stride_in: str | None = None
-    preactivation: bool = False
     activation_order: str | None = None
     shortcut_variant: str | None = None
     init_from: str | None = None
@@ -92,21 +91,23 @@ class Settings:
                 "--sync-bn normalises the whole batch together, on all devices; leave out --bn-batch-size "
                 f"{self.bn_batch_size}, or give --batch-size's {self.batch_size}"
             )
-        if self.plain and (self.preactivation or self.activation_order or self.shortcut_variant):
-            raise RunError("--plain is without shortcuts, which --preactivation and the other variants of P2 are about")
+        if self.plain and (self.activation_order or self.shortcut_variant):
+            raise RunError(
+                "--plain is without shortcuts, which --activation-order and --shortcut-variant of P2 are about"
+            )
         if self.plain and self.shortcut != self._defaults()["shortcut"]:
             raise RunError(
                 f"--plain is without shortcuts; found --shortcut {self.shortcut} as well; give one of the two"
             )
-        if self.preactivation and self.activation_order:
-            raise RunError("--preactivation is --activation-order full_preactivation; give one of the two")
         if self.freeze_until and not self.init_from:
             raise RunError("--freeze-until keeps layers as they were trained; it needs --init-from")
         if self.photographs:
             depths = [depth for depth in models.IMAGENET_STAGES if hasattr(models, self._builder(depth))]
             if self.depth not in depths:
                 raise RunError(f"--depth is one of {', '.join(map(str, depths))} here; found {self.depth}")
-            for name in ("block", "train_on_all", "activation_order", "shortcut_variant"):
+            if self.activation_order not in (None, "original", "full_preactivation"):
+                raise RunError("--activation-order of networks for photographs is original or full_preactivation")
+            for name in ("block", "train_on_all", "shortcut_variant"):
                 if getattr(self, name) != getattr(Settings, name):
                     raise RunError(f"--{name.replace('_', '-')} is for small images, not for photographs")
             return
@@ -141,7 +142,8 @@ class Settings:
         return {**dataclasses.asdict(self), "without": list(self.without)}
 
     def _builder(self, depth):
-        return f"PlainNet{depth}" if self.plain else f"ResNet{depth}{'V2' if self.preactivation else ''}"
+        v2 = self.activation_order == "full_preactivation"
+        return f"PlainNet{depth}" if self.plain else f"ResNet{depth}{'V2' * v2}"
 
     @property
     def builder(self):
@@ -156,9 +158,9 @@ class Settings:
     @property
     def network(self):
         """For example "ResNet-20"."""
-        variants = "full_preactivation" if self.preactivation else self.activation_order, self.shortcut_variant
         name = f"{'plain' if self.plain else 'ResNet'}-{self.depth}"
-        return "-".join([name, *(variant.replace("_", "-") for variant in variants if variant)])
+        variants = filter(None, (self.activation_order, self.shortcut_variant))
+        return "-".join([name, *(variant.replace("_", "-") for variant in variants)])
 
     @property
     def data(self):

@@ -25,13 +25,14 @@ LISTED = 8  # differences that a message names
 class Task(typing.NamedTuple):
     """`batches(step)` is an endless `tf.data.Dataset` from that step on, `examples` the number of images to train on.
 
-    `network` takes pixels in [0, 255] and gives probabilities. `validation` and `test` are data sets or None.
+    `build()` makes the network, the same one each time, which takes pixels in [0, 255] and gives probabilities.
+    `validation` and `test` are data sets or None.
     `damaged` is the set of the files that were skipped.
     """
 
     classes: tuple
     examples: int
-    network: keras.Model
+    build: typing.Callable
     batches: typing.Callable
     validation: tf.data.Dataset | None
     test: tf.data.Dataset | None
@@ -44,18 +45,19 @@ def small_images(settings):
     _check_batch(settings, len(source.train.labels))
     _check_data(settings, sources.describe(source))
     mean, trained = cifar.per_pixel_mean(source.train.images), _trained(settings)
-    keras.utils.set_random_seed(settings.seed)
-    network = models.CifarResNet(
-        settings.depth,
-        block=settings.block,
-        shortcut=None if settings.plain else settings.shortcut,
-        classes=len(source.classes),
-        normalization=trained.normalization or (mean, 1.0),
-        preactivation=settings.preactivation,
-        activation_order=settings.activation_order,
-        shortcut_variant=settings.shortcut_variant,
-    )
-    _initialize(network, trained, settings)
+
+    def build():
+        keras.utils.set_random_seed(settings.seed)
+        network = models.CifarResNet(
+            settings.depth,
+            block=settings.block,
+            shortcut=None if settings.plain else settings.shortcut,
+            classes=len(source.classes),
+            normalization=trained.normalization or (mean, 1.0),
+            activation_order=settings.activation_order or "original",
+            shortcut_variant=settings.shortcut_variant,
+        )
+        return _initialized(network, trained, settings)
 
     def batches(step):
         size, seed = settings.batch_in_memory, settings.seed
@@ -70,7 +72,7 @@ def small_images(settings):
 
     validation = source.validation and evaluation(source.validation)
     test = evaluation(source.test)
-    return Task(source.classes, len(source.train.labels), network, batches, validation, test, set())
+    return Task(source.classes, len(source.train.labels), build, batches, validation, test, set())
 
 
 def photographs(settings):
@@ -89,16 +91,18 @@ def photographs(settings):
     size = (settings.image_size, settings.image_size, 3)
     whole = settings.image_size == imagenet.IMAGE_SIZE and colors.mean.shape == size and not trained.normalization
     mean = colors.mean if whole else np.round(colors.channel_means, 3)
-    keras.utils.set_random_seed(settings.seed)
     options = {} if settings.plain else {"shortcut": settings.shortcut}
-    network = settings.builder(
-        input_shape=size if whole else None,
-        classes=len(data.classes),
-        stride_in=settings.stride_in or trained.stride_in,
-        normalization=None if "mean" in settings.without else trained.normalization or (mean, 1.0),
-        **options,
-    )
-    _initialize(network, trained, settings)
+
+    def build():
+        keras.utils.set_random_seed(settings.seed)
+        network = settings.builder(
+            input_shape=size if whole else None,
+            classes=len(data.classes),
+            stride_in=settings.stride_in or trained.stride_in,
+            normalization=None if "mean" in settings.without else trained.normalization or (mean, 1.0),
+            **options,
+        )
+        return _initialized(network, trained, settings)
 
     def batches(step):
         return distribution.datasets(
@@ -120,7 +124,7 @@ def photographs(settings):
             data.validation, image_size=settings.image_size, skipped=skipped, parts=parts
         )
     )
-    return Task(data.classes, len(data.train), network, batches, validation, None, damaged)
+    return Task(data.classes, len(data.train), build, batches, validation, None, damaged)
 
 
 def _trained(settings):
@@ -130,24 +134,30 @@ def _trained(settings):
     return readers.read(settings.init_from, settings.builder.__name__.lower() if settings.photographs else None)
 
 
-def _initialize(network, trained, settings):
-    """Gives the network trained weights, but for its last layer, and freezes the first stages.
-
-    The batch normalisation of a frozen stage works as in testing.
-    """
+def _initialized(network, trained, settings):
+    """The network with trained weights, but for its last layer."""
     if settings.init_from:
         with recursion_limit(LOADING_DEPTH):
             load_weights(keras.Model(network.input, network.get_layer("pool").output, name=network.name), trained)
         bad = [variable.path for variable in network.weights if not np.isfinite(variable.numpy()).all()]
         if bad:
             raise RunError(f"--init-from {settings.init_from} has weights that are not finite, for example {bad[0]}")
-    if settings.freeze_until:
+    return network
+
+
+def freeze(network, until):
+    """Leaves the stages up to this one as they are; their batch normalisation works as in testing. None: freezes none.
+
+    Raises:
+        RunError: there is no such stage.
+    """
+    if until:
         stages = {layer: match[0] for layer in network.layers if (match := re.match(r"conv\d+", layer.name))}
-        if settings.freeze_until not in stages.values():
+        if until not in stages.values():
             names = ", ".join(sorted(set(stages.values())))
-            raise RunError(f"--freeze-until is one of {names}; found {settings.freeze_until}")
+            raise RunError(f"--freeze-until is one of {names}; found {until}")
         for layer, stage in stages.items():
-            layer.trainable = stage > settings.freeze_until
+            layer.trainable = stage > until
 
 
 def _check_batch(settings, examples):

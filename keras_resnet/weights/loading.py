@@ -14,12 +14,12 @@ from keras_resnet.weights.readers import (
     METADATA,
     WeightsError,
     axes,
+    find_stride_in,
     identity_mappings,
     is_dilated,
     is_residual,
     package,
     read,
-    stride_in,
     strides,
     variables,
 )
@@ -90,11 +90,11 @@ def _differences(model, source):
     told = [isinstance(n, (tuple, list)) or n in normalization.NAMED for n in (first, source.normalization)]
     if all(told) and not normalization.same(first, source.normalization):
         yield (
-            f"the network's first layer normalises by {normalization.words(first)}, the weights were trained with "
-            f"{normalization.words(source.normalization)}; build the network with that, or without a first layer"
+            f"the network's first layer normalises by {normalization.described(first)}, the weights were trained with "
+            f"{normalization.described(source.normalization)}; build the network with that, or without a first layer"
         )
     found = strides(model)
-    ours = stride_in(found, families.OURS)
+    ours = find_stride_in(found, families.OURS)
     if None not in (ours, source.stride_in) and ours != source.stride_in:
         yield f"the network has stride_in={ours!r}, the weights were trained with {source.stride_in!r}"
     elif not is_dilated(model):

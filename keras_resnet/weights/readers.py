@@ -18,36 +18,55 @@ import h5py
 import keras
 import numpy as np
 
-from keras_resnet import normalization
+from keras_resnet import blocks, normalization
 from keras_resnet.blocks import BN_EPSILON
 from keras_resnet.graphs import LOADING_DEPTH, recursion_limit
 from keras_resnet.weights import families
 
-# Published weights: with 50 layers and more the authors' own, converted from Caffe by keras.applications, with the
+
+class Published(typing.NamedTuple):
+    """Networks with published weights: their number of classes, what their builders' options have to be, and the files.
+
+    `options` are all values that an option may have; `files` by the network's name an address and a hash.
+    """
+
+    classes: int
+    options: dict
+    files: dict
+
+
+ORIGINAL = {"activation_order": ("original",), "shortcut_variant": (None,), "channels": (3,)}
+# With 50 layers and more the authors' own, converted from Caffe by keras.applications, with the
 # hashes in its source; with 18 and 34, which the authors did not release, torchvision's. The first eight digits of
 # these two hashes are in the address.
 APPLICATIONS = "https://storage.googleapis.com/tensorflow/keras-applications/resnet/"
-IMAGENET = {
-    "resnet18": (
-        "https://download.pytorch.org/models/resnet18-f37072fd.pth",
-        "f37072fd47e89c5e827621c5baffa7500819f7896bbacec160b1a16c560e07ec",
-    ),
-    "resnet34": (
-        "https://download.pytorch.org/models/resnet34-b627a593.pth",
-        "b627a593bcbe140c234610266fe4f8ae95ea42fc881d091c9b6052e6b1d0590f",
-    ),
-    "resnet50": (
-        APPLICATIONS + "resnet50_weights_tf_dim_ordering_tf_kernels.h5",
-        "2cb95161c43110f7111970584f804107",
-    ),
-    "resnet101": (
-        APPLICATIONS + "resnet101_weights_tf_dim_ordering_tf_kernels.h5",
-        "f1aeb4b969a6efcfb50fad2f0c20cfc5",
-    ),
-    "resnet152": (
-        APPLICATIONS + "resnet152_weights_tf_dim_ordering_tf_kernels.h5",
-        "100835be76be38e30d865e96f2aaae62",
-    ),
+PUBLISHED = {
+    "imagenet": Published(
+        1000,
+        {"shortcut": ("B",), "stem": ("7x7",), **ORIGINAL},
+        {
+            "resnet18": (
+                "https://download.pytorch.org/models/resnet18-f37072fd.pth",
+                "f37072fd47e89c5e827621c5baffa7500819f7896bbacec160b1a16c560e07ec",
+            ),
+            "resnet34": (
+                "https://download.pytorch.org/models/resnet34-b627a593.pth",
+                "b627a593bcbe140c234610266fe4f8ae95ea42fc881d091c9b6052e6b1d0590f",
+            ),
+            "resnet50": (
+                APPLICATIONS + "resnet50_weights_tf_dim_ordering_tf_kernels.h5",
+                "2cb95161c43110f7111970584f804107",
+            ),
+            "resnet101": (
+                APPLICATIONS + "resnet101_weights_tf_dim_ordering_tf_kernels.h5",
+                "f1aeb4b969a6efcfb50fad2f0c20cfc5",
+            ),
+            "resnet152": (
+                APPLICATIONS + "resnet152_weights_tf_dim_ordering_tf_kernels.h5",
+                "100835be76be38e30d865e96f2aaae62",
+            ),
+        },
+    )
 }
 # Of torch.compile, DataParallel, Lightning and a classifier of transformers.
 PREFIXES = re.compile(r"^(_orig_mod\.|module\.|model\.|resnet\.)*")
@@ -130,8 +149,8 @@ class Source(typing.NamedTuple):
         if self.family is None:
             return self.name
         kind = "basic" if self.convolutions == 2 else "bottleneck"
-        blocks = ", ".join(map(str, self.repetitions()))
-        return f"{self.name} ({self.family.name}; {blocks} {kind} blocks)"
+        repetitions = ", ".join(map(str, self.repetitions()))
+        return f"{self.name} ({self.family.name}; {repetitions} {kind} blocks)"
 
 
 def axes(ndim, back=False):
@@ -159,7 +178,7 @@ def read(source, network=None):
         return _of_model(source, source.name)
     if not isinstance(source, (str, os.PathLike)):
         raise WeightsError(f'weights is None, a Keras model, a path or "imagenet"; found {source!r}')
-    path = _published(network) if source == "imagenet" else os.fspath(source)
+    path = _published(source, network) if source in PUBLISHED else os.fspath(source)
     extension = os.path.splitext(path)[1]
     if extension not in READERS:
         raise WeightsError(
@@ -176,10 +195,11 @@ def read(source, network=None):
         raise WeightsError(f"{path} cannot be read: {reason}") from error
 
 
-def _published(network):
-    if network not in IMAGENET:
-        raise WeightsError(f'weights="imagenet" is for the builders of {", ".join(IMAGENET)}; found {network}')
-    url, digest = IMAGENET[network]
+def _published(weights, network):
+    files = PUBLISHED[weights].files
+    if network not in files:
+        raise WeightsError(f'weights="{weights}" is for the builders of {", ".join(files)}; found {network}')
+    url, digest = files[network]
     if url.endswith(".pth"):
         package("torch", url)
     try:
@@ -249,7 +269,7 @@ def _of_model(model, name):
         source = source._replace(normalization=first)
     dilated = is_dilated(model)
     return source._replace(
-        stride_in=stride_in(found, source.family),
+        stride_in=find_stride_in(found, source.family),
         strides={} if dilated else found,
         output_stride=_output_stride(found, source) if dilated else None,
         input_size=tuple(model.inputs[0].shape[1:3]) if getattr(model, "inputs", None) else None,
@@ -303,7 +323,7 @@ def _activation(layer):
 
 
 def _keras(path):
-    operations = {"Flip": _flip()} if path.endswith(".h5") else None
+    operations = {normalization.FLIP: _flip()} if path.endswith(".h5") else None
     with recursion_limit(LOADING_DEPTH):
         return _of_model(keras.saving.load_model(path, compile=False, custom_objects=operations), path)
 
@@ -407,7 +427,7 @@ def strides(model):
     return {f"{layer.name}/kernel": tuple(layer.strides) for layer in convolutions}
 
 
-def stride_in(strides, family):
+def find_stride_in(strides, family):
     """Where bottlenecks have their stride, for `ResNet50`; None for basic blocks."""
     if family.tensor("conv2_1_3", "kernel") not in strides:
         return None
@@ -421,27 +441,17 @@ def is_residual(model):
 
 
 def identity_mappings(model):
-    """`activation_order` and `shortcut_variant`, as in `ResNet50`, by layers that no other order and variant has.
+    """`activation_order` and `shortcut_variant`, as in `CifarResNet`, by layers that no other order and variant has.
 
     Some of them have the same variables.
     """
     names = {layer.name for layer in model.layers}
-    preactivation = "full_preactivation" if "conv1_bn" in names else "bare_stem_preactivation"
-    last = 3 if "conv2_1_3" in names else 2
-    orders = {
-        "post_bn": preactivation,
-        "post_relu": "relu_only_preactivation",
-        "conv2_1_bn": "bn_after_addition",
-        f"conv2_1_{last}_relu": "relu_before_addition",
-    }
-    variants = {
-        "conv2_1_half": "constant_scaling",
-        "conv2_1_gated": "exclusive_gate",
-        "conv2_1_closed": "shortcut_gate",
-        "conv2_1_dropout": "dropout",
-    }
-    first = lambda marks, default: next((value for mark, value in marks.items() if mark in names), default)
-    return {"activation_order": first(orders, "original"), "shortcut_variant": first(variants, None)}
+    last = "3" if "conv2_1_3" in names else "2"
+    order = next((order for mark, order in blocks.ORDER_MARKS.items() if mark.replace("N", last) in names), "original")
+    if order == "full_preactivation" and "conv1_bn" not in names:
+        order = blocks.BARE_STEM
+    variants = [variant for variant, mark in blocks.VARIANT_MARKS.items() if f"conv2_1{mark}" in names]
+    return {"activation_order": order, "shortcut_variant": variants[0] if variants else None}
 
 
 def is_dilated(model):
@@ -452,5 +462,5 @@ def is_dilated(model):
 def _output_stride(strides, source):
     """The network's input size by that of its last feature map."""
     layer = lambda name: max(strides.get(source.tensor(name, "kernel"), (1, 1)))
-    blocks = [max(layer(f"conv{stage}_1_{part}") for part in (1, 2, 3)) for stage in range(2, source.stages + 2)]
-    return math.prod(blocks) * (4 if layer("conv1") == 2 else 1)
+    stages = [max(layer(f"conv{stage}_1_{part}") for part in (1, 2, 3)) for stage in range(2, source.stages + 2)]
+    return math.prod(stages) * (4 if layer("conv1") == 2 else 1)

@@ -267,12 +267,11 @@ def test_weights_that_are_not_finite_are_refused(tmp_path, small_shapes):
         ({"freeze_until": "conv5"}, "--freeze-until is one of conv1, conv2, conv3, conv4; found conv5"),
         ({"init_from": "nowhere.pth"}, "--init-from the weights 'nowhere.pth' do not exist"),
         ({"init_from": None, "freeze_until": "conv2"}, "it needs --init-from"),
-        ({"init_from": None, "plain": True, "preactivation": True}, "--plain is without shortcuts"),
+        ({"init_from": None, "plain": True, "activation_order": "full_preactivation"}, "--plain is without shortcuts"),
         (
             {"init_from": None, "plain": True, "shortcut": "B"},
             "--plain is without shortcuts; found --shortcut B as well",
         ),
-        ({"preactivation": True, "activation_order": "original"}, "give one of the two"),
     ],
 )
 def test_fine_tuning_that_cannot_be(tmp_path, small_shapes, changes, message):

@@ -21,6 +21,8 @@ from keras_resnet import blocks, models, normalization
 from keras_resnet.weights import load_weights, readers
 from keras_resnet.weights.readers import WeightsError
 
+IMAGENET = readers.PUBLISHED["imagenet"].files
+
 safetensors = pytest.importorskip("safetensors.numpy", reason="safetensors is not installed")
 RELATIVE = 1e-4  # of the largest logit
 
@@ -238,7 +240,7 @@ def test_preactivation_of_pytorchcv_against_numpy(tmp_path, kernels):
     assert close(models.logits(model)(x), expected)
     model.save(tmp_path / "x.keras")
     assert close(models.logits(keras_resnet.from_weights(tmp_path / "x.keras"))(x), expected)
-    p2 = keras_resnet.CifarResNet(14, preactivation=True, shortcut="B", normalization="cifar10")
+    p2 = keras_resnet.CifarResNet(14, activation_order="full_preactivation", shortcut="B", normalization="cifar10")
     with pytest.raises(WeightsError, match="'full_preactivation', the weights were .* 'bare_stem_preactivation'"):
         load_weights(p2, tmp_path / "x.safetensors")
 
@@ -686,7 +688,7 @@ def test_imagenet_is_fetched_once_and_checked(tmp_path, monkeypatch, cache):
     theirs.save(tmp_path / "published.h5")
     digest = hashlib.sha256((tmp_path / "published.h5").read_bytes()).hexdigest()
     address = (tmp_path / "published.h5").as_uri()
-    monkeypatch.setitem(readers.IMAGENET, "resnet50", (address, digest))
+    monkeypatch.setitem(IMAGENET, "resnet50", (address, digest))
     x = pixels(1, 224)
     model = keras_resnet.ResNet50(weights="imagenet")
     assert normalization.of(model) == "caffe"
@@ -699,29 +701,29 @@ def test_imagenet_is_fetched_once_and_checked(tmp_path, monkeypatch, cache):
 @pytest.mark.parametrize("digest", ["0" * 64, "0" * 32])
 def test_imagenet_of_another_hash_is_refused(tmp_path, monkeypatch, cache, digest):
     (tmp_path / "published.h5").write_bytes(b"something else")
-    monkeypatch.setitem(readers.IMAGENET, "resnet50", ((tmp_path / "published.h5").as_uri(), digest))
+    monkeypatch.setitem(IMAGENET, "resnet50", ((tmp_path / "published.h5").as_uri(), digest))
     with pytest.raises(WeightsError, match="hash does not match"):
         keras_resnet.ResNet50(weights="imagenet")
 
 
 def test_without_a_network_it_says_what_to_do(tmp_path, monkeypatch, cache):
     address = (tmp_path / "resnet50_weights.h5").as_uri()
-    monkeypatch.setitem(readers.IMAGENET, "resnet50", (address, "0" * 32))
+    monkeypatch.setitem(IMAGENET, "resnet50", (address, "0" * 32))
     with pytest.raises(WeightsError, match=rf"could not be fetched: .*\n.*download {address} elsewhere and put it"):
         keras_resnet.ResNet50(weights="imagenet")
     with pytest.raises(WeightsError, match="for the builders of resnet18, .*; found cifar_resnet20"):
         keras_resnet.CifarResNet(20, weights="imagenet")
 
 
-@pytest.mark.parametrize("name, address", [(n, a) for n, (a, _) in readers.IMAGENET.items() if a.endswith(".pth")])
+@pytest.mark.parametrize("name, address", [(n, a) for n, (a, _) in IMAGENET.items() if a.endswith(".pth")])
 def test_the_address_has_the_hash(name, address):
     """PyTorch's names end in the first eight digits of the hash."""
-    assert readers.IMAGENET[name][1].startswith(address.removesuffix(".pth").rsplit("-", 1)[1])
+    assert IMAGENET[name][1].startswith(address.removesuffix(".pth").rsplit("-", 1)[1])
 
 
 @pytest.mark.parametrize("name", ["resnet50", "resnet101", "resnet152"])
 def test_hashes_are_those_of_keras(name):
-    address, digest = readers.IMAGENET[name]
+    address, digest = IMAGENET[name]
     their = sys.modules["keras.src.applications.resnet"]
     assert their.WEIGHTS_HASHES[name][0] == digest and address.startswith(their.BASE_WEIGHTS_PATH)
 
@@ -878,7 +880,7 @@ def test_convert_there_and_back(tmp_path, monkeypatch, capsys, file):
 
 
 def test_identity_mappings_keep_their_own_names(tmp_path):
-    options = {"preactivation": True, "normalization": (120.0, 60.0)}
+    options = {"activation_order": "full_preactivation", "normalization": (120.0, 60.0)}
     model = keras_resnet.CifarResNet(8, shortcut_variant="shortcut_gate", **options)
     randomize(model)
     model.save(tmp_path / "v2.keras")
@@ -980,7 +982,7 @@ def test_imagenet_for_other_classes(tmp_path, monkeypatch, cache, classes, inclu
     randomize(theirs)
     theirs.save(tmp_path / "published.h5")
     digest = hashlib.sha256((tmp_path / "published.h5").read_bytes()).hexdigest()
-    monkeypatch.setitem(readers.IMAGENET, "resnet50", ((tmp_path / "published.h5").as_uri(), digest))
+    monkeypatch.setitem(IMAGENET, "resnet50", ((tmp_path / "published.h5").as_uri(), digest))
     model = keras_resnet.ResNet50(include_top, "imagenet", classes=classes)
     x = pixels(1, 64)
     body = keras.Model(theirs.input, theirs.get_layer("conv5_block3_out").output)
@@ -1000,7 +1002,6 @@ def test_imagenet_for_other_classes(tmp_path, monkeypatch, cache, classes, inclu
     [
         ("ResNet50", {"stem": "3x3"}, "stem='7x7'; found '3x3'"),
         ("ResNet18", {"shortcut": "A"}, "shortcut='B'; found 'A'"),
-        ("ResNet34", {"preactivation": True}, "activation_order='original'; found 'full_preactivation'"),
         ("ResNet50", {"input_shape": (64, 64, 1)}, "channels=3; found 1"),
         ("ResNet50V2", {}, "for the builders of resnet18, .*; found resnet50v2"),
     ],

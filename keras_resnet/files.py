@@ -6,7 +6,18 @@ import fcntl
 import os
 import platform
 
-writes = True  # of several workers only the chief writes; `distribution.strategy` finds out who this is
+writes = True  # whether this process does: of several workers only one; `written_if` changes it
+
+
+@contextlib.contextmanager
+def written_if(chief: bool):
+    """Within it, this process writes only if it is the chief of those that work together."""
+    global writes
+    before, writes = writes, chief
+    try:
+        yield
+    finally:
+        writes = before
 
 
 class RunError(Exception):

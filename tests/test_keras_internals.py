@@ -14,7 +14,7 @@ from conftest import ROOT
 from keras.src.backend.tensorflow.trainer import TensorFlowTrainer
 from tensorflow.python.distribute import collective_all_reduce_strategy
 
-import keras_resnet
+from keras_resnet.weights import readers
 
 
 def network():
@@ -116,12 +116,11 @@ REACHED = {
     "_backend_update_step": (update_of_all, "an optimizer updates its variables in another way: fused.fuse_update"),
     "_get_variable_index": (update_of_all, "an optimizer numbers its variables in another way: fused.fuse_update"),
     "_initial_epoch": (initial_epoch, "a callback can no longer set the first epoch of fit: optimizers"),
-    "_maybe_symbolic_build": (symbolic_build, "fit builds the model in another way: distribution._adapt_keras"),
-    "_symbolic_build": (symbolic_build, "a model is built from a batch in another way: distribution._adapt_keras"),
+    "_maybe_symbolic_build": (symbolic_build, "fit builds the model in another way: distribution.adapted_keras"),
+    "_symbolic_build": (symbolic_build, "a model is built from a batch in another way: distribution.adapted_keras"),
     "keras.src.backend.tensorflow.trainer": (symbolic_build, "the trainer of TensorFlow has moved: distribution"),
     "_distribute_strategy": (strategy_of_a_model, "a model keeps its strategy elsewhere: distribution"),
     "_cardinality": (cardinality, "a distributed data set counts its batches elsewhere: distribution.datasets"),
-    "_is_chief": (several_workers("_is_chief"), "a strategy no longer says whether this is the chief: distribution"),
     "_id_in_cluster": (several_workers("_id_in_cluster"), "a strategy no longer says its number: distribution"),
     "_num_workers": (several_workers("_num_workers"), "a strategy no longer counts its workers: distribution"),
     "_task_type": (several_workers("_task_type"), "a strategy no longer says its task: distribution"),
@@ -167,7 +166,7 @@ def own_names(tree):
 def test_all_places_are_known():
     files = [*(ROOT / "keras_resnet").rglob("*.py"), *(ROOT / "train").rglob("*.py")]
     trees = [ast.parse(path.read_text()) for path in files]
-    own = {name for tree in trees for name in own_names(tree)} | set(dir(keras_resnet.readers.Source))
+    own = {name for tree in trees for name in own_names(tree)} | set(dir(readers.Source))
     found = {place for tree in trees for place in places(tree)} - own
     assert {"_keras_history", "_use_weight_decay", "keras.src.backend.tensorflow.trainer"} <= found
     assert found <= REACHED.keys(), "private parts of Keras or TensorFlow without a canary in REACHED"

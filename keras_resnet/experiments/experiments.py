@@ -27,7 +27,7 @@ from keras_resnet.training.settings import WITHOUT_EFFECT, Settings, flags
 RESULTS = "docs/results"
 RESPONSE_IMAGES = 2_000  # of the training images; P1 Fig. 7 does not say which
 # What an experiment decides; all other settings are conditions under which it is run.
-NETWORK = ("depth", "plain", "block", "shortcut", "stride_in", "preactivation", "activation_order", "shortcut_variant")
+NETWORK = ("depth", "plain", "block", "shortcut", "stride_in", "activation_order", "shortcut_variant")
 
 
 class Row(typing.NamedTuple):
@@ -205,7 +205,7 @@ EXPERIMENTS = {
 
 def identity(settings):
     """A name that says all that decides on a run's result: "cifar10-resnet-20-steps-16000-seed-0"."""
-    elsewhere = ("dataset", "depth", "plain", "preactivation", "activation_order", "shortcut_variant", "steps", "seed")
+    elsewhere = ("dataset", "depth", "plain", "activation_order", "shortcut_variant", "steps", "seed")
     rest = {name: value for name, value in settings.changes.items() if name not in elsewhere}
     rest |= {"steps": settings.steps, "seed": settings.seed}
     words = flags(rest).replace("--", "").replace(" ", "-").replace("_", "-")

@@ -17,7 +17,6 @@ import numpy as np
 import tensorflow as tf
 from keras import tree
 
-from keras_resnet import files
 from keras_resnet.data.parts import Parts
 from keras_resnet.files import RunError
 from keras_resnet.optimizers import sync_variables
@@ -39,8 +38,8 @@ def strategy(name="auto", parts=1):
         parts: into how many parts a batch is cut on all devices together, as `TrainingModel` does.
 
     Returns:
-        A `tf.distribute.Strategy`, in whose `scope()` a model is to be built, compiled and fitted. In a process that is
-        not the cluster's chief, `files.write_whole` writes nothing from now on.
+        A `tf.distribute.Strategy`, in whose `scope()` a model is to be built, compiled and fitted, within
+        `adapted_keras`.
 
     Raises:
         RunError: no cluster is described, its description is wrong, or this version of Keras has not been tested.
@@ -52,16 +51,23 @@ def strategy(name="auto", parts=1):
         raise RunError("--strategy multiworker finds no cluster: set TF_CONFIG, or start several tasks with srun")
     if cluster is None and (name == "none" or (name == "auto" and gpus < 2)):
         return tf.distribute.get_strategy()
-    _adapt_keras()
+    _check_keras()
     if cluster is None:
         return _mirrored("GPU" if gpus else "CPU")
     print(f"{cluster.task_type} {cluster.task_id} waits for the others of {_addresses(cluster)}", flush=True)
     try:
-        chosen = _MultiWorkerMirroredStrategy(cluster)
+        return _MultiWorkerMirroredStrategy(cluster)
     except (RuntimeError, ValueError, tf.errors.OpError) as error:
         raise RunError(f"the cluster {_addresses(cluster)} cannot be joined: {error}") from error
-    files.writes = chosen.extended._is_chief
-    return chosen
+
+
+def is_chief(name="auto"):
+    """Whether this process is the one that writes, with a `strategy` of this name: alone, or the cluster's first."""
+    cluster = _cluster() if name in ("auto", "multiworker") else None
+    if cluster is None:
+        return True
+    first = "chief" if "chief" in cluster.cluster_spec().jobs else "worker"
+    return (cluster.task_type, cluster.task_id) == (first, 0)
 
 
 def devices():
@@ -124,22 +130,32 @@ def _addresses(cluster):
     return [address for addresses in cluster.cluster_spec().as_dict().values() for address in addresses]
 
 
-def _adapt_keras():
-    """Repairs the one place of Keras' `fit` that does not work with several workers, nor with parts of unequal size.
-
-    The other one that does not is repaired by `_MultiWorkerMirroredStrategy`.
-
-    Raises:
-        RunError: the version of Keras is none of those that this was tested with.
-    """
+def _check_keras():
+    """RunError where the version of Keras is none of those that `adapted_keras` was tested with."""
     if keras.__version__ not in KERAS_VERSIONS:
         raise RunError(
             f"training on several devices was tested with Keras {', '.join(KERAS_VERSIONS)}, into whose inner parts it "
             f"reaches; found {keras.__version__}. Install keras=={KERAS_VERSIONS[-1]}, or train with --strategy none."
         )
+
+
+@contextlib.contextmanager
+def adapted_keras():
+    """Within it, `fit` works under the current strategy, also with several workers and parts of unequal size.
+
+    Keras has one place that does not; the other one is repaired by `_MultiWorkerMirroredStrategy`.
+    """
+    if not tf.distribute.has_strategy():
+        yield
+        return
     from keras.src.backend.tensorflow.trainer import TensorFlowTrainer
 
+    kept = TensorFlowTrainer._maybe_symbolic_build
     TensorFlowTrainer._maybe_symbolic_build = _symbolic_build_from_one_replica
+    try:
+        yield
+    finally:
+        TensorFlowTrainer._maybe_symbolic_build = kept
 
 
 def _symbolic_build_from_one_replica(model, iterator=None, data_batch=None):
@@ -191,14 +207,14 @@ def datasets(batches):
     return distributed
 
 
-def synchronize_batch_norm(model, on=True):
-    """Lets batch normalisation see the whole batch instead of each replica's part; `on=False` undoes it.
+def synchronize_batch_norm(model):
+    """Lets batch normalisation see the whole batch instead of each replica's part.
 
-    It is to be undone before the model is saved: Keras loads such layers on TensorFlow only.
+    Such a model is not to be saved: Keras loads its layers on TensorFlow only.
     """
     for layer in model.layers:
         if type(layer) is keras.layers.BatchNormalization:
-            layer.synchronized = on
+            layer.synchronized = True
 
 
 class AverageStatistics(keras.callbacks.Callback):

@@ -1,5 +1,6 @@
 """Makes TensorFlow train these networks faster without another layer in them. docs/speed.md has the measurements."""
 
+import contextlib
 import types
 
 import keras
@@ -43,14 +44,20 @@ def _fused_call(layer, inputs, training=None, mask=None):
     return outputs
 
 
-def skip_graph_optimizer():
-    """On CPUs, runs graphs as they were traced.
+@contextlib.contextmanager
+def graphs_as_traced():
+    """Within it, graphs run on CPUs as they were traced.
 
     Grappler, TensorFlow's graph optimizer, takes time in proportion to the depth before the first step, and what it
     changes in these graphs does not make the steps faster. On GPUs it chooses layouts, so there it stays.
     """
-    if not tf.config.list_physical_devices("GPU"):
-        tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})
+    switch = "disable_meta_optimizer"
+    before = tf.config.optimizer.get_experimental_options().get(switch, False)
+    tf.config.optimizer.set_experimental_options({switch: before or not tf.config.list_physical_devices("GPU")})
+    try:
+        yield
+    finally:
+        tf.config.optimizer.set_experimental_options({switch: before})
 
 
 def fuse_update(optimizer):

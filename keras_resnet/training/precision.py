@@ -12,18 +12,15 @@ FLOAT32_LAYERS = ("images", "normalization", "fc", "predictions")  # the input's
 
 
 def set_precision(model, precision):
-    """Lets a network compute in another precision, before it is traced; "float32" undoes it.
-
-    Neither Keras' global policy nor the variables change; undone before it is saved, the file does not know of it.
+    """Lets a network compute in 16 bits, before it is traced. Neither Keras' global policy nor the variables change.
 
     Args:
         model: a network of `keras_resnet.models`.
-        precision: "float16", "bfloat16" or "float32".
+        precision: "float16" or "bfloat16".
     """
-    policy = precision if precision == "float32" else f"mixed_{precision}"
     for layer in model.layers:
         if layer.name not in FLOAT32_LAYERS:
-            layer.dtype_policy = policy
+            layer.dtype_policy = f"mixed_{precision}"
 
 
 def processor():

@@ -12,14 +12,14 @@ import keras
 import tensorflow as tf
 from keras import ops
 
-from keras_resnet import files
+from keras_resnet import files, models
 from keras_resnet.data import imagenet
 from keras_resnet.files import RunError, write_whole
 from keras_resnet.graphs import LOADING_DEPTH, recursion_limit
 from keras_resnet.optimizers import SGD, PlateauSchedule, StepSchedule
 from keras_resnet.training import distribution, precision, recipes, tasks
 from keras_resnet.training.checkpoint import Checkpoint, StopSignals
-from keras_resnet.training.fused import fuse_batch_norm, fuse_update, skip_graph_optimizer
+from keras_resnet.training.fused import fuse_batch_norm, fuse_update, graphs_as_traced
 from keras_resnet.training.history import History, draw
 from keras_resnet.training.settings import WITHOUT_EFFECT, Settings
 from keras_resnet.training.step import TrainingModel, parts_of
@@ -31,6 +31,14 @@ CHECKPOINT, LOCK, RESULT = "checkpoint/latest.npz", "checkpoint/lock", "result.j
 def error(labels, outputs):
     """1 where the largest output is not the label's, else 0."""
     return ops.cast(ops.not_equal(ops.argmax(outputs, axis=-1), ops.cast(labels, "int32")), "float32")
+
+
+def objective():
+    """The cross-entropy of logits, and the error rate, as `keras.Model.compile` takes them."""
+    return {
+        "loss": keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        "metrics": [keras.metrics.MeanMetricWrapper(error, name="error")],
+    }
 
 
 def compile_for_training(
@@ -53,12 +61,7 @@ def compile_for_training(
         precision.set_precision(model, mixed_precision)
     if mixed_precision == "float16":
         optimizer = precision.LossScaleOptimizer(optimizer)
-    model.compile(
-        optimizer,
-        keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-        metrics=[keras.metrics.MeanMetricWrapper(error, name="error")],
-        jit_compile=jit,  # on CPUs XLA trains more slowly
-    )
+    model.compile(optimizer, **objective(), jit_compile=jit)  # on CPUs XLA trains more slowly
     # Makes the variables of optimizer and metrics now: a checkpoint can hold them, and the step is traced only once.
     model.optimizer.build(model.trainable_variables)
     model.compute_metrics(None, ops.zeros((1,), "int32"), ops.zeros((1, model.output.shape[-1])))
@@ -126,7 +129,8 @@ def open_folder(settings):
 def train(settings, verbose=1):
     """Trains, or goes on where an earlier call with the same settings was stopped, and tests at the end.
 
-    It is to be called before TensorFlow computes anything: it chooses the devices, and how many threads work on them.
+    It is to be called before TensorFlow computes anything: `process` says what it changes in this process, and what of
+    that stays.
 
     Args:
         settings: a `Settings`.
@@ -143,19 +147,42 @@ def train(settings, verbose=1):
         DataError: the data set cannot be had.
         Stopped: SIGINT or SIGTERM came; the run has been saved.
     """
-    parts = parts_of(settings.batch_in_memory, settings.bn_batch_size)
-    strategy = distribution.strategy(settings.strategy, parts)
-    with strategy.scope(), distribution.losses_explained(), own_folder(settings):
-        return _train(settings, strategy, verbose if files.writes else 0)
+    with process(settings) as replicas, own_folder(settings):
+        return _train(settings, replicas, verbose if files.writes else 0)
+
+
+@contextlib.contextmanager
+def process(settings):
+    """All that a run changes in its process, while it lasts: who writes, the graph optimizer, one method of Keras.
+
+    What TensorFlow does not take back stays: the devices and threads, and deterministic operations if those were asked
+    for. Keras' random numbers are seeded.
+
+    Yields:
+        The number of replicas.
+    """
+    strategy = distribution.strategy(settings.strategy, parts_of(settings.batch_in_memory, settings.bn_batch_size))
+    if settings.deterministic:
+        tf.config.experimental.enable_op_determinism()
+    with (
+        strategy.scope(),
+        distribution.losses_explained(),
+        distribution.adapted_keras(),
+        files.written_if(distribution.is_chief(settings.strategy)),
+        graphs_as_traced(),
+    ):
+        yield strategy.num_replicas_in_sync
 
 
 def _check_replicas(settings, replicas):
     alike = {name: value for name, value in settings.as_json().items() if name not in WITHOUT_EFFECT}
     distribution.check_same(alike, "the workers have different settings; start all with the same command")
-    if replicas > 1:
-        for name in ("accumulate", "jit"):
-            if getattr(settings, name) != getattr(Settings, name):
-                raise RunError(f"--{name} is for one device; there are {replicas}, or one with --strategy none")
+    if replicas > 1 and settings.accumulate > 1:
+        raise RunError(f"--accumulate is for one device; there are {replicas}, or one with --strategy none")
+    if replicas > 1 and settings.jit and settings.sync_bn:
+        raise RunError(
+            f"--jit and --sync-bn do not go together on {replicas} devices: XLA compiles what each computes by itself"
+        )
     if settings.batch_size % replicas:
         raise RunError(
             f"--batch-size is a multiple of the number of devices, {replicas}, each of which takes its part; "
@@ -163,8 +190,7 @@ def _check_replicas(settings, replicas):
         )
 
 
-def _train(settings, strategy, verbose):
-    replicas = strategy.num_replicas_in_sync
+def _train(settings, replicas, verbose):
     _check_replicas(settings, replicas)
     open_folder(settings)
     distribution.of_all_workers(0)  # what the chief removes is gone
@@ -175,34 +201,26 @@ def _train(settings, strategy, verbose):
         with open(result_path) as file:
             return json.load(file)
 
-    if settings.deterministic:
-        tf.config.experimental.enable_op_determinism()
     try:
         task = (tasks.photographs if settings.photographs else tasks.small_images)(settings)
+        network = task.build()
     except WeightsError as weights_error:
         raise RunError(f"--init-from {weights_error}") from weights_error
     write_whole(os.path.join(folder, "classes.json"), lambda file: file.write(json.dumps(task.classes).encode()))
-    images = settings.batch_in_memory // replicas
-    parts = parts_of(images, settings.bn_batch_size)
-    together = -(-images // parts)
-    with recursion_limit(LOADING_DEPTH):
-        trained = TrainingModel(task.network.input, task.network.get_layer("fc").output, parts, task.network.name)
-    skip_graph_optimizer()
-    distribution.synchronize_batch_norm(trained, settings.sync_bn and replicas > 1)
-    fuse_batch_norm(trained)
+    trained = training_model(settings, network, replicas)
+    schedule = schedule_of(settings)
     compile_for_training(
-        trained, settings.lr, settings.weight_decay, settings.accumulate, settings.mixed_precision, settings.jit
+        trained,
+        schedule.rate(0),
+        settings.weight_decay,
+        settings.accumulate,
+        settings.mixed_precision,
+        settings.jit and replicas == 1,
     )
 
     # From here on a step is one forward and backward pass, of which `accumulate` make one step of the optimizer.
     steps = settings.steps * settings.accumulate
     steps_per_epoch = task.examples // settings.batch_in_memory
-    warmup_rate = recipes.WARMUP_RATE if settings.warmup else None
-    if settings.schedule == "plateau":
-        schedule = PlateauSchedule(settings.lr, warmup_rate, recipes.WARMUP_ERROR)
-    else:
-        boundaries = [round(part * settings.steps) for part in recipes.BOUNDARIES]
-        schedule = StepSchedule(settings.lr, boundaries, warmup_rate, recipes.WARMUP_ERROR)
     history = History(folder, f"{settings.network} on {settings.data}", settings.accumulate)
     with StopSignals() as stop, imagenet.errors_named():
         saver = Checkpoint(
@@ -224,13 +242,7 @@ def _train(settings, strategy, verbose):
         else:
             print(f"{settings.network}, {settings.steps} steps, in {folder}")
         if verbose:
-            arithmetic = precision.described(settings.mixed_precision)
-            print(f"{task.examples} images of {settings.data} on {distribution.devices()}, {arithmetic}")
-            if together != settings.bn_batch_size:
-                print(
-                    f"batch normalisation sees {together} images together, not the {settings.bn_batch_size} of "
-                    f"--bn-batch-size: {settings.batch_size} are in {settings.accumulate * replicas * parts} parts"
-                )
+            _describe(settings, task, replicas)
         callbacks = [schedule, history, saver]
         if files.writes:
             callbacks.insert(1, keras.callbacks.TensorBoard(os.path.join(folder, "tensorboard"), write_graph=False))
@@ -249,16 +261,60 @@ def _train(settings, strategy, verbose):
             )
         finally:
             saver.wait()
-    for layer in task.network.layers:
-        layer.trainable = True  # whoever opens the file decides what to freeze
-    distribution.synchronize_batch_norm(task.network, False)
-    if settings.mixed_precision:
-        precision.set_precision(task.network, "float32")
-        trained.make_test_function(force=True)  # what is tested is what is saved
+
+    saved = task.build()  # as the recipe has it, without what was done to the other one for the sake of training
+    saved.set_weights(network.get_weights())
     if files.writes:
         with files.whole(os.path.join(folder, "model.keras")) as path:
-            task.network.save(path)
-    return finish(settings, trained, task, schedule, history, together, result_path)
+            saved.save(path)
+    return finish(settings, task, saved, schedule, history, _together(settings, replicas))
+
+
+def training_model(settings, network, replicas):
+    """The network up to its logits as it is trained: with frozen stages, in 16 bits, in parts, by fused kernels."""
+    tasks.freeze(network, settings.freeze_until)
+    if settings.mixed_precision:
+        precision.set_precision(network, settings.mixed_precision)
+    if settings.sync_bn and replicas > 1:
+        distribution.synchronize_batch_norm(network)
+    fuse_batch_norm(network)
+    parts = parts_of(settings.batch_in_memory // replicas, settings.bn_batch_size)
+    with recursion_limit(LOADING_DEPTH):
+        return TrainingModel(
+            network.input,
+            network.get_layer("fc").output,
+            parts,
+            network.name,
+            jit_parts=settings.jit and replicas > 1,
+        )
+
+
+def schedule_of(settings):
+    """The callback to which the learning rate belongs."""
+    warmup_rate = recipes.WARMUP_RATE if settings.warmup else None
+    if settings.schedule == "plateau":
+        return PlateauSchedule(settings.lr, warmup_rate, recipes.WARMUP_ERROR)
+    boundaries = [round(part * settings.steps) for part in recipes.BOUNDARIES]
+    return StepSchedule(settings.lr, boundaries, warmup_rate, recipes.WARMUP_ERROR)
+
+
+def _together(settings, replicas):
+    """How many images batch normalisation sees at once: at most so many as the setting says."""
+    images = settings.batch_in_memory // replicas
+    return -(-images // parts_of(images, settings.bn_batch_size))
+
+
+def _describe(settings, task, replicas):
+    """Prints on what a run trains, and in what it differs from its settings."""
+    arithmetic = precision.described(settings.mixed_precision)
+    print(f"{task.examples} images of {settings.data} on {distribution.devices()}, {arithmetic}")
+    together = _together(settings, replicas)
+    if together != settings.bn_batch_size:
+        parts = settings.accumulate * replicas * parts_of(settings.batch_in_memory // replicas, together)
+        print(
+            f"batch normalisation sees {together} images together, not the {settings.bn_batch_size} of "
+            f"--bn-batch-size: {settings.batch_size} are in {parts} parts"
+        )
 
 
 def fit(model, batches, *, first_step, steps, steps_per_epoch, callbacks, **options):
@@ -280,23 +336,22 @@ def fit(model, batches, *, first_step, steps, steps_per_epoch, callbacks, **opti
         step += epochs * length
 
 
-def finish(settings, trained, task, schedule, history, together, result_path):
-    """Touches the test set, once, and writes down the result."""
+def finish(settings, task, saved, schedule, history, together):
+    """Touches the test set, once, with what was saved, and writes down the result."""
     test_error = None
     if task.test is not None:
-        test_error = round(trained.evaluate(task.test, verbose=0, return_dict=True)["error"], 5)
+        tested = models.logits(saved)
+        tested.compile(**objective(), jit_compile=False)
+        test_error = round(tested.evaluate(task.test, verbose=0, return_dict=True)["error"], 5)
     rows, state = history.state["rows"], history.state
-    as_in_paper = settings.dataset == "cifar10" and not settings.plain
-    as_in_paper = as_in_paper and (settings.block, settings.shortcut) == ("basic", "A")
-    as_in_paper = as_in_paper and not settings.init_from and settings.network == f"ResNet-{settings.depth}"
     images = settings.batch_in_memory * state["timed_steps"]
     result = {
         "settings": settings.as_json(),
-        "parameters": sum(math.prod(variable.shape) for variable in trained.trainable_variables),
+        "parameters": sum(math.prod(variable.shape) for variable in saved.trainable_variables),
         "train_error": rows[-1]["error"],
         "val_error": rows[-1].get("val_error"),
         "test_error": test_error,
-        "paper_test_error": as_in_paper and recipes.CIFAR10_TEST_ERROR.get(settings.depth, 0) / 100 or None,
+        "paper_test_error": recipes.paper_error(settings.depth, settings.changes),
         "warm_at_step": schedule.state["warm_at_step"],
         "normalized_together": together,
         "damaged_files": len(task.damaged),
@@ -305,6 +360,7 @@ def finish(settings, trained, task, schedule, history, together, result_path):
     }
     curves = os.path.join(settings.folder, "curves.png")
     write_whole(curves, lambda file: draw(rows, history.title, file, test_error))
+    result_path = os.path.join(settings.folder, RESULT)
     write_whole(result_path, lambda file: file.write(json.dumps(result, indent=2).encode()))
     distribution.of_all_workers(0)  # all wait for the chief
     return result

@@ -58,13 +58,16 @@ class TrainingModel(keras.Model):
         inputs, outputs: as for `keras.Model`.
         parts: how many. A batch is cut into sizes that differ by one at most.
         name: the model's.
+        jit_parts: whether XLA compiles what is computed of each part, up to its gradients. Unlike `jit_compile` it may
+            be so on several replicas, whose gradients are summed between the compiled function and the update.
     """
 
-    def __init__(self, inputs, outputs, parts: int = 1, name: str | None = None):
+    def __init__(self, inputs, outputs, parts: int = 1, name: str | None = None, *, jit_parts: bool = False):
         super().__init__(inputs, outputs, name=name)
         self.parts = parts
+        self.jit_parts = jit_parts
         # A function, so that one part is traced for all of them.
-        self.part_step = tf.function(self._part_step, autograph=False)
+        self.part_step = tf.function(self._part_step, autograph=False, jit_compile=jit_parts or None)
 
     @property
     def seeds(self):
@@ -82,7 +85,7 @@ class TrainingModel(keras.Model):
         return [means, *gradients], outputs, [scope.get_current_value(seed) for seed in self.seeds]
 
     def train_step(self, data):
-        if self.parts == 1:
+        if self.parts == 1 and not self.jit_parts:
             return super().train_step(data)
         images, labels, weights = keras.utils.unpack_x_y_sample_weight(data)
         if weights is not None:

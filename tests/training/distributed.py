@@ -30,15 +30,19 @@ def main(devices, folder, *many_settings):
     cpu = tf.config.list_physical_devices("CPU")[0]
     tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * int(devices))
     small_shapes(pytest.MonkeyPatch())
-    finish = run.finish
+    training_model, finish, trained = run.training_model, run.finish, []
 
-    def finish_and_save(settings, trained, *rest):
+    def training_model_kept(*arguments):
+        trained[:] = [training_model(*arguments)]
+        return trained[0]
+
+    def finish_and_save(settings, *rest):
         local = tf.distribute.get_strategy().experimental_local_results
-        replicas = [[value.numpy() for value in local(variable.value)] for variable in trained.weights]
+        replicas = [[value.numpy() for value in local(variable.value)] for variable in trained[0].weights]
         np.savez(os.path.join(folder, settings.name), *map(np.stack, replicas))
-        return finish(settings, trained, *rest)
+        return finish(settings, *rest)
 
-    run.finish = finish_and_save
+    run.training_model, run.finish = training_model_kept, finish_and_save
     for settings in map(json.loads, many_settings):
         result = run.train(run.Settings(**settings), verbose=0)
         with open(os.path.join(folder, f"{settings['name']}.json"), "w") as file:

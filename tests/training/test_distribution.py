@@ -118,7 +118,10 @@ def assert_same_run(run, one_device):
 
 def test_two_devices(start, one_device):
     process = start(
-        {"name": "sync", "strategy": "mirrored", "sync_bn": True}, {"name": "local", "strategy": "mirrored"}, devices=2
+        {"name": "sync", "strategy": "mirrored", "sync_bn": True},
+        {"name": "local", "strategy": "mirrored"},
+        {"name": "xla", "strategy": "mirrored", "jit": True},
+        devices=2,
     )
     assert_same_run(process.result("sync"), one_device)
     config = keras.saving.load_model(start.runs / "sync" / "model.keras").get_layer("conv1_bn").get_config()
@@ -127,6 +130,8 @@ def test_two_devices(start, one_device):
     for replicas in variables:
         assert len(replicas) == 2 and np.array_equal(replicas[0], replicas[1])
     assert not all(np.allclose(a, b, 1e-4, 1e-4) for a, b in zip(variables, one_device[1], strict=True))
+    for replicas, compiled in zip(variables, process.result("xla")[1], strict=True):
+        assert np.allclose(replicas, compiled, rtol=1e-4, atol=1e-4)
     assert "Warning" not in process.output.read_text()
 
 
@@ -244,7 +249,7 @@ def test_an_unknown_version_of_keras(monkeypatch):
     [
         ({"batch_size": 18}, "--batch-size is a multiple of the number of devices, 4, .*; found 18"),
         ({"accumulate": 2}, "--accumulate is for one device; there are 4"),
-        ({"jit": True}, "--jit is for one device; there are 4"),
+        ({"jit": True, "sync_bn": True}, "--jit and --sync-bn do not go together on 4 devices"),
     ],
 )
 def test_settings_that_do_not_fit_several_devices(changes, message):

@@ -120,7 +120,7 @@ def test_one_device_with_two_parts_is_two_devices():
         source = sources.Split(*shapes.draw(96, seed=0))
         mean = cifar.per_pixel_mean(source.images)
         def train(strategy, parts):
-            with strategy.scope():
+            with strategy.scope(), distribution.adapted_keras():
                 model = trainer(parts, fused=False)
                 compile_for_training(model, 0.1)
                 batches = lambda parts: cifar.training_batches(source, mean, batch_size=16, seed=0, parts=parts)
@@ -135,7 +135,7 @@ def test_one_device_with_two_parts_is_two_devices():
         apart = lambda a, b: max(float(np.abs(x - y).max()) for x, y in zip(a, b))
         print(json.dumps([apart(runs[a], runs[b]) for a, b in ((0, 1), (3, 4), (0, 2), (0, 3))]))
     """
-    path = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
+    path = os.pathsep.join(map(str, (ROOT, ROOT / "tests", ROOT / "tests" / "training")))
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": path}
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment, timeout=200)
     assert done.returncode == 0, done.stderr[-3000:]

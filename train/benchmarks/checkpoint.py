@@ -8,14 +8,14 @@ import time
 from benchmarks.common import bare_step, batch, parts, trainer
 
 from keras_resnet.training.checkpoint import Checkpoint, StopSignals
-from keras_resnet.training.fused import skip_graph_optimizer
+from keras_resnet.training.fused import graphs_as_traced
 from keras_resnet.training.settings import Settings
 from keras_resnet.training.step import choose_threads
 
 
+@graphs_as_traced()
 def checkpoint(options):
     choose_threads(parts(options.depth, options.batch_size))
-    skip_graph_optimizer()
     model, every = trainer(options.depth, batch_size=options.batch_size), Settings.checkpoint_every
     step = bare_step(model, batch(options.batch_size, options.depth))
     step()

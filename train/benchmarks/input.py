@@ -10,7 +10,7 @@ import tensorflow as tf
 from benchmarks.common import bare_step, batch, trainer
 
 from keras_resnet.data import cifar, color, folders, imagenet, shapes, sources
-from keras_resnet.training.fused import skip_graph_optimizer
+from keras_resnet.training.fused import graphs_as_traced
 
 try:
     from PIL import Image
@@ -18,12 +18,12 @@ except ImportError:
     Image = None
 
 
+@graphs_as_traced()
 def inputs(options):
     if options.data:
         photographs(options)
         return
     data = batch(options.batch_size)
-    skip_graph_optimizer()
     train = bare_step(trainer(options.depth), data)
     train()
     images, labels = shapes.draw(50_000, seed=0)

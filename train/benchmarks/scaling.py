@@ -11,7 +11,7 @@ from benchmarks.turns import ENDLESS, take_turns
 
 from keras_resnet.training import distribution
 from keras_resnet.training.checkpoint import Checkpoint, StopSignals
-from keras_resnet.training.fused import skip_graph_optimizer
+from keras_resnet.training.fused import graphs_as_traced
 
 
 def _cluster():
@@ -32,8 +32,7 @@ def train(turn, depth, images, mixed_precision, core=None, devices=1, cluster=No
         cpu = tf.config.list_physical_devices("CPU")[0]
         tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * devices)
     strategy = distribution.strategy("multiworker" if cluster else "mirrored" if devices > 1 else "none", 2)
-    skip_graph_optimizer()
-    with strategy.scope(), StopSignals() as stop:
+    with strategy.scope(), distribution.adapted_keras(), graphs_as_traced(), StopSignals() as stop:
         replicas = strategy.num_replicas_in_sync
         data = distribution.datasets(lambda parts: tf.data.Dataset.from_tensors(batch(images // replicas)).repeat())
         model = trainer(depth, True, images // replicas, mixed_precision)

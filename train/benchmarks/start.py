@@ -1,5 +1,6 @@
 """Time until the first step is done, and peak memory."""
 
+import contextlib
 import multiprocessing
 import resource
 import statistics
@@ -9,7 +10,7 @@ import numpy as np
 from benchmarks.common import bare_step, batch, parts, trainer
 
 from keras_resnet import models
-from keras_resnet.training.fused import skip_graph_optimizer
+from keras_resnet.training.fused import graphs_as_traced
 from keras_resnet.training.step import choose_threads
 
 
@@ -17,20 +18,19 @@ def start_once(as_fit, depth, batch_size, results):
     """In a process of its own: seconds to build, until the first step is done and for a later one; peak GiB."""
     if as_fit:
         choose_threads(parts(depth, batch_size))
-        skip_graph_optimizer()
     data = batch(batch_size, depth)
     begin = time.perf_counter()
-    model = trainer(depth, as_fit, batch_size)
-    built = time.perf_counter()
-    with models.recursion_limit(20 * depth):
+    with graphs_as_traced() if as_fit else contextlib.nullcontext(), models.recursion_limit(20 * depth):
+        model = trainer(depth, as_fit, batch_size)
+        built = time.perf_counter()
         one = bare_step(model, data)
         one()
-    first = time.perf_counter()
-    later = []
-    for _ in range(5):
-        before = time.perf_counter()
-        one()
-        later.append(time.perf_counter() - before)
+        first = time.perf_counter()
+        later = []
+        for _ in range(5):
+            before = time.perf_counter()
+            one()
+            later.append(time.perf_counter() - before)
     gibibytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     results.put((built - begin, first - built, statistics.median(later), gibibytes))
 

@@ -15,14 +15,14 @@ from keras_resnet.data import cifar, sources
 from keras_resnet.optimizers import StepSchedule
 from keras_resnet.training import distribution, run
 from keras_resnet.training.checkpoint import Checkpoint, StopSignals
-from keras_resnet.training.fused import skip_graph_optimizer
+from keras_resnet.training.fused import graphs_as_traced
 from keras_resnet.training.history import History
 
 
+@graphs_as_traced()
 def fit(turn, depth, batch_size, mixed_precision):
     """fit.py's loop: augmentation, callbacks, progress bar, checkpoints; photographs are one batch that is there."""
     distribution.strategy("none", parts(depth, batch_size))
-    skip_graph_optimizer()
     model = trainer(depth, True, batch_size, mixed_precision)
     if depth in IMAGENET_DEPTHS:
         data = tf.data.Dataset.from_tensors(batch(batch_size, depth)).repeat()
@@ -45,16 +45,16 @@ def bare(turn, depth, batch_size, kind):
     """A compiled step on one batch that is there: "ours", "Keras as it is" or "keras.applications"."""
     if kind == "ours":
         distribution.strategy("none", parts(depth, batch_size))
-        skip_graph_optimizer()
-    if kind == "keras.applications":
-        model = keras.applications.ResNet50(weights=None)
-        model.compile(keras.optimizers.SGD(0.1, 0.9), "sparse_categorical_crossentropy", jit_compile=False)
-    else:
-        model = trainer(depth, kind == "ours", batch_size)
-    step = bare_step(model, batch(batch_size, depth))
-    while True:
-        step()
-        turn()
+    with graphs_as_traced() if kind == "ours" else contextlib.nullcontext():
+        if kind == "keras.applications":
+            model = keras.applications.ResNet50(weights=None)
+            model.compile(keras.optimizers.SGD(0.1, 0.9), "sparse_categorical_crossentropy", jit_compile=False)
+        else:
+            model = trainer(depth, kind == "ours", batch_size)
+        step = bare_step(model, batch(batch_size, depth))
+        while True:
+            step()
+            turn()
 
 
 def pytorch(turn, depth, batch_size, bfloat16, compiled):

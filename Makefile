@@ -8,6 +8,7 @@ demo: $(ENVIRONMENT)
 test: $(ENVIRONMENT)
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
+	.venv/bin/mypy
 	.venv/bin/python -m pytest -n 2 --dist worksteal
 
 $(ENVIRONMENT): setup.cfg

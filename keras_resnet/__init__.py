@@ -1,5 +1,7 @@
 """Deep residual networks in Keras, as in the papers of He, Zhang, Ren and Sun."""
 
+from keras_resnet.folding import fold
+from keras_resnet.graphs import recursion_limit
 from keras_resnet.models import (
     CifarPlainNet,
     CifarResNet,
@@ -22,6 +24,36 @@ from keras_resnet.models import (
 from keras_resnet.normalization import decode_predictions, preprocess_input
 from keras_resnet.optimizers import SGD, PlateauSchedule, StepSchedule
 from keras_resnet.weights import load_weights, save_torchvision
+
+__version__ = "0.1.0"
+__all__ = [
+    "CifarPlainNet",
+    "CifarResNet",
+    "PlainNet18",
+    "PlainNet34",
+    "PlateauSchedule",
+    "ResNet101",
+    "ResNet101V2",
+    "ResNet152",
+    "ResNet152V2",
+    "ResNet18",
+    "ResNet18V2",
+    "ResNet200V2",
+    "ResNet34",
+    "ResNet34V2",
+    "ResNet50",
+    "ResNet50V2",
+    "SGD",
+    "StepSchedule",
+    "decode_predictions",
+    "features",
+    "fold",
+    "from_weights",
+    "load_weights",
+    "preprocess_input",
+    "recursion_limit",
+    "save_torchvision",
+]
 
 
 def __getattr__(name):

@@ -77,45 +77,21 @@ class SGD(keras.optimizers.SGD):
         super().update_step(gradient, variable, learning_rate)
 
 
-class StepSchedule(keras.callbacks.Callback):
-    """The learning rate by iteration: divided by 10 at each boundary (P1 4.2).
+class _DividedRate(keras.callbacks.Callback):
+    """What both schedules share: the warm-up, the optimizer's iterations, and rates that are tenths of the first.
 
-    With `warmup_rate`, the rule of P1 4.2 for 110 layers and more: that rate until the training error of an epoch is
-    below `warmup_error`, then the schedule. In the paper that took about 400 iterations, which is one epoch.
-
-    Iterations are the optimizer's: where gradients are accumulated, one is several batches, and a step that
-    `LossScaleOptimizer` leaves out is none. So training goes on where the optimizer is, restored by whatever means.
-    `state` is what a resumed run has to restore; where nobody does, as behind BackupAndRestore, the optimizer's rate
-    tells whether the warm-up is over. A model with another optimizer starts with a new state.
-
-    Within one execution of `steps_per_execution` the rate cannot change: a boundary inside is met at its end, which a
-    warning says.
-
-    Args:
-        learning_rate: the first rate.
-        boundaries: iterations at which the rate is divided by 10, ascending.
-        warmup_rate: None for no warm-up, or the rate to start with.
-        warmup_error: in [0, 1].
-        steps: None, or the iteration after which training stops.
-
-    Raises:
-        ValueError: an argument is out of its range.
-
-    The model is to be compiled with a metric named "error" where `warmup_rate` is given.
+    `drops` says how often the rate has been divided by 10. The state is documented with `StepSchedule`.
     """
 
-    def __init__(self, learning_rate=0.1, boundaries=(32_000, 48_000), warmup_rate=None, warmup_error=0.8, steps=None):
+    def __init__(self, learning_rate, warmup_rate, warmup_error, steps):
         super().__init__()
         self.learning_rate = learning_rate
-        self.boundaries = tuple(boundaries)
         self.warmup_rate = warmup_rate
         self.warmup_error = warmup_error
         self.steps = steps
         for name in ("learning_rate", "warmup_rate", "steps"):
             if getattr(self, name) is not None:
                 _check(name, getattr(self, name))
-        if list(self.boundaries) != sorted(self.boundaries):
-            raise ValueError(f"boundaries ascend; found {self.boundaries}")
         self.state = self.first_state()
         self.optimizer = None  # the one that `state` belongs to
         self.step = 0  # iterations made, or more: batches are counted, and the optimizer is asked when it matters
@@ -134,7 +110,7 @@ class StepSchedule(keras.callbacks.Callback):
 
     def drops(self, step):
         """How often the rate has been divided by 10 before iteration `step`."""
-        return sum(step >= boundary for boundary in self.boundaries)
+        raise NotImplementedError
 
     def set_model(self, model):
         super().set_model(model)
@@ -174,14 +150,16 @@ class StepSchedule(keras.callbacks.Callback):
         if self.step >= self.end or self.rate(self.step) != self.current_rate:
             # It may be so far; an iteration may also be several batches, or left out. Asking waits for the device.
             self.model.stop_training |= self._ask() >= self.end
-            late = [b for b in self.boundaries if b < self.step and self.rate(b) < self.current_rate]
-            late += [self.steps] if self.end < self.step else []
-            if late:
+            if late := self.passed():
                 warnings.warn(
                     f"iteration {', '.join(map(str, late))} of the schedule lay within an execution of several steps, "
                     f"so that its change came late, at {self.step}; choose a steps_per_execution that divides it",
                     stacklevel=2,
                 )
+
+    def passed(self):
+        """Iterations at which something was to change, and that lie before the last one already."""
+        return [self.steps] if self.end < self.step else []
 
     def on_epoch_end(self, epoch, logs=None):
         if self.state["warm_at_step"] is None:
@@ -210,7 +188,48 @@ class StepSchedule(keras.callbacks.Callback):
             print(f"\n{text}")
 
 
-class PlateauSchedule(StepSchedule):
+class StepSchedule(_DividedRate):
+    """The learning rate by iteration: divided by 10 at each boundary (P1 4.2).
+
+    With `warmup_rate`, the rule of P1 4.2 for 110 layers and more: that rate until the training error of an epoch is
+    below `warmup_error`, then the schedule. In the paper that took about 400 iterations, which is one epoch.
+
+    Iterations are the optimizer's: where gradients are accumulated, one is several batches, and a step that
+    `LossScaleOptimizer` leaves out is none. So training goes on where the optimizer is, restored by whatever means.
+    `state` is what a resumed run has to restore; where nobody does, as behind BackupAndRestore, the optimizer's rate
+    tells whether the warm-up is over. A model with another optimizer starts with a new state.
+
+    Within one execution of `steps_per_execution` the rate cannot change: a boundary inside is met at its end, which a
+    warning says.
+
+    Args:
+        learning_rate: the first rate.
+        boundaries: iterations at which the rate is divided by 10, ascending.
+        warmup_rate: None for no warm-up, or the rate to start with.
+        warmup_error: in [0, 1].
+        steps: None, or the iteration after which training stops.
+
+    Raises:
+        ValueError: an argument is out of its range.
+
+    The model is to be compiled with a metric named "error" where `warmup_rate` is given.
+    """
+
+    def __init__(self, learning_rate=0.1, boundaries=(32_000, 48_000), warmup_rate=None, warmup_error=0.8, steps=None):
+        super().__init__(learning_rate, warmup_rate, warmup_error, steps)
+        self.boundaries = tuple(boundaries)
+        if list(self.boundaries) != sorted(self.boundaries):
+            raise ValueError(f"boundaries ascend; found {self.boundaries}")
+
+    def drops(self, step):
+        return sum(step >= boundary for boundary in self.boundaries)
+
+    def passed(self):
+        late = [b for b in self.boundaries if b < self.step and self.rate(b) < self.current_rate]
+        return late + super().passed()
+
+
+class PlateauSchedule(_DividedRate):
     """The learning rate by validation error: divided by 10 when it plateaus (P1 3.4).
 
     That is, when the best error of all epochs is `patience` epochs old; the paper does not say how it judged. Epochs
@@ -224,7 +243,7 @@ class PlateauSchedule(StepSchedule):
     """
 
     def __init__(self, learning_rate=0.1, warmup_rate=None, warmup_error=0.8, steps=None, patience=5):
-        super().__init__(learning_rate, (), warmup_rate, warmup_error, steps)
+        super().__init__(learning_rate, warmup_rate, warmup_error, steps)
         _check("patience", patience)
         self.patience = patience
         self.not_validated = 0  # the last so many epochs

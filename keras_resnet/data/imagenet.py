@@ -163,6 +163,10 @@ def augment(data, size, shorter_side, place, flip, shift):
 def attempt(make, rows, parallel):
     """Applies a function to each row of a batch, several at a time, and leaves out the rows for which it fails.
 
+    `tf.map_fn` ends with the first row that fails, and so would a data set without `ignore_errors`. This one is made
+    anew for each batch, within the graph of the input, so that who reads the input sees whole batches: a single
+    element. Its last row is there only because a data set without any has no element, and is taken off again.
+
     Args:
         make: a function from a row to a tuple of tensors of known shape.
         rows: a tuple of tensors (batch, ...), or of tuples of them.
@@ -305,7 +309,7 @@ def training_batches(
     if not steps:
         raise ValueError(f"a batch of {batch_size} is larger than the training data, {n} examples")
     first_epoch, skipped_steps = divmod(first_step, steps)
-    size = batch_size // parts.count
+    size = batch_size // parts.total
     least, greatest = shorter_sides(image_size)
 
     def epoch(number):
@@ -338,8 +342,9 @@ def training_batches(
         return tf.ensure_shape(images, (size, image_size, image_size, 3)), tf.ensure_shape(labels, (size,))
 
     epochs = tf.data.Dataset.range(first_epoch, np.iinfo("int64").max)
-    # Two at a time, so that all cores have work while the last images of a batch are read.
-    return epochs.flat_map(epoch).map(batch, num_parallel_calls=2).prefetch(1)
+    # Two batches at a time, so that all cores have work while the last images of one are read; and one is ready.
+    own = len(parts.own)
+    return epochs.flat_map(epoch).map(batch, num_parallel_calls=2 * own).prefetch(own)
 
 
 def center_batches(files, *, batch_size=64, image_size=IMAGE_SIZE, skipped=None, parts=WHOLE):
@@ -353,11 +358,13 @@ def center_batches(files, *, batch_size=64, image_size=IMAGE_SIZE, skipped=None,
     def batch(ends):
         numbers = tf.range(ends[0], ends[1])
         _, images, labels = _read(files, numbers, lambda data: center_crop(decode(data), image_size), (), skipped)
-        if parts.count > 1:
+        if parts.total > 1:
             tf.debugging.assert_positive(tf.size(labels), NOTHING)
         return tf.ensure_shape(images, (None, image_size, image_size, 3)), labels
 
-    batches = evaluation_ranges(len(files), batch_size, parts).map(batch, num_parallel_calls=2).prefetch(1)
+    own = len(parts.own)
+    ranges = evaluation_ranges(len(files), batch_size, parts)
+    batches = ranges.map(batch, num_parallel_calls=2 * own).prefetch(own)
     return batches if skipped is None else batches.filter(lambda images, labels: tf.size(labels) > 0)
 
 

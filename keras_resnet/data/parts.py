@@ -9,9 +9,9 @@ from keras_resnet.data.sources import DataError
 
 
 class Parts(typing.NamedTuple):
-    """Every batch is cut into `count` parts; a stream has those numbered `own`, a range, one after the other."""
+    """Every batch is cut into `total` parts; a stream has those numbered `own`, a range, one after the other."""
 
-    count: int = 1
+    total: int = 1
     own: range = range(1)
 
 
@@ -23,14 +23,14 @@ def training_order(order, batch_size, parts=WHOLE):
 
     Args:
         order: int32 (n,), the examples.
-        batch_size: examples in a batch, at most n and a multiple of `parts.count`.
+        batch_size: examples in a batch, at most n and a multiple of `parts.total`.
         parts: `Parts`.
 
     Returns:
-        int32 (batches * len(parts.own), batch_size / parts.count), a row for each part.
+        int32 (batches * len(parts.own), batch_size / parts.total), a row for each part.
     """
-    size = batch_size // parts.count
-    batches = tf.reshape(order[: len(order) // batch_size * batch_size], (-1, parts.count, size))
+    size = batch_size // parts.total
+    batches = tf.reshape(order[: len(order) // batch_size * batch_size], (-1, parts.total, size))
     return tf.reshape(batches[:, parts.own.start : parts.own.stop], (-1, size))
 
 
@@ -48,9 +48,9 @@ def evaluation_ranges(n, batch_size, parts=WHOLE):
     Raises:
         DataError: there are fewer examples than parts.
     """
-    if n < parts.count:
-        raise DataError(f"{parts.count} devices cannot share {n} examples to be tested on; train on fewer devices")
-    rounds = -(-n // (batch_size * parts.count))
-    edges = np.arange(rounds * parts.count + 1) * n // (rounds * parts.count)
-    ranges = np.stack([edges[:-1], edges[1:]], 1).reshape(rounds, parts.count, 2)
+    if n < parts.total:
+        raise DataError(f"{parts.total} devices cannot share {n} examples to be tested on; train on fewer devices")
+    rounds = -(-n // (batch_size * parts.total))
+    edges = np.arange(rounds * parts.total + 1) * n // (rounds * parts.total)
+    ranges = np.stack([edges[:-1], edges[1:]], 1).reshape(rounds, parts.total, 2)
     return tf.data.Dataset.from_tensor_slices(ranges[:, parts.own.start : parts.own.stop].reshape(-1, 2))

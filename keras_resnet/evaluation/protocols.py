@@ -38,7 +38,7 @@ LOOKED_THROUGH = tuple(
 class Result(typing.NamedTuple):
     """What came out.
 
-    `protocol` is in words, by keyword; `classes` their names; `labels` int (n,); `probabilities` float32 (n, classes),
+    `protocol` describes it by keyword; `classes` their names; `labels` int (n,); `probabilities` float32 (n, classes),
     row i for example i.
     """
 
@@ -157,7 +157,7 @@ def load_data(dataset, data_dir=None, *, part=None, models=(), skipped=None):
         skipped: as for `data.imagenet.examples`.
 
     Returns:
-        The names of the classes, examples for `evaluate`, and in words which images they are.
+        The names of the classes, examples for `evaluate`, and which images they are, for people.
 
     Raises:
         EvaluationError: there is no such part, the data have changed since a run set images aside, or they have
@@ -165,16 +165,16 @@ def load_data(dataset, data_dir=None, *, part=None, models=(), skipped=None):
         data.sources.DataError: the data cannot be had.
     """
     if dataset in sources.DATASETS:
-        classes, data, words = _small_images(dataset, data_dir, part or "test", models)
+        classes, data, which = _small_images(dataset, data_dir, part or "test", models)
         examples = tf.data.Dataset.from_tensor_slices(tuple(data))
     else:
-        classes, data, words = _photographs(dataset, data_dir, part, models)
+        classes, data, which = _photographs(dataset, data_dir, part, models)
         examples = imagenet.examples(data, skipped)
     known = [check_classes(path, classes) for path in models] or [(classes, np.arange(len(classes)))]
     if len({names for names, _ in known}) > 1:
         raise EvaluationError(f"{' and '.join(models)} were trained on different classes, and are no ensemble")
-    names, numbers = known[0]
-    return names, examples.map(lambda image, label: (image, tf.gather(numbers, label))), words
+    names, indices = known[0]
+    return names, examples.map(lambda image, label: (image, tf.gather(indices, label))), which
 
 
 def _small_images(dataset, data_dir, part, models):
@@ -288,7 +288,7 @@ def evaluate(classifiers, examples, classes, protocol="center", *, crop=224, bat
         examples: a `tf.data.Dataset` of (image, label), unbatched and in the same order each time it is read. Images:
             (height, width, 3), RGB in [0, 255]. Labels: integers in [0, classes).
         classes: the classes' names.
-        protocol: "center", "10-crop", "multi-scale" or "single"; `data.views.protocol` describes them.
+        protocol: "center", "10-crop", "multi-scale" or "single"; `evaluation.views.protocol` describes them.
         crop: height and width of the crops; 224 in the paper, and all other sizes are in proportion.
         batch_size: views in a forward pass. It has no influence on the result beyond rounding.
         preprocess: what the classifiers are to be given, a function of float32 (batch, height, width, 3) in [0, 255],
@@ -317,23 +317,23 @@ def evaluate(classifiers, examples, classes, protocol="center", *, crop=224, bat
     n = int(examples.cardinality())  # negative where it is not known
     progress = keras.utils.Progbar(n * len(plan.passes) if n > 0 else None, unit_name="image", verbose=verbose)
     labels, total = None, 0
-    for view in plan.passes:
-        numbers, pass_labels, scores = [], [], []
-        for batch_numbers, batch, batch_labels in views.batches(examples, view, batch_size):
+    for one_pass in plan.passes:
+        indices, pass_labels, scores = [], [], []
+        for batch_indices, batch, batch_labels in views.batches(examples, one_pass, batch_size):
             if not 0 <= batch_labels.min() <= batch_labels.max() < len(classes):
                 found = f"{batch_labels.min()} to {batch_labels.max()}"
                 raise EvaluationError(f"with {len(classes)} classes a label is in [0, {len(classes)}); found {found}")
-            scores.append(_mean_probabilities(members, softmax, batch, len(batch_numbers)))
-            numbers.append(batch_numbers)
+            scores.append(_mean_probabilities(members, softmax, batch, len(batch_indices)))
+            indices.append(batch_indices)
             pass_labels.append(batch_labels)
-            progress.add(len(batch_numbers))
-        order = np.argsort(np.concatenate(numbers))
+            progress.add(len(batch_indices))
+        order = np.argsort(np.concatenate(indices))
         pass_labels = np.concatenate(pass_labels)[order].astype("int64")
         if labels is not None and not np.array_equal(labels, pass_labels):
             raise EvaluationError("the examples came in another order when they were read again; do not shuffle them")
         labels, total = pass_labels, total + np.concatenate(scores)[order]
-    words = {"name": plan.name, **plan.words, "averaging": _averaging(len(members), plan)}
-    return Result(words, tuple(classes), labels, (total / len(plan.passes)).astype("float32"))
+    description = {"name": plan.name, **plan.description, "averaging": _averaging(len(members), plan)}
+    return Result(description, tuple(classes), labels, (total / len(plan.passes)).astype("float32"))
 
 
 class _Member(typing.NamedTuple):
@@ -478,8 +478,8 @@ def _check(member, examples, plan, classes):
     It is done before the work begins, so that what does not fit is known in time.
     """
     outputs = []
-    for view in plan.passes:
-        for _, batch, _ in views.batches(examples.take(1), view, 1):
+    for one_pass in plan.passes:
+        for _, batch, _ in views.batches(examples.take(1), one_pass, 1):
             try:
                 outputs.append(member(batch, compiled=False))
             except EvaluationError:

@@ -10,7 +10,7 @@ import typing
 import numpy as np
 import tensorflow as tf
 
-from keras_resnet.data.imagenet import resize_shorter_side
+from keras_resnet.data.imagenet import center_crop, resize_shorter_side
 
 # P1 3.4. For another crop all of them are in proportion.
 CROP = 224
@@ -18,7 +18,7 @@ SHORTER_SIDE = 256
 SCALES = (224, 256, 384, 480, 640)
 
 PROTOCOLS = ("center", "10-crop", "multi-scale", "single")
-WORDS = ("resize", "interpolation", "crop", "views")
+DESCRIBED = ("resize", "interpolation", "crop", "views")
 INTERPOLATION = "bilinear, antialiased, not rounded"
 WAITING = 4  # batches' worth of examples that may wait for others of their shape
 
@@ -27,13 +27,13 @@ class Protocol(typing.NamedTuple):
     """How an image is tested.
 
     `passes` are functions from an image (height, width, 3) to some of its views, float32 (views, height, width, 3), as
-    many in each pass. `any_size`: whether the network sees views of several sizes. `words` say the same to people.
+    many in each pass. `any_size`: whether the network sees views of several sizes. `description` is for people.
     """
 
     name: str
     passes: tuple
     any_size: bool
-    words: dict
+    description: dict
 
 
 def protocol(name, crop=CROP):
@@ -57,22 +57,22 @@ def protocol(name, crop=CROP):
     side, scales = in_proportion(SHORTER_SIDE), [in_proportion(size) for size in SCALES]
     if name == "center":
         passes, any_size = (functools.partial(center, side=side, crop=crop),), False
-        said = f"shorter side to {side}", INTERPOLATION, f"{crop}x{crop}, centre", "1"
+        description = f"shorter side to {side}", INTERPOLATION, f"{crop}x{crop}, centre", "1"
     elif name == "10-crop":
         passes, any_size = (functools.partial(ten_crops, side=side, crop=crop),), False
         which = f"{crop}x{crop}, four corners and centre"
-        said = f"shorter side to {side}", INTERPOLATION, which, "10, each crop and its mirror image"
+        description = f"shorter side to {side}", INTERPOLATION, which, "10, each crop and its mirror image"
     elif name == "multi-scale":
         passes, any_size = tuple(functools.partial(whole, side=side) for side in scales), True
         sides = f"shorter side to {', '.join(map(str, scales[:-1]))} and {scales[-1]}"
         which = "none, fully convolutional: scores before the softmax averaged over all positions of a view"
-        said = sides, INTERPOLATION, which, f"{2 * len(scales)}, the image at each size and its mirror image"
+        description = sides, INTERPOLATION, which, f"{2 * len(scales)}, the image at each size and its mirror image"
     elif name == "single":
         passes, any_size = (single,), False
-        said = "none", "none", "none", "1, the image as it is"
+        description = "none", "none", "none", "1, the image as it is"
     else:
         raise ValueError(f"the protocol is one of {', '.join(PROTOCOLS)}; found {name!r}")
-    return Protocol(name, passes, any_size, dict(zip(WORDS, said, strict=True)))
+    return Protocol(name, passes, any_size, dict(zip(DESCRIBED, description, strict=True)))
 
 
 def single(image):
@@ -88,9 +88,7 @@ def whole(image, side):
 
 def center(image, side, crop):
     """The crop in the middle, half a pixel up and left where it cannot be exact."""
-    image = resize_shorter_side(image, side)
-    top, left = ((length - crop) // 2 for length in tf.unstack(tf.shape(image)[:2]))
-    return image[None, top : top + crop, left : left + crop]
+    return center_crop(image, crop, side)[None]
 
 
 def ten_crops(image, side, crop):
@@ -103,21 +101,21 @@ def ten_crops(image, side, crop):
     return tf.concat([crops, crops[:, :, ::-1]], axis=0)
 
 
-def batches(examples, view, batch_size):
+def batches(examples, one_pass, batch_size):
     """The views of every example once, in batches of one shape.
 
     Images of the same shape wait for each other, as many as memory is sure to hold; nothing is padded.
 
     Args:
         examples: a `tf.data.Dataset` of (image (height, width, 3), label).
-        view: a pass of a `Protocol`.
+        one_pass: one of the `passes` of a `Protocol`.
         batch_size: views in a batch; at least those of one example, at most this many or those.
 
     Yields:
-        The examples' numbers, int64 (n,); their views, float32 (n * views, height, width, 3); their labels, (n,).
+        The examples' indices, int64 (n,); their views, float32 (n * views, height, width, 3); their labels, (n,).
     """
     viewed = examples.enumerate().map(
-        lambda number, example: (number, view(example[0]), example[1]), num_parallel_calls=tf.data.AUTOTUNE
+        lambda index, example: (index, one_pass(example[0]), example[1]), num_parallel_calls=tf.data.AUTOTUNE
     )
     waiting = collections.defaultdict(list)
     for example in viewed.prefetch(batch_size).as_numpy_iterator():
@@ -133,13 +131,13 @@ def batches(examples, view, batch_size):
 
 
 def _stack(group):
-    numbers, views, labels = zip(*group, strict=True)
-    return np.array(numbers), np.concatenate(views), np.array(labels)
+    indices, views, labels = zip(*group, strict=True)
+    return np.array(indices), np.concatenate(views), np.array(labels)
 
 
-def pick(examples, numbers):
-    """The images of a few examples, in the order of `numbers`; the data set is read once more, as far as needed."""
-    wanted = tf.constant(numbers, "int64")
-    chosen = examples.enumerate().filter(lambda number, example: tf.reduce_any(number == wanted)).take(len(numbers))
-    images = {int(number): image for number, (image, _) in chosen.as_numpy_iterator()}
-    return [images[int(number)] for number in numbers]
+def pick(examples, indices):
+    """The images of a few examples, in the order of `indices`; the data set is read once more, as far as needed."""
+    wanted = tf.constant(indices, "int64")
+    chosen = examples.enumerate().filter(lambda index, example: tf.reduce_any(index == wanted)).take(len(indices))
+    images = {int(index): image for index, (image, _) in chosen.as_numpy_iterator()}
+    return [images[int(index)] for index in indices]

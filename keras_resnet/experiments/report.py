@@ -82,7 +82,7 @@ def command(name, entry, conditions):
     return f"python train/reproduce.py {name} {flags(options)}"
 
 
-def draw(experiment, found, theme):
+def draw(experiment, found):
     """The experiment's figure, or None where there is none or nothing to draw."""
     shared = {entry.row.name: entry for entry in comparable(found)}
     if not shared:
@@ -102,7 +102,7 @@ def draw(experiment, found, theme):
             )
             for name, entry in shared.items()
         ]
-        return figures.draw_responses(networks, f"{experiment.title}; dashed: plain\n{schedule}", theme)
+        return figures.draw_responses(networks, f"{experiment.title}; dashed: plain\n{schedule}")
     panels = []
     for title, names in experiment.panels:
         by_depth = len({experiment.row(name).network["depth"] for name in names}) == len(names)
@@ -115,34 +115,39 @@ def draw(experiment, found, theme):
                 None
                 if "train_on_all" in shared[name].conditions
                 else _mean(shared[name], lambda record: record["history"]["val_error"]),
+                _mean(shared[name], lambda record: record["error"]),
             )
             for position, name in enumerate(names)
             if name in shared
         ]
         if curves:
             panels.append((title, curves))
-    note = f"{experiment.title}; dashed: training, bold: validation\n{schedule}"
-    return figures.draw_curves(panels, note, theme) if panels else None
+    every = [curve for _, curves in panels for curve in curves]
+    drawn = ["dashed: training"]
+    drawn += ["bold: validation"] * any(curve.validation is not None for curve in every)
+    drawn += ["point: test, at the end"] * any(curve.validation is None for curve in every)
+    note = f"{experiment.title}; {', '.join(drawn)}\n{schedule}"
+    return figures.draw_curves(panels, note) if panels else None
 
 
 def _mean(entry, values):
     found = [values(record) for record in entry.records]
-    if len({len(numbers) for numbers in found}) > 1:
+    if len({np.shape(curve) for curve in found}) > 1:
         commands = "\n  ".join(record["command"] for record in entry.records)
         raise RunError(f"these runs have curves of different lengths, so they are not of the same data:\n  {commands}")
     return np.mean(found, axis=0)
 
 
 def _schedule(experiment, entry):
-    """The conditions in words."""
+    """The conditions, for people."""
     whole = (recipes.SMALL_IMAGES if experiment.dataset else recipes.PHOTOGRAPHS)["steps"]
-    words = [f"{_steps(entry):,} steps"]
+    found = [f"{_steps(entry):,} steps"]
     if _steps(entry) != whole:
-        words[0] = f"{_steps(entry):,} of {whole:,} steps"
+        found[0] = f"{_steps(entry):,} of {whole:,} steps"
     others = {name: value for name, value in entry.conditions.items() if name not in ("steps", "data")}
     if "data" in entry.conditions:
-        words.append(entry.conditions["data"])
-    return ", ".join([*words, *([flags(others)] if others else [])])
+        found.append(entry.conditions["data"])
+    return ", ".join([*found, *([flags(others)] if others else [])])
 
 
 def write(records, folder):
@@ -165,27 +170,22 @@ def write(records, folder):
             missing.append((name, experiment))
             continue
         picture = ""
-        if figure := draw(experiment, found, figures.LIGHT):
+        if figure := draw(experiment, found):
             path = os.path.join(folder, f"{name}.png")
-            write_whole(path, lambda file: figure.savefig(file, format="png", dpi=150, facecolor="white"))  # noqa: B023
+            write_whole(path, lambda file: figure.savefig(file, format="png", dpi=150))  # noqa: B023
             written.append(path)
-            picture = _picture(experiment, figure, draw(experiment, found, figures.DARK))
+            picture = _picture(experiment, figure)
         sections.append(_section(name, experiment, found, picture))
     path = os.path.join(folder, "report.html")
     write_whole(path, lambda file: file.write(_page(records, sections, missing).encode(errors="backslashreplace")))
     return [path, *written]
 
 
-def _picture(experiment, light, dark):
-    sources = []
-    for figure in (light, dark):
-        data = io.BytesIO()
-        figure.savefig(data, format="svg", metadata={"Date": None})
-        sources.append(f"data:image/svg+xml;base64,{base64.b64encode(data.getvalue()).decode()}")
-    return (
-        f'<picture><source media="(prefers-color-scheme: dark)" srcset="{sources[1]}">'
-        f'<img src="{sources[0]}" alt="{html.escape(experiment.title)}: figure; the table has its numbers"></picture>'
-    )
+def _picture(experiment, figure):
+    data = io.BytesIO()
+    figure.savefig(data, format="svg", metadata={"Date": None})
+    source = f"data:image/svg+xml;base64,{base64.b64encode(data.getvalue()).decode()}"
+    return f'<img src="{source}" alt="{html.escape(experiment.title)}: figure; the table has its numbers">'
 
 
 COLUMNS = ("network", "parameters", "the paper", "here", "validation", "runs", "conditions", "command")
@@ -207,8 +207,8 @@ def _section(name, experiment, found, picture):
             _schedule(experiment, entry) if results else "–",
         ]
         code = _code(command(name, entry, shared[0].conditions))
-        numbers = [f'<td class="{"" if i in (0, 6) else "number"}">{html.escape(c)}</td>' for i, c in enumerate(cells)]
-        rows.append(f"<tr{'' if results else ' class=missing'}>{''.join(numbers)}<td>{code}</td></tr>")
+        data = [f'<td class="{"" if i in (0, 6) else "number"}">{html.escape(c)}</td>' for i, c in enumerate(cells)]
+        rows.append(f"<tr{'' if results else ' class=missing'}>{''.join(data)}<td>{code}</td></tr>")
     measured = next(entry.records[0]["measured_on"] for entry in found if entry.records)
     heads = "".join(f"<th>{column}</th>" for column in COLUMNS)
     return f"""<section id="{name}">
@@ -234,7 +234,7 @@ def _page(records, sections, missing):
     todo = f"<section><h2>Not run yet</h2><ul>{todo}</ul></section>" if todo else ""
     return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="color-scheme" content="light dark"><title>Deep residual learning: the papers' experiments</title>
+<title>Deep residual learning: the papers' experiments</title>
 <style>{STYLE}</style></head><body><main>
 <h1>The papers' experiments</h1>
 <p>P1 is <a href="https://arxiv.org/abs/1512.03385">Deep Residual Learning for Image Recognition</a>, P2
@@ -253,9 +253,6 @@ the paper's numbers are of networks trained on all 50,000 (<code>--train-on-all<
 
 STYLE = """
 :root { --text: #1f2328; --muted: #59636e; --line: #d8dce1; --back: #ffffff; --code: #f3f4f6; --link: #0060a0; }
-@media (prefers-color-scheme: dark) {
-  :root { --text: #e6e8eb; --muted: #9aa4af; --line: #3b424a; --back: #15181c; --code: #22272e; --link: #6cb8f0; }
-}
 body { margin: 0; background: var(--back); color: var(--text); font: 16px/1.5 system-ui, sans-serif; }
 main { max-width: 1340px; margin: 0 auto; padding: 2rem 1.25rem 4rem; }
 main > p { max-width: 46rem; }

@@ -269,7 +269,7 @@ def test_the_mean_image_is_subtracted_at_the_papers_size(tmp_path, data_dir):
     def network(name, **changes):
         settings = Settings(dataset="tiny_photographs", data_dir=data_dir, output=str(tmp_path), name=name, **changes)
         with run.own_folder(settings):
-            return tasks.photographs(settings).network
+            return tasks.photographs(settings).build()
 
     model = network("paper", batch_size=2)
     colors = str(tmp_path / "paper" / "colors.npz")

@@ -154,7 +154,7 @@ def test_an_image_of_224_gives_the_dense_average(photographs, network, monkeypat
 
 
 def test_the_papers_sizes():
-    words = {name: views.protocol(name).words for name in views.PROTOCOLS}
+    words = {name: views.protocol(name).description for name in views.PROTOCOLS}
     assert words["center"]["resize"] == words["10-crop"]["resize"] == "shorter side to 256"
     assert words["center"]["crop"] == "224x224, centre"
     assert words["multi-scale"]["resize"] == "shorter side to 224, 256, 384, 480 and 640"

@@ -16,7 +16,7 @@ from keras import KerasTensor, layers
 from keras_resnet import blocks
 from keras_resnet.graphs import recursion_limit
 from keras_resnet.normalization import UNKNOWN, mean_and_std, normalize
-from keras_resnet.weights import WeightsError, load_weights, readers
+from keras_resnet.weights import WeightsError, load_weights, published, readers
 
 # Blocks in each of the four stages (P1 Table 1).
 IMAGENET_STAGES = {
@@ -71,7 +71,8 @@ def ResNet50(
         include_top: whether to end with average pooling, the fully connected layer and the softmax.
         weights: None; a path or a Keras model, of this package, torchvision, timm, transformers, keras.applications,
             keras_hub, akamaster, kuangliu, chenyaofo or pytorchcv (docs/weights.md); or "imagenet" for the published
-            weights of `ResNet18` to `ResNet152`, where any other number of `classes` than 1000 gets a new last layer.
+            weights of `ResNet18` to `ResNet152`, "cifar10" for those of CIFAR networks that this package brings; with
+            another number of `classes` the last layer is new.
         input_tensor: a Keras tensor to build the network on, instead of a new input. The model's inputs are those that
             it was computed from.
         input_shape: (height, width, channels); None for a size is any size. Default: any size, three channels.
@@ -370,11 +371,12 @@ def _build(
     _check_stride(output_stride, stem, len(repetitions))
     _check_shape(input_shape)
     inputs = layers.Input(input_shape or (None, None, 3), name="images") if input_tensor is None else input_tensor
-    published = isinstance(weights, str) and weights in readers.PUBLISHED
-    if published:  # before anything is fetched
+    by_name = isinstance(weights, str) and weights in published.PUBLISHED
+    if by_name:  # before anything is fetched
         _check_published(
             weights,
             default_name,
+            block=convolutions.__name__,
             shortcut=shortcut,
             stem=stem,
             activation_order=activation_order,
@@ -412,7 +414,7 @@ def _build(
         inputs = inputs[0] if len(inputs) == 1 else inputs
     model = _model(inputs, x, name or default_name, sum(repetitions))
     if source:
-        new_top = published and include_top and classes != readers.PUBLISHED[weights].classes  # it is to be trained
+        new_top = by_name and include_top and classes != published.PUBLISHED[weights].classes  # it is to be trained
         loaded = _model(inputs, model.get_layer("pool").output, model.name, sum(repetitions)) if new_top else model
         load_weights(loaded, source)
     if unknown:
@@ -517,10 +519,10 @@ def _check_shape(input_shape):
 
 def _check_published(weights, network, **found):
     """ValueError where the network with published weights differs from this one in more than its last layer."""
-    published = readers.PUBLISHED[weights]
-    if network not in published.files:
+    found_there = published.PUBLISHED[weights]
+    if network not in found_there.files:
         return  # `readers.read` says which there are
-    for option, allowed in published.options.items():
+    for option, allowed in found_there.options.items():
         if found[option] not in allowed:
             needed = " or ".join(f"{option}={value!r}" for value in allowed)
             raise ValueError(f'weights="{weights}" are of a network with {needed}; found {found[option]!r}')

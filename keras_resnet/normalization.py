@@ -146,17 +146,29 @@ def preprocess_input(images, mode="auto"):
     return (x - mean) / std
 
 
-def decode_predictions(predictions, top=5):
-    """Names the most probable of ImageNet's classes, as in keras.applications, whose list it fetches once.
+CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+
+
+def decode_predictions(predictions, top=5, classes="imagenet"):
+    """Names the most probable classes, as the function of the same name in keras.applications.
 
     Args:
-        predictions: (batch, 1000) probabilities.
+        predictions: (batch, classes) probabilities.
         top: how many classes.
+        classes: "imagenet", whose list of 1000 keras.applications fetches once; "cifar10"; or the names in their order.
 
     Returns:
-        For each image a list of (WordNet identifier, description, probability), the most probable first.
+        For each image a list of (identifier, name, probability), the most probable first. The identifier is ImageNet's
+        of WordNet, and for other classes their number, such as "3".
 
     Raises:
-        ValueError: there are not 1000 classes.
+        ValueError: there are not as many classes as names.
     """
-    return imagenet_utils.decode_predictions(keras.ops.convert_to_numpy(predictions), top=top)
+    predictions = ops.convert_to_numpy(predictions)
+    if isinstance(classes, str) and classes == "imagenet":
+        return imagenet_utils.decode_predictions(predictions, top=top)
+    names = CIFAR10_CLASSES if isinstance(classes, str) and classes == "cifar10" else tuple(classes)
+    if predictions.ndim != 2 or predictions.shape[1] != len(names):
+        raise ValueError(f"predictions are (batch, {len(names)}) for {len(names)} classes; found {predictions.shape}")
+    best = np.argsort(-predictions, axis=1, kind="stable")[:, :top]
+    return [[(str(i), names[i], float(row[i])) for i in order] for row, order in zip(predictions, best, strict=True)]

@@ -20,6 +20,7 @@ import tensorflow as tf
 from keras_resnet.data import imagenet, records, sources
 from keras_resnet.evaluation import views
 from keras_resnet.graphs import LOADING_DEPTH, recursion_limit
+from keras_resnet.weights.published import find
 
 PARTS = ("test", "validation", "all")  # of data
 
@@ -107,6 +108,7 @@ def run_settings(path):
 
 def _beside(path, name):
     """What the JSON file `name` beside a model holds, or None where there is none."""
+    path = find(path)
     file = os.path.join(path if os.path.isdir(path) else os.path.dirname(path), name)
     if not os.path.isfile(file):
         return None
@@ -259,7 +261,7 @@ def load_model(path):
     """Loads a classifier.
 
     Args:
-        path: a `.keras` file, or the folder of a finished run of `train/fit.py`.
+        path: a `.keras` file, the folder of a finished run of `train/fit.py`, or the name of a network in the package.
 
     Returns:
         The `keras.Model`, not compiled.
@@ -267,6 +269,7 @@ def load_model(path):
     Raises:
         EvaluationError: there is none, or it cannot be read.
     """
+    path = find(path)
     file = os.path.join(path, "model.keras") if os.path.isdir(path) else path
     if not os.path.isfile(file):
         if os.path.isdir(path):

@@ -24,6 +24,7 @@ from keras_resnet.folding import fold
 from keras_resnet.graphs import LOADING_DEPTH, recursion_limit
 from keras_resnet.serving import formats, signatures
 from keras_resnet.serving.formats import ExportError
+from keras_resnet.weights.published import find
 
 TOP_K = 5
 CALIBRATION_IMAGES = 300
@@ -116,7 +117,7 @@ def export_run(path, folder, *, classes=None, crop=None, **options):
     """Exports what `train/fit.py` left, or a `.keras` file.
 
     Args:
-        path: the folder of a finished run, or a `.keras` file.
+        path: the folder of a finished run, a `.keras` file, or the name of a network in the package.
         folder, options: as for `export`.
         classes, crop: the same; default the run's, the classes those in classes.json beside the model.
 
@@ -126,6 +127,7 @@ def export_run(path, folder, *, classes=None, crop=None, **options):
     Raises:
         ExportError, evaluation.EvaluationError: there is no such model, or it cannot be exported.
     """
+    path = find(path)
     model = evaluation.load_model(path)
     about = {"source": os.path.abspath(path)}
     if os.path.isdir(path):

@@ -131,7 +131,8 @@ def _trained(settings):
     """The `readers.Source` of --init-from; an empty one without."""
     if settings.init_from is None:
         return readers.Source("nothing", None)
-    return readers.read(settings.init_from, settings.builder.__name__.lower() if settings.photographs else None)
+    small = f"cifar_{'plainnet' if settings.plain else 'resnet'}{settings.depth}"
+    return readers.read(settings.init_from, settings.builder.__name__.lower() if settings.photographs else small)
 
 
 def _initialized(network, trained, settings):

@@ -4,7 +4,6 @@ What is read has its own names, of which `families` has the tables, and comes wi
 PyTorch's files are read by its weights-only loader, which executes nothing.
 """
 
-import importlib
 import itertools
 import json
 import math
@@ -21,62 +20,14 @@ import numpy as np
 from keras_resnet import blocks, normalization
 from keras_resnet.blocks import BN_EPSILON
 from keras_resnet.graphs import LOADING_DEPTH, recursion_limit
-from keras_resnet.weights import families
+from keras_resnet.weights import families, published
+from keras_resnet.weights.published import WeightsError, package
 
-
-class Published(typing.NamedTuple):
-    """Networks with published weights: their number of classes, what their builders' options have to be, and the files.
-
-    `options` are all values that an option may have; `files` by the network's name an address and a hash.
-    """
-
-    classes: int
-    options: dict
-    files: dict
-
-
-ORIGINAL = {"activation_order": ("original",), "shortcut_variant": (None,), "channels": (3,)}
-# With 50 layers and more the authors' own, converted from Caffe by keras.applications, with the
-# hashes in its source; with 18 and 34, which the authors did not release, torchvision's. The first eight digits of
-# these two hashes are in the address.
-APPLICATIONS = "https://storage.googleapis.com/tensorflow/keras-applications/resnet/"
-PUBLISHED = {
-    "imagenet": Published(
-        1000,
-        {"shortcut": ("B",), "stem": ("7x7",), **ORIGINAL},
-        {
-            "resnet18": (
-                "https://download.pytorch.org/models/resnet18-f37072fd.pth",
-                "f37072fd47e89c5e827621c5baffa7500819f7896bbacec160b1a16c560e07ec",
-            ),
-            "resnet34": (
-                "https://download.pytorch.org/models/resnet34-b627a593.pth",
-                "b627a593bcbe140c234610266fe4f8ae95ea42fc881d091c9b6052e6b1d0590f",
-            ),
-            "resnet50": (
-                APPLICATIONS + "resnet50_weights_tf_dim_ordering_tf_kernels.h5",
-                "2cb95161c43110f7111970584f804107",
-            ),
-            "resnet101": (
-                APPLICATIONS + "resnet101_weights_tf_dim_ordering_tf_kernels.h5",
-                "f1aeb4b969a6efcfb50fad2f0c20cfc5",
-            ),
-            "resnet152": (
-                APPLICATIONS + "resnet152_weights_tf_dim_ordering_tf_kernels.h5",
-                "100835be76be38e30d865e96f2aaae62",
-            ),
-        },
-    )
-}
 # Of torch.compile, DataParallel, Lightning and a classifier of transformers.
 PREFIXES = re.compile(r"^(_orig_mod\.|module\.|model\.|resnet\.)*")
 # Where the training scripts of PyTorch put the state dict into their checkpoints.
 CHECKPOINTS = ("state_dict", "model_state_dict", "model_state", "model", "net")
 IGNORED = ".num_batches_tracked"  # a counter of PyTorch that no output depends on
-
-
-class WeightsError(ValueError):
-    """These weights cannot be read, or are not the network's. The message says why; nothing has been changed."""
 
 
 class Source(typing.NamedTuple):
@@ -163,8 +114,9 @@ def read(source, network=None):
     """Reads weights from wherever they are; `docs/weights.md` has the table of all sources.
 
     Args:
-        source: a path (`.safetensors`, `.pth`, `.pt`, `.th`, `.bin`, `.h5`, `.keras`), a `keras.Model`, or "imagenet".
-        network: the name of the network that "imagenet" is asked for, such as "resnet50".
+        source: a path (`.safetensors`, `.pth`, `.pt`, `.th`, `.bin`, `.h5`, `.keras`), the folder of a finished run or
+            the name of a network in the package, a `keras.Model`, or one of PUBLISHED.
+        network: the name of the network that published weights are asked for, such as "resnet50".
 
     Returns:
         A `Source`.
@@ -178,7 +130,11 @@ def read(source, network=None):
         return _of_model(source, source.name)
     if not isinstance(source, (str, os.PathLike)):
         raise WeightsError(f'weights is None, a Keras model, a path or "imagenet"; found {source!r}')
-    path = _published(source, network) if source in PUBLISHED else os.fspath(source)
+    if source in published.PUBLISHED:
+        path = published.fetch(source, network)
+    else:
+        path = published.find(source)
+        path = os.path.join(path, "model.keras") if os.path.isdir(path) else path
     extension = os.path.splitext(path)[1]
     if extension not in READERS:
         raise WeightsError(
@@ -193,33 +149,6 @@ def read(source, network=None):
     except Exception as error:  # each format has its own
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise WeightsError(f"{path} cannot be read: {reason}") from error
-
-
-def _published(weights, network):
-    files = PUBLISHED[weights].files
-    if network not in files:
-        raise WeightsError(f'weights="{weights}" is for the builders of {", ".join(files)}; found {network}')
-    url, digest = files[network]
-    if url.endswith(".pth"):
-        package("torch", url)
-    try:
-        return keras.utils.get_file(origin=url, cache_subdir="models", file_hash=digest)
-    except Exception as error:  # Keras raises this type itself
-        name = url.rsplit("/", 1)[1]
-        raise WeightsError(
-            f"the published weights could not be fetched: {error}\nWithout a network: download {url} elsewhere and put "
-            f'it into the folder models of Keras (~/.keras/models/{name}), or give its path, weights="{name}"'
-        ) from error
-
-
-def package(name, path):
-    """Imports what only some formats need."""
-    try:
-        return importlib.import_module(name)
-    except ImportError as error:
-        needed = name.split(".")[0]
-        extra = {"torch": "torch", "safetensors": "weights"}[needed]
-        raise WeightsError(f'{path} needs the package {needed}: pip install "keras-deep-residual[{extra}]"') from error
 
 
 def _recognized(name, tensors, **known):

@@ -18,10 +18,10 @@ from conftest import ROOT, by_hand, images, randomize, shared
 
 import keras_resnet
 from keras_resnet import blocks, models, normalization
-from keras_resnet.weights import load_weights, readers
+from keras_resnet.weights import load_weights, published, readers
 from keras_resnet.weights.readers import WeightsError
 
-IMAGENET = readers.PUBLISHED["imagenet"].files
+IMAGENET = published.PUBLISHED["imagenet"].files
 
 safetensors = pytest.importorskip("safetensors.numpy", reason="safetensors is not installed")
 RELATIVE = 1e-4  # of the largest logit

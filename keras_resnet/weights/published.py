@@ -1,0 +1,116 @@
+"""Published weights: of others for ImageNet, which are fetched; of this project for CIFAR-10, in the package.
+
+`shipped/` holds what finished runs leave, a folder for each: the network, its classes, settings and result.
+"""
+
+import importlib
+import os
+import pathlib
+import typing
+
+import keras
+
+SHIPPED = pathlib.Path(__file__).with_name("shipped")
+
+
+class WeightsError(ValueError):
+    """These weights cannot be read, or are not the network's. The message says why; nothing has been changed."""
+
+
+def shipped() -> dict[str, str]:
+    """The networks in the package, trained as in P1 4.2: `shipped/cifar10-resnet-20` by the builder's name of it."""
+    found = {}
+    for folder in sorted(SHIPPED.glob("cifar10-*")):
+        _, kind, depth = folder.name.split("-")
+        found[f"cifar_{'plainnet' if kind == 'plain' else kind}{depth}"] = str(folder / "model.keras")
+    return found
+
+
+class Published(typing.NamedTuple):
+    """Networks with published weights: their number of classes, what their builders' options have to be, and the files.
+
+    `options` are all values that an option may have; `files` by the network's name an address and a hash, or a path.
+    """
+
+    classes: int
+    options: dict
+    files: dict
+
+
+# Of the builders' options.
+ORIGINAL = {"activation_order": ("original",), "shortcut_variant": (None,), "channels": (3,)}
+# With 50 layers and more the authors' own, converted from Caffe by keras.applications, with the
+# hashes in its source; with 18 and 34, which the authors did not release, torchvision's. The first eight digits of
+# these two hashes are in the address.
+APPLICATIONS = "https://storage.googleapis.com/tensorflow/keras-applications/resnet/"
+PUBLISHED = {
+    "imagenet": Published(
+        1000,
+        {"shortcut": ("B",), "stem": ("7x7",), **ORIGINAL},
+        {
+            "resnet18": (
+                "https://download.pytorch.org/models/resnet18-f37072fd.pth",
+                "f37072fd47e89c5e827621c5baffa7500819f7896bbacec160b1a16c560e07ec",
+            ),
+            "resnet34": (
+                "https://download.pytorch.org/models/resnet34-b627a593.pth",
+                "b627a593bcbe140c234610266fe4f8ae95ea42fc881d091c9b6052e6b1d0590f",
+            ),
+            "resnet50": (
+                APPLICATIONS + "resnet50_weights_tf_dim_ordering_tf_kernels.h5",
+                "2cb95161c43110f7111970584f804107",
+            ),
+            "resnet101": (
+                APPLICATIONS + "resnet101_weights_tf_dim_ordering_tf_kernels.h5",
+                "f1aeb4b969a6efcfb50fad2f0c20cfc5",
+            ),
+            "resnet152": (
+                APPLICATIONS + "resnet152_weights_tf_dim_ordering_tf_kernels.h5",
+                "100835be76be38e30d865e96f2aaae62",
+            ),
+        },
+    ),
+    "cifar10": Published(10, {"block": ("basic",), "shortcut": ("A", None), "stem": ("3x3",), **ORIGINAL}, shipped()),
+}
+
+
+def find(path: str | os.PathLike) -> str:
+    """Where a path leads: that of a folder in the package, if it is the name of one and nothing else has this name."""
+    path = os.fspath(path)
+    folder = SHIPPED / path
+    return str(folder) if folder.parent == SHIPPED and folder.is_dir() and not os.path.exists(path) else path
+
+
+def fetch(weights: str, network: str | None) -> str:
+    """The file of a network with published weights, which is downloaded once where it is not in the package.
+
+    Raises:
+        WeightsError: there are no weights of this network, or they could not be fetched.
+    """
+    files = PUBLISHED[weights].files
+    if network not in files:
+        known = ", ".join(files) or "no network yet"
+        raise WeightsError(f'weights="{weights}" is for the builders of {known}; found {network}')
+    if isinstance(files[network], str):
+        return files[network]
+    url, digest = files[network]
+    if url.endswith(".pth"):
+        package("torch", url)
+    try:
+        return keras.utils.get_file(origin=url, cache_subdir="models", file_hash=digest)
+    except Exception as error:  # Keras raises this type itself
+        name = url.rsplit("/", 1)[1]
+        raise WeightsError(
+            f"the published weights could not be fetched: {error}\nWithout a network: download {url} elsewhere and put "
+            f'it into the folder models of Keras (~/.keras/models/{name}), or give its path, weights="{name}"'
+        ) from error
+
+
+def package(name: str, path: str):
+    """Imports what only some formats need."""
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        needed = name.split(".")[0]
+        extra = {"torch": "torch", "safetensors": "weights"}[needed]
+        raise WeightsError(f'{path} needs the package {needed}: pip install "keras-deep-residual[{extra}]"') from error

@@ -73,6 +73,7 @@ def settings(options, values):
     """A trial's `Settings`, its numbers rounded."""
     rounded = {name: float(f"{values[name]:.3g}") for name in ("lr", "weight_decay")}
     chosen = {name: values[name] for name in ("shortcut", "batch_size", "warmup")}
+    chosen["bn_batch_size"] = values["batch_size"]  # a trial is Keras' own step, whose batch is one part
     return Settings(depth=options.depth, dataset=options.dataset, data_dir=options.data_dir, **rounded, **chosen)
 
 

@@ -40,6 +40,11 @@ class Files:
         """What `read` needs for the examples with these numbers, int (m,): paths, string (m,), and labels, (m,)."""
         return tuple(tf.gather(tensor, numbers) for tensor in self._tensors)
 
+    def check(self, number):
+        """OSError where an example's file cannot be read."""
+        with open(self.paths[number], "rb"):
+            pass
+
     def read(self, path, label):
         """One example: the content of an image file, a string, and its label, int64."""
         return tf.io.read_file(path), label

@@ -225,6 +225,10 @@ def _load(files, number, skipped):
         data, label = files.read(*row)
         return decode(data).numpy(), label.numpy()
     except tf.errors.InvalidArgumentError as error:
+        try:
+            files.check(number)
+        except OSError as unreadable:
+            raise _failure(UNREADABLE, files, number, unreadable) from error
         if skipped is None:
             raise _failure(DAMAGED, files, number, error) from error
         skipped.add(files.name(number))

@@ -47,12 +47,25 @@ class Records:
         return self.files, self.offsets, self.lengths
 
     def rows(self, numbers):
-        """What `read` needs for the examples with these numbers, int (m,): their records, string (m,)."""
+        """What `read` needs for the examples with these numbers, int (m,): their records, string (m,).
+
+        A record is empty where it cannot be read; `check` says why.
+        """
         return (tf.ensure_shape(tf.numpy_function(self._contents, [numbers], tf.string), (None,)),)
+
+    def check(self, number):
+        """OSError where an example's record cannot be read."""
+        self._content(number)
 
     def _contents(self, numbers):
         with concurrent.futures.ThreadPoolExecutor(READERS) as pool:
-            return np.array(list(pool.map(self._content, numbers)), object)
+            return np.array(list(pool.map(self._content_or_nothing, numbers)), object)
+
+    def _content_or_nothing(self, number):
+        try:
+            return self._content(number)
+        except OSError:
+            return b""
 
     def _content(self, number):
         with open(self.paths[self.files[number]], "rb", buffering=0) as file:

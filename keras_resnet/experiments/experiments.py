@@ -23,6 +23,7 @@ from keras_resnet.files import RunError, write_whole
 from keras_resnet.training import recipes
 from keras_resnet.training.run import train
 from keras_resnet.training.settings import WITHOUT_EFFECT, Settings, flags
+from keras_resnet.training.step import cores
 
 RESULTS = "docs/results"
 RESPONSE_IMAGES = 2_000  # of the training images; P1 Fig. 7 does not say which
@@ -313,14 +314,13 @@ def _history(settings):
 def _circumstances():
     """The commit, None outside of a repository, the versions, and the devices: GPUs or the CPU cores it may use."""
     gpus = tf.config.list_physical_devices("GPU")
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     names = [tf.config.experimental.get_device_details(gpu).get("device_name", "GPU") for gpu in gpus]
     return {
         "commit": origin.commit(),
         "python": platform.python_version(),
         "keras": keras.__version__,
         "tensorflow": tf.__version__,
-        "devices": names or [f"{cores} CPU core{'s' * (cores > 1)}"],
+        "devices": names or [f"{cores()} CPU core{'s' * (cores() > 1)}"],
     }
 
 

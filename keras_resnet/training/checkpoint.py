@@ -86,6 +86,8 @@ class Checkpoint(keras.callbacks.Callback):
         """All variables but the metrics', by a name that says where each belongs, the same in every process."""
         # Their paths are not: Keras numbers the generators of random numbers in a process.
         layers = {f"model/{layer.name}/{v.name}": v for layer in self.model.layers for v in layer.variables}
+        if len(layers) < sum(len(layer.variables) for layer in self.model.layers):
+            raise ValueError(f"{self.model.name} contains models or layers whose variables have the same names")
         return layers | {f"optimizer/{variable.path}": variable for variable in self.model.optimizer.variables}
 
     def save(self):
@@ -114,8 +116,10 @@ class Checkpoint(keras.callbacks.Callback):
             RunError: it could not be written.
         """
         if self.writing:
-            writing, self.writing = self.writing, None
-            writing.result()
+            error = self.writing.exception()  # a KeyboardInterrupt here leaves it to the next one to wait
+            self.writing = None
+            if error:
+                raise error
 
     def restore(self):
         """Takes up the saved run, if there is one.

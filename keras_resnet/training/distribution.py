@@ -21,7 +21,7 @@ from keras_resnet.data.parts import Parts
 from keras_resnet.files import RunError
 from keras_resnet.optimizers import sync_variables
 from keras_resnet.training import precision
-from keras_resnet.training.step import choose_threads, moving_statistics
+from keras_resnet.training.step import choose_threads, cores, moving_statistics
 
 STRATEGIES = ("auto", "none", "mirrored", "multiworker")
 KERAS_VERSIONS = ("3.15.1",)  # those whose `fit` was tested with the adapter below
@@ -77,8 +77,8 @@ def devices():
         name = tf.config.experimental.get_device_details(gpus[0]).get("device_name", "GPU")
         found = f"{replicas} {name}"
     else:
-        cores = len(os.sched_getaffinity(0))
-        found = f"{cores} core{'s' * (cores > 1)} of {precision.processor()['model name']}"
+        number = cores()
+        found = f"{number} core{'s' * (number > 1)} of {precision.processor()['model name']}"
         if replicas > _workers():
             found += f" as {replicas // _workers()} devices"
     return found if _workers() == 1 else f"{found}, {_workers()} processes"
@@ -228,6 +228,8 @@ class AverageStatistics(keras.callbacks.Callback):
     def set_model(self, model):
         super().set_model(model)
         variables = [variable.value for variable in moving_statistics(model)]
+        if not variables:  # all are frozen
+            return
         strategy = model.distribute_strategy
 
         def average():
@@ -237,7 +239,7 @@ class AverageStatistics(keras.callbacks.Callback):
                 variable.assign(part)
 
         run = tf.function(lambda: strategy.run(average))
-        model.sync_replicas = lambda: run() and None
+        model.sync_replicas = lambda: run()  # a lambda, because Keras tracks functions of TensorFlow
 
     def on_test_begin(self, logs=None):
         sync_variables(self.model)

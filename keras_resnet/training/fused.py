@@ -75,7 +75,7 @@ def fuse_update(optimizer):
 
 
 def _fused_update_of_all(optimizer, gradients, variables, learning_rate):
-    """Makes what all variables need once, and hands it on as the learning rate."""
+    """Makes what all variables need once, and hands it on as the learning rate: the one value that Keras hands on."""
     rate = tf.convert_to_tensor(learning_rate)
     numbers = [rate, tf.cast(optimizer.momentum, rate.dtype), tf.cast(optimizer.weight_decay, rate.dtype)]
     if tf.distribute.has_strategy():

@@ -12,7 +12,7 @@ import keras
 import tensorflow as tf
 from keras import ops
 
-from keras_resnet import files, models
+from keras_resnet import files
 from keras_resnet.data import imagenet
 from keras_resnet.files import RunError, write_whole
 from keras_resnet.graphs import LOADING_DEPTH, recursion_limit
@@ -88,7 +88,8 @@ def own_folder(settings):
         try:
             yield
         except BaseException:
-            if new and not any(os.path.exists(os.path.join(folder, name)) for name in (CHECKPOINT, "history.csv")):
+            kept = (CHECKPOINT, "checkpoint/latest.tmp.npz", "history.csv")  # the second is being written
+            if new and not any(os.path.exists(os.path.join(folder, name)) for name in kept):
                 shutil.rmtree(folder, ignore_errors=True)
             raise
 
@@ -115,6 +116,7 @@ def open_folder(settings):
     except ValueError as json_error:
         raise RunError(f"{path} is damaged: {json_error}. Delete the folder or choose another --name.") from json_error
     old = {**{field.name: field.default for field in dataclasses.fields(Settings)}, **old}  # an older one has fewer
+    old["bn_batch_size"] = old["bn_batch_size"] or old["batch_size"]  # before it was a setting
     different = [name for name in new if name not in WITHOUT_EFFECT and old[name] != new[name]]
     if "dataset" in different and os.path.abspath(old["dataset"]) == os.path.abspath(new["dataset"]):
         different.remove("dataset")
@@ -267,7 +269,7 @@ def _train(settings, replicas, verbose):
     if files.writes:
         with files.whole(os.path.join(folder, "model.keras")) as path:
             saved.save(path)
-    return finish(settings, task, saved, schedule, history, _together(settings, replicas))
+    return finish(settings, task, saved, trained.parts, schedule, history, _together(settings, replicas))
 
 
 def training_model(settings, network, replicas):
@@ -300,6 +302,8 @@ def schedule_of(settings):
 
 def _together(settings, replicas):
     """How many images batch normalisation sees at once: at most so many as the setting says."""
+    if settings.sync_bn:
+        return settings.batch_in_memory
     images = settings.batch_in_memory // replicas
     return -(-images // parts_of(images, settings.bn_batch_size))
 
@@ -336,11 +340,12 @@ def fit(model, batches, *, first_step, steps, steps_per_epoch, callbacks, **opti
         step += epochs * length
 
 
-def finish(settings, task, saved, schedule, history, together):
+def finish(settings, task, saved, parts, schedule, history, together):
     """Touches the test set, once, with what was saved, and writes down the result."""
     test_error = None
     if task.test is not None:
-        tested = models.logits(saved)
+        with recursion_limit(LOADING_DEPTH):
+            tested = TrainingModel(saved.input, saved.get_layer("fc").output, parts)
         tested.compile(**objective(), jit_compile=False)
         test_error = round(tested.evaluate(task.test, verbose=0, return_dict=True)["error"], 5)
     rows, state = history.state["rows"], history.state

@@ -168,6 +168,22 @@ def test_damage(copy):
         records.load("tiny_photographs", folder)
 
 
+def test_a_shard_that_is_gone(copy):
+    """It is named, and never skipped as damaged."""
+    folder, path = copy
+    _, train, _ = records.load("tiny_photographs", folder)
+    path.unlink()
+    for skipped in (None, set()):
+        batches = small_batches(train, skipped=skipped)
+        for stream in (batches, imagenet.center_batches(train, batch_size=2, image_size=SMALL, skipped=skipped)):
+            message = r"00000-of-00002, record at byte \d+, cannot be read: .*No such file"
+            with pytest.raises(DataError, match=message), imagenet.errors_named():
+                take(stream, 7)
+        with pytest.raises(DataError, match="cannot be read"), imagenet.errors_named():
+            take(imagenet.examples(train, skipped), -1)
+        assert not skipped
+
+
 @pytest.mark.parametrize(
     "name, message",
     [

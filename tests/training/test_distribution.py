@@ -121,6 +121,7 @@ def test_two_devices(start, one_device):
         {"name": "sync", "strategy": "mirrored", "sync_bn": True},
         {"name": "local", "strategy": "mirrored"},
         {"name": "xla", "strategy": "mirrored", "jit": True},
+        {"name": "frozen", "strategy": "mirrored", "init_from": str(start.runs / "one"), "freeze_until": "conv4"},
         devices=2,
     )
     assert_same_run(process.result("sync"), one_device)
@@ -130,6 +131,11 @@ def test_two_devices(start, one_device):
     for replicas in variables:
         assert len(replicas) == 2 and np.array_equal(replicas[0], replicas[1])
     assert not all(np.allclose(a, b, 1e-4, 1e-4) for a, b in zip(variables, one_device[1], strict=True))
+    assert process.result("sync")[0]["normalized_together"] == RUN["batch_size"]
+    assert process.result("local")[0]["normalized_together"] == RUN["batch_size"] // 2
+    one, frozen = (keras.saving.load_model(start.runs / name / "model.keras") for name in ("one", "frozen"))
+    same = {v.path for v, w in zip(one.weights, frozen.weights, strict=True) if np.array_equal(v.numpy(), w.numpy())}
+    assert {v.path for v in one.weights} - same == {"fc/kernel", "fc/bias"}
     for replicas, compiled in zip(variables, process.result("xla")[1], strict=True):
         assert np.allclose(replicas, compiled, rtol=1e-4, atol=1e-4)
     assert "Warning" not in process.output.read_text()

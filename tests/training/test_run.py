@@ -107,6 +107,15 @@ def test_other_settings_are_refused_with_the_difference(tmp_path, small_shapes):
     train(settings(tmp_path, steps=3, checkpoint_every=7), verbose=0)  # changes no result
 
 
+def test_a_run_from_before_parts_were_a_setting_goes_on_with_the_whole_batch(tmp_path, small_shapes):
+    train(settings(tmp_path, steps=3, bn_batch_size=16), verbose=0)
+    path = tmp_path / "run" / "args.json"
+    path.write_text(json.dumps({n: v for n, v in json.loads(path.read_text()).items() if n != "bn_batch_size"}))
+    assert train(settings(tmp_path, steps=3, bn_batch_size=16), verbose=0)["settings"]["bn_batch_size"] == 16
+    with pytest.raises(RunError, match="--bn-batch-size +16 there, +8 now"):
+        train(settings(tmp_path, steps=3, bn_batch_size=8), verbose=0)
+
+
 def test_a_run_that_failed_at_once_does_not_keep_its_name(tmp_path, small_shapes):
     output = tmp_path / "x.keras" / "runs"
     with pytest.raises(RunError, match="--batch-size is at most"):

@@ -73,7 +73,7 @@ def test_frozen_layers_stay_as_they_are():
     for layer in model.layers:
         layer.trainable = not layer.name.startswith(("conv1", "conv2"))
     compile_for_training(model, RATE)
-    assert len(step.moving_statistics(model)) == 2 * 4 and step.moving_statistics(keras.Sequential([model]))
+    assert len(step.moving_statistics(model)) == 2 * 4
     before = {variable.path: variable.numpy() for variable in model.weights}
     model.fit(IMAGES, LABELS, batch_size=6, verbose=0)
     changed = {v.path.split("/")[0][:5] for v in model.weights if not np.array_equal(v.numpy(), before[v.path])}
@@ -157,13 +157,23 @@ def test_how_many_images_are_normalised_together(given, together):
     assert Settings(**given).bn_batch_size == together
 
 
+@pytest.mark.parametrize("parts", [2, 3])
+def test_parts_are_tested_as_the_whole(parts):
+    whole, cut = trainer(1), trainer(parts)
+    for model in (whole, cut):
+        compile_for_training(model, RATE)
+    expected, found = (model.evaluate(IMAGES, LABELS, batch_size=7, verbose=0) for model in (whole, cut))
+    assert found == pytest.approx(expected, rel=1e-5)
+
+
 def test_parts_of():
     assert [step.parts_of(n, 64) for n in (1, 64, 65, 128, 129, 256)] == [1, 1, 2, 2, 3, 4]
 
 
 @pytest.mark.parametrize(
     "cores, parts, chosen, expected",
-    [(2, 2, 0, (1, 2)), (8, 2, 0, (4, 2)), (2, 4, 0, (1, 2)), (2, 1, 0, None), (8, 2, 3, None)],
+    [(2, 2, 0, (1, 2)), (8, 2, 0, (4, 2)), (2, 4, 0, (1, 2)), (3, 2, 0, (2, 2)), (8, 3, 0, (3, 3))]
+    + [(2, 1, 0, None), (8, 2, 3, None)],
 )
 def test_threads(monkeypatch, cores, parts, chosen, expected):
     """As many operations at a time as there are parts, with a share of the cores each; the user's choice is kept."""

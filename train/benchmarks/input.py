@@ -7,10 +7,11 @@ import time
 
 import numpy as np
 import tensorflow as tf
-from benchmarks.common import bare_step, batch, trainer
+from benchmarks.common import bare_step, batch, parts, trainer
 
 from keras_resnet.data import cifar, color, folders, imagenet, shapes, sources
 from keras_resnet.training.fused import graphs_as_traced
+from keras_resnet.training.step import choose_threads
 
 try:
     from PIL import Image
@@ -23,6 +24,7 @@ def inputs(options):
     if options.data:
         photographs(options)
         return
+    choose_threads(parts(options.depth, options.batch_size))  # before anything is computed
     data = batch(options.batch_size)
     train = bare_step(trainer(options.depth), data)
     train()

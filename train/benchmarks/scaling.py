@@ -23,9 +23,10 @@ def _cluster():
 
 
 def train(turn, depth, images, mixed_precision, core=None, devices=1, cluster=None):
-    """fit.py's loop on `images` images that are there, in parts of 64; on one core or on all."""
-    if core is not None:
-        os.sched_setaffinity(0, {core})
+    """fit.py's loop on `images` images that are there, in parts of 64; on one of two cores or on both."""
+    two = sorted(os.sched_getaffinity(0))[:2]
+    os.sched_setaffinity(0, two if core is None else {two[core]})
+    tf.config.set_visible_devices([], "GPU")
     if cluster:
         os.environ["TF_CONFIG"] = json.dumps({"cluster": cluster, "task": {"type": "worker", "index": core}})
     if devices > 1:

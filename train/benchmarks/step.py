@@ -17,6 +17,7 @@ from keras_resnet.training import distribution, run
 from keras_resnet.training.checkpoint import Checkpoint, StopSignals
 from keras_resnet.training.fused import graphs_as_traced
 from keras_resnet.training.history import History
+from keras_resnet.training.step import cores
 
 
 @graphs_as_traced()
@@ -61,7 +62,7 @@ def pytorch(turn, depth, batch_size, bfloat16, compiled):
     import torch
     from benchmarks import torch_networks
 
-    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    torch.set_num_threads(cores())
     data = [values.numpy() for values in batch(batch_size, depth)]
     step = torch_networks.training_step(depth, *data, bfloat16, compiled)
     while True:

@@ -25,9 +25,10 @@ ORDERS = {
     "relu_only_preactivation": "ReLU W BN ReLU W BN +",
     "full_preactivation": "BN ReLU W BN ReLU W +",
 }
-# Not in P2: as full_preactivation, but with nothing behind conv1, so that the first block starts from its bare output.
-BARE_STEM = "bare_stem_preactivation"
-OTHER_ORDERS = {BARE_STEM: ORDERS["full_preactivation"]}
+# Not in P2: as full_preactivation, but with nothing behind conv1, so that the first block starts from its bare output;
+# and with nothing behind the last block either.
+BARE_STEM, BARE_ENDS = "bare_stem_preactivation", "bare_ends_preactivation"
+OTHER_ORDERS = dict.fromkeys((BARE_STEM, BARE_ENDS), ORDERS["full_preactivation"])
 
 POST = "post"  # what stands before each convolution stands behind the last block, too, under this name (P2, appendix)
 # Layers that only networks of one order have, by which a saved one is recognised; `N` is a block's last convolution.

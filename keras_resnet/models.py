@@ -247,8 +247,9 @@ def CifarResNet(
         block: "basic" (two 3x3 convolutions) or "bottleneck" (1x1, 3x3, 1x1).
         shortcut: "A" (the paper's), "B", "C", or None for a plain network.
         activation_order: an order of P2 Fig. 4 by name: "original", "bn_after_addition", "relu_before_addition",
-            "relu_only_preactivation" or "full_preactivation" (P2's networks); or "bare_stem_preactivation", the last
-            one with nothing behind conv1, as pytorchcv's networks.
+            "relu_only_preactivation" or "full_preactivation" (P2's networks); or the last one with nothing behind
+            conv1, "bare_stem_preactivation", as pytorchcv's networks, and with nothing behind the last block either,
+            "bare_ends_preactivation", as kuangliu's.
         shortcut_variant: what P2 Table 1 does to the shortcut: None, "constant_scaling", "exclusive_gate",
             "shortcut_gate" or "dropout". Its 1x1 convolution is option C.
         classes, input_shape, include_top, weights, input_tensor, pooling, classifier_activation, name, stride_in,
@@ -388,7 +389,7 @@ def _build(
         normalization = source.normalization if source else None
     unknown = isinstance(normalization, str) and normalization == UNKNOWN
     order = blocks.read_order((blocks.ORDERS | blocks.OTHER_ORDERS)[activation_order])
-    bare = activation_order == blocks.BARE_STEM
+    bare = activation_order in blocks.OTHER_ORDERS
 
     x = inputs if normalization is None or unknown else normalize(inputs, normalization)
     x = _conv1(x, stem, width, bare)
@@ -406,7 +407,8 @@ def _build(
         variant=shortcut_variant,
         initializer=shortcut_initializer,
     )
-    x = blocks.activate(x, order.before, blocks.POST)  # of the last block's sum (P2, appendix)
+    if activation_order != blocks.BARE_ENDS:
+        x = blocks.activate(x, order.before, blocks.POST)  # of the last block's sum (P2, appendix)
     x = _head(x, include_top, pooling, classes, classifier_activation)
 
     if input_tensor is not None:
@@ -494,7 +496,7 @@ def _check_graph(shortcut, stride_in, stem, pooling, activation_order, shortcut_
     _choose("shortcut_variant", shortcut_variant, (None, *blocks.SHORTCUT_VARIANTS))
     if shortcut is None and (activation_order != "original" or shortcut_variant):
         raise ValueError("a plain network has no shortcut, so it takes no other order of activations and no variant")
-    if activation_order == blocks.BARE_STEM and stem != "3x3":  # a pooling that pads with zeros needs positive values
+    if activation_order in blocks.OTHER_ORDERS and stem != "3x3":  # a pooling that pads with zeros needs positive values
         raise ValueError(f'activation_order={activation_order!r} is of networks with stem="3x3"')
     if keras.config.image_data_format() != "channels_last":
         raise ValueError('these networks are "channels_last"; call keras.config.set_image_data_format("channels_last")')

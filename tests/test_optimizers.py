@@ -24,7 +24,7 @@ def test_weight_decay_is_inside_the_momentum():
         weight = weight + velocity
     assert weight == pytest.approx(0.9056, abs=5e-5)
     assert decayed(SGD(0.1, 0.9, 1e-4)) == pytest.approx(weight, abs=1e-5)
-    # Keras' own. In float32 each step rounds by up to 2^-25; on PyTorch the factor 1 - 1e-5, too, which is multiplied by.
+    # Keras' own. In float32 each step rounds by up to 2^-25, and on PyTorch its factor 1 - 1e-5 as well.
     theirs = decayed(keras.optimizers.SGD(0.1, 0.9, weight_decay=1e-4))
     assert theirs == pytest.approx((1 - 0.1 * 1e-4) ** 1000, abs=1000 * 2**-24)
 

@@ -105,6 +105,11 @@ KUANGLIU = TORCHVISION._replace(
     },
     small={(4, 10): "cifar10"},
 )
+KUANGLIU_V2 = KUANGLIU._replace(
+    name="kuangliu's pre-activation networks",
+    layers={ours: theirs for ours, theirs in KUANGLIU.layers.items() if ours not in ("conv1_bn", "shortcut_bn")},
+    activation_order="bare_ends_preactivation",
+)
 PYTORCHCV = Family(
     "pytorchcv",
     layers={
@@ -185,6 +190,7 @@ FAMILIES = (
     OURS,
     TORCHVISION,
     AKAMASTER,
+    KUANGLIU_V2,  # before those that have all its layers, and one more in `recognize`
     KUANGLIU,
     PYTORCHCV,
     PYTORCHCV_V2,
@@ -196,7 +202,8 @@ FAMILIES = (
 
 def recognize(names):
     """The family of tensors with these names, by some of its layers; None where there is none."""
-    layers = ("conv1", "conv2_1_1", "conv3_1_shortcut", "fc")
-    known = lambda family: sum(family.tensor(layer, "kernel") in names for layer in layers)
+    layers = {layer: "kernel" for layer in ("conv1", "conv2_1_1", "conv3_1_shortcut", "fc")}
+    layers["conv3_1_shortcut_bn"] = "gamma"
+    known = lambda family: sum(family.tensor(layer, kind) in names for layer, kind in layers.items())
     family = max(FAMILIES, key=known)
     return family if known(family) > 1 else None

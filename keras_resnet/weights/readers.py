@@ -377,8 +377,8 @@ def identity_mappings(model):
     names = {layer.name for layer in model.layers}
     last = "3" if "conv2_1_3" in names else "2"
     order = next((order for mark, order in blocks.ORDER_MARKS.items() if mark.replace("N", last) in names), "original")
-    if order == "full_preactivation" and "conv1_bn" not in names:
-        order = blocks.BARE_STEM
+    if "conv1_relu" not in names:
+        order = {"full_preactivation": blocks.BARE_STEM, "relu_before_addition": blocks.BARE_ENDS}.get(order, order)
     variants = [variant for variant, mark in blocks.VARIANT_MARKS.items() if f"conv2_1{mark}" in names]
     return {"activation_order": order, "shortcut_variant": variants[0] if variants else None}
 

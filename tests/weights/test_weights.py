@@ -245,6 +245,85 @@ def test_preactivation_of_pytorchcv_against_numpy(tmp_path, kernels):
         load_weights(p2, tmp_path / "x.safetensors")
 
 
+def preact_resnet(torch, bottleneck):
+    """The layers and names of kuangliu's PreActResNets, in PyTorch."""
+    nn, expansion = torch.nn, 4 if bottleneck else 1
+
+    class Block(nn.Module):
+        def __init__(self, inputs, width, stride):
+            super().__init__()
+            outputs, kernels = width * expansion, (1, 3, 1) if bottleneck else (3, 3)
+            channels = [inputs, *[width] * (len(kernels) - 1), outputs]
+            strided = kernels.index(3)
+            for i, kernel in enumerate(kernels):
+                step = stride if i == strided else 1
+                conv = nn.Conv2d(channels[i], channels[i + 1], kernel, step, kernel // 2, bias=False)
+                setattr(self, f"bn{i + 1}", nn.BatchNorm2d(channels[i]))
+                setattr(self, f"conv{i + 1}", conv)
+            self.depth = len(kernels)
+            if stride != 1 or inputs != outputs:
+                self.shortcut = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False))
+
+        def forward(self, x):
+            y = self.bn1(x).relu()
+            x = self.shortcut(y) if hasattr(self, "shortcut") else x
+            for i in range(1, self.depth + 1):
+                y = getattr(self, f"conv{i}")(y if i == 1 else getattr(self, f"bn{i}")(y).relu())
+            return x + y
+
+    class Network(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv1 = nn.Conv2d(3, 8, 3, padding=1, bias=False)
+            inputs = 8
+            for stage in (1, 2, 3, 4):
+                width = 4 * 2**stage
+                strides = (1 if stage == 1 else 2), 1
+                blocks = [Block(i, width, s) for i, s in zip((inputs, width * expansion), strides, strict=True)]
+                setattr(self, f"layer{stage}", nn.Sequential(*blocks))
+                inputs = width * expansion
+            self.linear = nn.Linear(inputs, 10)
+
+        def forward(self, x):
+            x = self.layer4(self.layer3(self.layer2(self.layer1(self.conv1(x)))))
+            return self.linear(nn.functional.avg_pool2d(x, 4).flatten(1))
+
+    network = Network().eval()
+    generator = torch.Generator().manual_seed(0)
+    for name, tensor in network.state_dict().items():
+        if tensor.ndim > 1:
+            tensor.normal_(0, tensor[0].numel() ** -0.5, generator=generator)
+        elif tensor.ndim == 1:
+            low = 0.5 if re.search(r"bn\d\.weight|running_var", name) else -1
+            tensor.uniform_(low, low + 1, generator=generator)
+    return network
+
+
+@pytest.mark.parametrize("bottleneck", [False, True])
+def test_preactivation_of_kuangliu_against_pytorch(tmp_path, bottleneck):
+    torch = pytest.importorskip("torch", reason='torch is not installed: pip install ".[torch]"')
+    theirs = preact_resnet(torch, bottleneck)
+    torch.save({"net": {f"module.{name}": t for name, t in theirs.state_dict().items()}}, tmp_path / "ckpt.pth")
+    x = pixels(2, 32)
+    with torch.no_grad():
+        expected = theirs(torch.tensor(cifar10_normalized(x).transpose(0, 3, 1, 2), dtype=torch.float32)).numpy()
+    assert expected.std(0).max() > 0.01  # the images tell apart
+    model = keras_resnet.from_weights(tmp_path / "ckpt.pth")
+    assert close(models.logits(model)(x), expected) and normalization.of(model) == "cifar10"
+    model.save(tmp_path / "x.keras")
+    keras_resnet.save_torchvision(model, tmp_path / "x.safetensors")
+    for name in ("x.keras", "x.safetensors"):
+        assert close(models.logits(keras_resnet.from_weights(tmp_path / name))(x), expected)
+    other = keras_resnet.ResNet50 if bottleneck else keras_resnet.ResNet18
+    options = {"stem": "3x3", "classes": 10, "activation_order": "bare_stem_preactivation"}
+    with pytest.raises(WeightsError, match="the weights were trained with 'bare_ends_preactivation'"):
+        other(**options, weights=tmp_path / "ckpt.pth")
+    bn = {f"bn.{name}": torch.ones(expected.shape[1]) for name in ("weight", "bias", "running_mean", "running_var")}
+    torch.save({**theirs.state_dict(), **bn}, tmp_path / "another.pth")
+    with pytest.raises(WeightsError, match="kuangliu's pre-activation networks.*\n  4 left over: bn.weight"):
+        keras_resnet.from_weights(tmp_path / "another.pth")
+
+
 UNSAID = "nothing says how the images were normalised .*--normalization cifar10"
 
 
@@ -895,7 +974,10 @@ def test_identity_mappings_keep_their_own_names(tmp_path):
 
 @pytest.mark.parametrize(
     "order, variant",
-    [*((order, None) for order in blocks.ORDERS), *(("original", variant) for variant in blocks.SHORTCUT_VARIANTS)],
+    [
+        *((order, None) for order in (*blocks.ORDERS, *blocks.OTHER_ORDERS)),
+        *(("original", variant) for variant in blocks.SHORTCUT_VARIANTS),
+    ],
 )
 @pytest.mark.parametrize("block, depth", [("basic", 14), ("bottleneck", 20)])
 def test_identity_mappings_are_not_confused(tmp_path, order, variant, block, depth):
@@ -911,7 +993,7 @@ def test_identity_mappings_are_not_confused(tmp_path, order, variant, block, dep
     else:
         message = f"the network has activation_order='original', .*'{order}'" if order != "original" else variant
         unchanged(original, model, message)
-    if order in ("original", "relu_before_addition", "relu_only_preactivation") and "gate" not in (variant or ""):
+    if order.startswith(("original", "relu_", "bare_ends")) and "gate" not in (variant or ""):
         keras_resnet.save_torchvision(model, tmp_path / "m.safetensors")
         assert np.allclose(keras_resnet.from_weights(tmp_path / "m.safetensors")(x), model(x), atol=1e-6)
     else:

@@ -1,8 +1,11 @@
-"""Keras walks the graph of a network recursively; the deepest ones need a higher limit."""
+"""Keras walks the graph of a network recursively, also when it reads one; the deepest ones need a higher limit."""
 
 import contextlib
+import os
 import sys
 import threading
+
+import keras
 
 LOADING_DEPTH = 20_000  # of the recursion in which Keras reads a network; ResNet-1202 needs up to 2,000
 
@@ -30,3 +33,27 @@ def recursion_limit(n):
         with _lock:
             _wanted.remove(n)
             sys.setrecursionlimit(max(_at_rest + _wanted))
+
+
+def load_model(path):
+    """Reads a network of any depth.
+
+    Args:
+        path: a `.keras` or `.h5` file of Keras.
+
+    Returns:
+        The `keras.Model`, not compiled.
+
+    Raises:
+        Exception: whatever Keras raises; each kind of damage has its own.
+    """
+    flip = _flip()
+    operations = {flip.__name__: flip} if os.fspath(path).endswith(".h5") else None
+    with recursion_limit(LOADING_DEPTH):
+        return keras.saving.load_model(path, compile=False, custom_objects=operations)
+
+
+def _flip():
+    """The operation in front of "caffe" networks: an .h5, unlike a .keras, does not say where its class is."""
+    pixels = keras.Input((None, None, 3))
+    return type(keras.Model(pixels, keras.ops.flip(pixels, -1)).operations[-1])

@@ -17,6 +17,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from keras_resnet import graphs
 from keras_resnet.data import imagenet, records, sources
 from keras_resnet.evaluation import views
 from keras_resnet.graphs import LOADING_DEPTH, recursion_limit
@@ -261,7 +262,8 @@ def load_model(path):
     """Loads a classifier.
 
     Args:
-        path: a `.keras` file, the folder of a finished run of `train/fit.py`, or the name of a network in the package.
+        path: a `.keras` or `.h5` file, the folder of a finished run of `train/fit.py`, or the name of a network in the
+            package.
 
     Returns:
         The `keras.Model`, not compiled.
@@ -276,8 +278,7 @@ def load_model(path):
             raise EvaluationError(f"{path} holds no model.keras; a run has one when it is finished")
         raise EvaluationError(f"{path} does not exist; a model is a .keras file or the folder of a run")
     try:
-        with recursion_limit(LOADING_DEPTH):
-            return keras.saving.load_model(file, compile=False)
+        return graphs.load_model(file)
     except Exception as error:  # each kind of damage has its own
         raise EvaluationError(f"{file} is not a model that Keras can load: {_first_line(error)}") from error
 

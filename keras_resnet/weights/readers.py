@@ -19,7 +19,7 @@ import numpy as np
 
 from keras_resnet import blocks, normalization
 from keras_resnet.blocks import BN_EPSILON
-from keras_resnet.graphs import LOADING_DEPTH, recursion_limit
+from keras_resnet.graphs import load_model
 from keras_resnet.weights import families, published
 from keras_resnet.weights.published import WeightsError, package
 
@@ -252,15 +252,7 @@ def _activation(layer):
 
 
 def _keras(path):
-    operations = {normalization.FLIP: _flip()} if path.endswith(".h5") else None
-    with recursion_limit(LOADING_DEPTH):
-        return _of_model(keras.saving.load_model(path, compile=False, custom_objects=operations), path)
-
-
-def _flip():
-    """The operation in front of "caffe" networks: an .h5, unlike a .keras, does not say where its class is."""
-    pixels = keras.Input((None, None, 3))
-    return type(keras.Model(pixels, keras.ops.flip(pixels, -1)).operations[-1])
+    return _of_model(load_model(path), path)
 
 
 def _h5(path):

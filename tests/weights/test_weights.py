@@ -17,7 +17,7 @@ import pytest
 from conftest import ROOT, by_hand, images, randomize, shared
 
 import keras_resnet
-from keras_resnet import blocks, models, normalization
+from keras_resnet import blocks, evaluation, models, normalization
 from keras_resnet.weights import load_weights, published, readers
 from keras_resnet.weights.readers import WeightsError
 
@@ -1167,13 +1167,22 @@ def test_other_layers_in_front_are_asked_about():
     assert normalization.same(readers.read(theirs).normalization, (0.0, 255.0))  # not what is usual there
 
 
-def test_h5_of_a_caffe_network(tmp_path):
+def test_h5_of_a_caffe_network(tmp_path, monkeypatch):
     model = keras_resnet.CifarResNet(8, normalization="caffe")
     randomize(model)
     model.save(tmp_path / "m.h5")
     x = pixels(2, 32)
     assert np.allclose(keras_resnet.from_weights(tmp_path / "m.h5")(x), model(x), atol=1e-6)
     assert np.allclose(keras_resnet.CifarResNet(8, weights=tmp_path / "m.h5")(x), model(x), atol=1e-6)
+    assert np.allclose(evaluation.load_model(tmp_path / "m.h5")(x), model(x), atol=1e-6)
+    with pytest.raises(ValueError, match="Unknown layer: 'Flip'"):  # as docs/weights.md says
+        keras.saving.load_model(tmp_path / "m.h5")
+    keras_resnet.CifarResNet(8, normalization="torch").save(tmp_path / "torch.h5")
+    keras.saving.load_model(tmp_path / "torch.h5")
+    monkeypatch.syspath_prepend(ROOT / "train")
+    monkeypatch.setattr(sys, "argv", ["convert.py", str(tmp_path / "m.h5"), str(tmp_path / "m.keras")])
+    importlib.import_module("convert").main()
+    assert np.allclose(keras.saving.load_model(tmp_path / "m.keras")(x), model(x), atol=1e-6)
 
 
 @pytest.mark.parametrize("change", [lambda layer: layer.enable_lora(2), lambda layer: layer.quantize("int8")])

@@ -53,6 +53,7 @@ def parse(arguments=None):
     add("--train-on-all", action="store_true", help="CIFAR: no validation, train on all 50k images")
     add("--data", metavar="DATA", help="photographs: a folder, or a data set of TensorFlow Datasets")
     add("--data-dir", metavar="DIR", help="data sets prepared by tensorflow-datasets; without it they are downloaded")
+    add("--data-changed", action="store_true", help="go on with runs although their data are not what they were")
     add("--bn-batch-size", type=int, metavar="IMAGES", help="normalised together (default 64; photographs: all)")
     add("--accumulate", type=int, default=1, metavar="PARTS", help="parts of a batch that are in memory in turn")
     add("--mixed-precision", choices=PRECISIONS, help="of all layers but the last (default float32)")

@@ -15,7 +15,7 @@ from keras_resnet.data import folders, imagenet, shapes, sources
 from keras_resnet.experiments import experiments
 from keras_resnet.experiments.experiments import EXPERIMENTS, Experiment, Row
 from keras_resnet.files import RunError
-from keras_resnet.training import recipes
+from keras_resnet.training import recipes, tasks
 from keras_resnet.training.checkpoint import Stopped
 from keras_resnet.training.settings import Settings, flags
 
@@ -159,20 +159,38 @@ def test_flags_are_those_of_the_settings():
     assert flags(photographs.changes) == f"--dataset {ROOT} --without color flip"
 
 
-def test_the_program(tmp_path, tiny, monkeypatch, capsys):
-    """Finishes, goes on with other networks when one fails, and does nothing when it is called again."""
+@pytest.fixture
+def reproduce(tmp_path, tiny, monkeypatch, capsys):
+    """A function that runs the program and returns what it printed."""
     monkeypatch.syspath_prepend(str(ROOT / "train"))
     program = importlib.import_module("reproduce")
     monkeypatch.setitem(EXPERIMENTS, "tiny", tiny)
     monkeypatch.setitem(recipes.SMALL_IMAGES, "batch_size", 16)
     folders = ["--output", str(tmp_path / "runs"), "--results", str(tmp_path / "results")]
-    command = ["reproduce.py", "tiny", "--steps", "3", "--verbose", "0", *folders]
 
-    def reproduce(*arguments):
-        monkeypatch.setattr(sys, "argv", [*command, *arguments])
+    def run(*arguments, name="tiny"):
+        monkeypatch.setattr(sys, "argv", ["reproduce.py", name, "--steps", "3", "--verbose", "0", *folders, *arguments])
         program.main()
         return capsys.readouterr().out
 
+    return run
+
+
+def test_data_that_changed(tmp_path, reproduce, terminated_at, capsys):
+    """A run is stopped, its data change, and it goes on only when it is told to."""
+    with terminated_at(2), pytest.raises(SystemExit):
+        reproduce("--only", "ResNet-8")
+    data = tmp_path / "runs" / "shapes-resnet-8-steps-3-seed-0" / tasks.DATA
+    data.write_text(json.dumps({**json.loads(data.read_text()), "train": "7, another"}))
+    with pytest.raises(SystemExit, match="1 of 1 runs failed"):
+        reproduce("--only", "ResNet-8")
+    assert re.search("train: 7, another then; .* give --data-changed to go on", capsys.readouterr().err, re.DOTALL)
+    assert "resuming from step 2" in reproduce("--only", "ResNet-8", "--data-changed")
+    assert "another" not in data.read_text() and len(os.listdir(tmp_path / "results")) == 1
+
+
+def test_the_program(tmp_path, reproduce, monkeypatch, capsys):
+    """Finishes, goes on with other networks when one fails, and does nothing when it is called again."""
     (tmp_path / "runs").mkdir()
     (tmp_path / "runs" / "shapes-plain-8-steps-3-seed-0").write_text("in the way")
     with pytest.raises(SystemExit, match="1 of 2 runs failed: shapes-plain-8-steps-3-seed-0"):
@@ -190,6 +208,5 @@ def test_the_program(tmp_path, tiny, monkeypatch, capsys):
     assert "ResNet-8" in reproduce() and "plain-8" not in reproduce("--only", "ResNet-8")
     with pytest.raises(SystemExit, match="reproduce.py: nowhere is on CIFAR-10; leave --data out"):
         reproduce("--data", "x")
-    monkeypatch.setattr(sys, "argv", ["reproduce.py", "fig4", "--data", str(tmp_path / "none")])
     with pytest.raises(SystemExit, match="a folder of photographs or a set of TensorFlow Datasets; found '/"):
-        program.main()
+        reproduce("--data", str(tmp_path / "none"), name="fig4")

@@ -97,6 +97,7 @@ class _DividedRate(keras.callbacks.Callback):
         self.step = 0  # iterations made, or more: batches are counted, and the optimizer is asked when it matters
         self.end = math.inf if steps is None else steps
         self.current_rate = None
+        self.warmed_by = None  # the error that ended the warm-up in this epoch
 
     def first_state(self):
         """What `state` is before training."""
@@ -119,7 +120,7 @@ class _DividedRate(keras.callbacks.Callback):
         self.optimizer = model.optimizer
 
     def on_train_begin(self, logs=None):
-        self.current_rate = None
+        self.current_rate = self.warmed_by = None
         if self._ask() >= self.end:
             self._say(f"nothing is left to train: the optimizer has made {self.step} iterations of {self.steps}")
             self.model._initial_epoch = sys.maxsize  # as BackupAndRestore tells `fit` where to begin
@@ -147,6 +148,8 @@ class _DividedRate(keras.callbacks.Callback):
 
     def on_train_batch_end(self, batch, logs=None):
         self.step += batch - self.first_batch + 1
+        if batch + 1 == self.params.get("steps"):
+            self._end_warm_up(logs)  # now, so that BackupAndRestore, which may be an earlier callback, saves this rate
         if self.step >= self.end or self.rate(self.step) != self.current_rate:
             # It may be so far; an iteration may also be several batches, or left out. Asking waits for the device.
             self.model.stop_training |= self._ask() >= self.end
@@ -162,15 +165,22 @@ class _DividedRate(keras.callbacks.Callback):
         return [self.steps] if self.end < self.step else []
 
     def on_epoch_end(self, epoch, logs=None):
+        self._end_warm_up(logs)  # of an epoch whose length nobody knew
+        if self.warmed_by is not None:
+            self._say(
+                f"step {self.step}: training error {self.warmed_by:.1%} is below {self.warmup_error:.0%}, "
+                f"learning rate {self.warmup_rate:g} -> {self.current_rate:g}"
+            )
+            self.warmed_by = None
+        self._set_rate()  # now, so that who saves the optimizer finds it
+
+    def _end_warm_up(self, logs):
+        """Ends it where `logs`, those of a whole epoch, have a low error."""
         if self.state["warm_at_step"] is None:
             error = _logged(logs, "error", "compile the model with a metric of that name")
             if error < self.warmup_error:
-                step = self.state["warm_at_step"] = self._ask()
-                self._say(
-                    f"step {step}: training error {error:.1%} is below {self.warmup_error:.0%}, "
-                    f"learning rate {self.warmup_rate:g} -> {self.rate(step):g}"
-                )
-        self._set_rate()  # now, so that who saves the optimizer finds it
+                self.state["warm_at_step"], self.warmed_by = self._ask(), error
+                self._set_rate()
 
     def _ask(self):
         """Iterations made, from the optimizer. In `fit`, JAX hands variables back only when it is asked to."""
@@ -233,7 +243,8 @@ class PlateauSchedule(_DividedRate):
     """The learning rate by validation error: divided by 10 when it plateaus (P1 3.4).
 
     That is, when the best error of all epochs is `patience` epochs old; the paper does not say how it judged. Epochs
-    of the warm-up do not count, and those without a validation only make the best one older.
+    of the warm-up do not count, and those without a validation only make the best one older. BackupAndRestore belongs
+    behind it: before, it saves the rate that an epoch had, not the next one's.
 
     Args:
         learning_rate, warmup_rate, warmup_error, steps: as in `StepSchedule`.
@@ -262,7 +273,7 @@ class PlateauSchedule(_DividedRate):
         super().take_up(rate)
 
     def on_epoch_end(self, epoch, logs=None):
-        warming_up = self.state["warm_at_step"] is None
+        warming_up = self.state["warm_at_step"] is None or self.warmed_by is not None
         super().on_epoch_end(epoch, logs)
         state, error = self.state, self._validation_error(logs)
         if warming_up:

@@ -185,6 +185,8 @@ class Recorder(keras.callbacks.Callback):
         self.rates.append(float(f"{float(keras.ops.convert_to_numpy(self.model.optimizer.learning_rate)):.4g}"))
         if len(self.rates) == self.stop_at:
             raise KeyboardInterrupt
+        if self.error:
+            logs["error"] = self.error(len(self.rates))
 
     def on_epoch_end(self, epoch, logs=None):
         if self.error:  # what the schedule, which comes next, is shown
@@ -325,14 +327,16 @@ def test_another_model_starts_at_the_beginning():
 
 
 @pytest.mark.parametrize("place", ["before", "behind"])
-def test_backup_and_restore(tmp_path, place):
-    """Stopped in its third epoch, a fit goes on behind the second one, in a new process if need be."""
+@pytest.mark.parametrize("stopped", [70, 140])
+def test_backup_and_restore(tmp_path, place, stopped):
+    """A fit goes on behind the last whole epoch, in a new process if need be; the first one ends the warm-up."""
     expected = fit(StepSchedule(0.1, (80, 150), warmup_rate=0.01, steps=160), lambda step: 0.5)
-    for schedule in (StepSchedule(0.1, (80, 150), warmup_rate=0.01, steps=160) for _ in range(2)):
+    for again in (False, True):
+        schedule = StepSchedule(0.1, (80, 150), warmup_rate=0.01, steps=160)
         backup = {place: [keras.callbacks.BackupAndRestore(tmp_path)]}
-        stop_at = None if (tmp_path / "training_metadata.json").exists() else 140
+        stop_at = None if again else stopped
         rates = fit(schedule, lambda step: 0.5, **backup, stop_at=stop_at)
-        assert rates == (expected[:140] if stop_at else expected[128:])
+        assert rates == (expected[stopped // 64 * 64 :] if again else expected[:stopped])
 
 
 def test_a_state_that_was_restored_is_believed():

@@ -42,6 +42,11 @@ class History(keras.callbacks.Callback):
     def on_epoch_begin(self, epoch, logs=None):
         self.lap()
 
+    def on_train_batch_begin(self, batch, logs=None):
+        if self.state["learning_rate"] is None:
+            rate = keras.ops.convert_to_numpy(self.model.optimizer.learning_rate)
+            self.state["learning_rate"] = float(f"{rate:.6g}")
+
     def on_train_batch_end(self, batch, logs=None):
         self.batches += 1
         seconds = self.lap()
@@ -49,9 +54,6 @@ class History(keras.callbacks.Callback):
             self.state["timed_seconds"] += seconds
             self.state["timed_steps"] += 1
         self.warm = True
-        if self.state["learning_rate"] is None:
-            rate = keras.ops.convert_to_numpy(self.model.optimizer.learning_rate)
-            self.state["learning_rate"] = float(f"{rate:.6g}")
 
     def on_epoch_end(self, epoch, logs=None):
         self.lap()

@@ -18,6 +18,7 @@ import sys
 import quiet  # noqa: F401, first, before anything that imports TensorFlow
 
 # isort: split
+import interrupted
 import numpy as np
 import tensorflow as tf
 
@@ -109,6 +110,7 @@ def main():
         if options.format == "saved_model":
             print(f"tensorflow_model_server --model_name={name} --model_base_path={os.path.dirname(path)}")
     except (serving.ExportError, evaluation.EvaluationError, sources.DataError, OSError) as error:
+        interrupted.insist()
         sys.exit(f"export.py: {error}")
 
 

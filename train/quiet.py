@@ -4,6 +4,7 @@ Without TensorFlow, or on another backend, the program ends here and says what t
 """
 
 import os
+import signal
 import sys
 
 import interrupted  # noqa: F401
@@ -16,6 +17,7 @@ if backend != "tensorflow":
         f"{program} runs on TensorFlow; KERAS_BACKEND is {backend}. Unset it, or use the networks and the optimizer of "
         "keras_resnet in Keras code of your own, which run on any backend."
     )
+_signals = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})  # they would abort the import
 _stderr = os.dup(2)
 _nowhere = os.open(os.devnull, os.O_WRONLY)
 os.dup2(_nowhere, 2)
@@ -29,5 +31,6 @@ except ModuleNotFoundError as error:
 finally:
     sys.stderr.flush()
     os.dup2(_stderr, 2)
+    signal.pthread_sigmask(signal.SIG_SETMASK, _signals)
 if missing:
     sys.exit(f'{program} needs the package {missing}: pip install ".[train]"')

@@ -9,6 +9,7 @@ import fcntl
 import importlib.metadata
 import json
 import os
+import pathlib
 import shutil
 import tempfile
 import time
@@ -223,6 +224,7 @@ def _unfinished(folder, version):
             raise ExportError(f"a version is a number from 1 to {LAST_VERSION}; found {version}")
         if version in versions(folder):
             raise ExportError(f"{os.path.join(folder, str(version))} exists; a version is never overwritten")
+    new = [path for path in (folder, *pathlib.Path(folder).parents) if not os.path.exists(path)]
     try:
         os.makedirs(folder, exist_ok=True)
         _remove_left_over(folder)
@@ -241,6 +243,9 @@ def _unfinished(folder, version):
         raise ExportError(f"{folder} could not be written, {free:.1f} MB are free there: {reason}") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+        for path in new:
+            with contextlib.suppress(OSError):
+                os.rmdir(path)  # which is empty, if nothing was published
 
 
 def _remove_left_over(folder):

@@ -109,34 +109,68 @@ def test_mistakes_are_explained_without_a_traceback(tmp_path, arguments, message
 
 
 INTERRUPTED = """
-import runpy, signal, sys
+import importlib, runpy, signal, sys
 signal.signal(signal.SIGINT, signal.default_int_handler)  # if the tests' process ignores it
 sys.path.insert(0, sys.argv[1])
 import quiet
-import keras_resnet.{module} as it
-it.{function} = lambda *arguments, **options: signal.raise_signal(signal.SIGINT)
+
+def interrupted(*arguments, **options):
+    {before}
+    try:
+        signal.raise_signal(signal.{number})
+    except BaseException as raised:
+        raise {error}
+
+setattr(importlib.import_module("{module}"), "{function}", interrupted)
 del sys.argv[:2]
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
+LIBRARY = "('C++ made this of it')"  # which OpenVINO does
+EXPORT = (
+    *("export.py", ["model.keras", "--output", "a/b"]),
+    *("keras_resnet.serving.signatures", "save", "arguments[0].save(arguments[1] + '/half.keras')"),
+)
 
 
 @pytest.mark.parametrize(
-    "program, arguments, module, function",
+    "program, arguments, module, function, before, number, error",
     [
-        ("fit.py", SHAPES, "data.sources", "load"),
-        ("evaluate.py", ["model.keras", "--data", "shapes"], "evaluation", "evaluate"),
+        ("fit.py", SHAPES, "keras_resnet.data.sources", "load", "", "SIGINT", "raised"),
+        ("evaluate.py", ["model.keras", "--data", "shapes"], "keras_resnet.evaluation", "evaluate", "",
+         "SIGTERM", "raised"),
+        ("convert.py", ["model.keras", "x.safetensors"], "safetensors.numpy", "save_file",
+         "open(arguments[1], 'w').close()", "SIGTERM", "raised"),
+        (*EXPORT, "SIGINT", "OSError" + LIBRARY),
+        (*EXPORT, "SIGTERM", "RuntimeError" + LIBRARY),
     ],
-)
-def test_ctrl_c_outside_the_training_ends_in_one_line(tmp_path, program, arguments, module, function):
+)  # fmt: skip
+def test_a_signal_outside_the_training_ends_in_one_line(
+    tmp_path, program, arguments, module, function, before, number, error
+):
     keras_resnet.CifarResNet(8).save(tmp_path / "model.keras")
-    path = ROOT / "train" / program
-    code = INTERRUPTED.format(module=module, function=function)
+    code = INTERRUPTED.format(module=module, function=function, before=before, number=number, error=error)
     run = subprocess.run(
-        [sys.executable, "-c", code, ROOT / "train", path, *arguments],
+        [sys.executable, "-c", code, ROOT / "train", ROOT / "train" / program, *arguments],
         capture_output=True, text=True, timeout=100, cwd=tmp_path, env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"},
     )  # fmt: skip
-    assert (run.returncode, run.stderr) == (-signal.SIGINT, f"\n{program}: interrupted\n")
-    assert not [name for _, _, names in os.walk(tmp_path) for name in names if name != "model.keras"]
+    what, status = {"SIGINT": ("interrupted", -signal.SIGINT), "SIGTERM": ("terminated", 128 + signal.SIGTERM)}[number]
+    assert (run.returncode, run.stderr) == (status, f"\n{program}: {what}\n")
+    left = {name for _, folders, names in os.walk(tmp_path) for name in (*folders, *names)}
+    assert left == {"model.keras", *(["runs"] if program == "fit.py" else [])}
+
+
+def test_a_signal_is_not_lost_in_the_garbage_collector():
+    code = f"""if True:
+        import signal, sys, time
+        sys.path.insert(0, {str(ROOT / "train")!r})
+        import interrupted
+        class Last:
+            def __del__(self):
+                signal.raise_signal(signal.SIGTERM)
+        Last()
+        time.sleep(60)"""
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=50)
+    assert (run.returncode, run.stderr) == (128 + signal.SIGTERM, "\n-c: terminated\n")
 
 
 @pytest.mark.skipif(not hasattr(resource, "RLIMIT_FSIZE"), reason="this system cannot limit the size of files")

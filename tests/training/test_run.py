@@ -143,10 +143,14 @@ def test_one_process_at_a_time_trains_a_run(tmp_path, small_shapes, monkeypatch,
     with pytest.raises(RunError, match="lock/lock cannot be written"), files.locked(str(lock / "lock")):
         pass
 
-    def unknown(file, operation):
-        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+    for number in (errno.ENOTSUP, errno.ENOSYS, errno.ENOLCK):  # file systems without locks, or without their server
 
-    monkeypatch.setattr(fcntl, "flock", unknown)
+        def unknown(file, operation, number=number):
+            raise OSError(number, os.strerror(number))
+
+        monkeypatch.setattr(fcntl, "flock", unknown)
+        with files.locked(str(lock)):
+            assert f"lock cannot be locked ({os.strerror(number)}): no other" in capsys.readouterr().out
     result = train(settings(tmp_path, steps=3), verbose=0)
     assert "lock cannot be locked (No locks available): no other process may" in capsys.readouterr().out
     lock.unlink()

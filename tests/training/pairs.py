@@ -1,14 +1,16 @@
 """Runs that together have every pair of values of the settings; `test_pairs.py` starts it.
 
-    python tests/training/pairs.py FOLDER stop    trains each run whole, and again until it is stopped after two steps
-    python tests/training/pairs.py FOLDER resume  goes on with the stopped ones in another order; evaluates, exports
+    python tests/training/pairs.py FOLDER stop SPACE    trains each run whole, and again, stopped after two steps
+    python tests/training/pairs.py FOLDER resume SPACE  goes on with those in another order; evaluates, exports
 
-The first writes FOLDER/weights.npz, the weights that each whole run ended with; the second compares.
+SPACE is small_images or photographs, which are drawn; a number behind it is that of the first runs that are made. The
+first command writes FOLDER/weights.npz, the weights that each whole run ended with; the second one compares.
 """
 
 import itertools
 import json
 import os
+import pathlib
 import signal
 import sys
 
@@ -17,15 +19,18 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from distributed import small_shapes
+from PIL import Image
 
+import keras_resnet
 from keras_resnet import evaluation, files, serving
-from keras_resnet.data import sources
+from keras_resnet.data import imagenet, records, shapes, sources
 from keras_resnet.training import checkpoint, distribution, run
 from keras_resnet.training.settings import Settings
 
 DEVICES = 2  # logical ones, of which "none" uses one
-BASE = {"dataset": "shapes", "steps": 4, "batch_size": 16, "lr": 0.01, "checkpoint_every": 3}
-VALUES = {
+DATA, TRAINED = "photographs", "trained.keras"  # in FOLDER, where the runs are made
+SMALL_IMAGES = {
+    "base": ({"dataset": "shapes", "steps": 4, "batch_size": 16, "lr": 0.01, "checkpoint_every": 3},),
     "network": (
         {"depth": 8},
         {"depth": 8, "plain": True},
@@ -43,12 +48,34 @@ VALUES = {
     "warmup": (False, True),
     "train_on_all": (False, True),
 }
+PHOTOGRAPHS = {
+    "base": ({"dataset": DATA, "steps": 4, "batch_size": 8, "lr": 0.001, "checkpoint_every": 3},),
+    "network": (
+        {"depth": 18, "preactivation": True},
+        {"depth": 18, "plain": True},
+        {"depth": 18, "init_from": TRAINED, "freeze_until": "conv3"},
+        {"depth": 50},
+    ),
+    "shortcut": (None, "A"),
+    "image_size": (40, imagenet.IMAGE_SIZE // 4),
+    "without": ((), ("scale", "color"), ("crop", "flip"), ("mean",)),
+    "colors": (None, "imagenet"),
+    "skip_damaged": (False, True),
+    "mixed_precision": (None, "float16", "bfloat16"),
+    "strategy": ("none", "mirrored"),
+    "bn_batch_size": (None, 2),
+    "accumulate": (1, 2),
+    "schedule": ("steps", "plateau"),
+}
+SPACES = {"small_images": SMALL_IMAGES, "photographs": PHOTOGRAPHS}
 
 
 def settings(values, **others):
     """The `Settings` of one value of each; RunError where they exclude each other."""
-    values = {**BASE, **values, **others}
-    found = Settings(**values.pop("network"), **values)
+    values = {**values, **others}
+    found = Settings(**values.pop("base"), **values.pop("network"), **values)
+    if found.init_from and found.shortcut == "A":
+        raise files.RunError("what is trained has option B")
     run._check_replicas(found, DEVICES if found.strategy == "mirrored" else 1)
     return found
 
@@ -65,21 +92,31 @@ def pairs(row):
     return set(itertools.combinations(enumerate(row), 2))
 
 
-def covering_array():
-    """Rows of indices into VALUES: every pair of two settings' values that can be is in one of them."""
-    names, rng = list(VALUES), np.random.default_rng(0)
-    sizes = [len(values) for values in VALUES.values()]
+def covering_array(space):
+    """Values of each setting, so that every pair of two settings' values that can be is in one of them."""
+    rng, sizes = np.random.default_rng(0), [len(values) for values in space.values()]
     drawn = {tuple(row) for row in rng.integers(sizes, size=(3000, len(sizes))).tolist()}
-    rows = sorted(row for row in drawn if possible(values_of(dict(zip(names, row, strict=True)))))
+    rows = sorted(row for row in drawn if possible(values_of(row, space)))
     left, chosen = set().union(*map(pairs, rows)), []
     while left:
         chosen.append(max(rows, key=lambda row: len(pairs(row) & left)))
         left -= pairs(chosen[-1])
-    return [values_of(dict(zip(names, row, strict=True))) for row in chosen]
+    return [values_of(row, space) for row in chosen]
 
 
-def values_of(indices):
-    return {name: VALUES[name][index] for name, index in indices.items()}
+def values_of(indices, space):
+    return {name: values[index] for (name, values), index in zip(space.items(), indices, strict=True)}
+
+
+def draw():
+    """Photographs of four classes, of two sizes, and a trained network."""
+    images, labels = shapes.draw(120, seed=0, size=72)
+    for label in range(4):
+        for i, image in enumerate(images[labels == label][:12]):
+            folder = pathlib.Path(DATA, "val" if i < 3 else "train", f"class{label}")
+            folder.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(image[: 72 - 8 * (i % 2)]).save(folder / f"{i}.jpg")
+    keras_resnet.ResNet18(classes=7, normalization="torch").save(TRAINED)
 
 
 class StopsAfterTwo(run.Checkpoint):
@@ -93,52 +130,69 @@ def model_of(folder):
     return keras.saving.load_model(os.path.join(folder, "model.keras"))
 
 
-def stop(folder, rows):
+def tested(settings):
+    """What a run is tested with: pixels, labels, the same as a data set, the names of classes, protocol and crop."""
+    if settings.photographs:
+        data = records.photographs(settings.dataset)
+        crops = imagenet.center_batches(data.validation, image_size=settings.image_size)
+        pixels, labels = (np.concatenate(parts) for parts in zip(*crops.as_numpy_iterator(), strict=True))
+        return pixels, labels, imagenet.examples(data.validation), data.classes, "center", settings.image_size
+    pixels, labels = sources.load("shapes").test
+    examples = tf.data.Dataset.from_tensor_slices((pixels, labels))
+    return pixels, labels, examples, sources.shapes.CLASSES, "single", None
+
+
+def stop(rows):
     weights = {}
     for number, values in enumerate(rows):
-        whole = settings(values, output=folder, name=f"whole-{number}")
+        whole = settings(values, name=f"whole-{number}")
         run.train(whole, verbose=0)
         for i, array in enumerate(model_of(whole.folder).get_weights()):
             weights[f"{number}/{i}"] = array
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(run, "Checkpoint", StopsAfterTwo)
             with pytest.raises(checkpoint.Stopped, match="at step 2"):
-                run.train(settings(values, output=folder, name=f"stopped-{number}"), verbose=0)
-    np.savez(os.path.join(folder, "weights.npz"), **weights)
+                run.train(settings(values, name=f"stopped-{number}"), verbose=0)
+    np.savez("weights.npz", **weights)
 
 
-def resume(folder, rows):
-    saved, test = np.load(os.path.join(folder, "weights.npz")), sources.load("shapes").test
-    failures = []
+def resume(rows):
+    saved, failures = np.load("weights.npz"), []
     for number, values in reversed(list(enumerate(rows))):
-        stopped = settings(values, output=folder, name=f"stopped-{number}")
+        stopped = settings(values, name=f"stopped-{number}")
         try:
             result = run.train(stopped, verbose=0)
             model = model_of(stopped.folder)
             for i, array in enumerate(model.get_weights()):
                 np.testing.assert_allclose(array, saved[f"{number}/{i}"], rtol=1e-4, atol=1e-5)
-            probabilities = model.predict(test.images, verbose=0)
-            error = (probabilities.argmax(-1) != test.labels).mean()
-            assert abs(result["test_error"] - error) < 1e-4, (result["test_error"], error)
-            examples = tf.data.Dataset.from_tensor_slices((test.images, test.labels))
-            assert abs(evaluation.evaluate(model, examples, sources.shapes.CLASSES, "single").error(1) - error) < 1e-6
-            path = serving.export_run(stopped.folder, os.path.join(folder, "served", stopped.name))
+            images, labels, examples, classes, protocol, crop = tested(stopped)
+            probabilities = model.predict(images, verbose=0)
+            error = (probabilities.argmax(-1) != labels).mean()
+            if not (stopped.photographs and stopped.mixed_precision):  # validated as it was trained
+                found = result["val_error" if stopped.photographs else "test_error"]
+                assert abs(found - error) < 1e-4, (found, error)
+            again = evaluation.evaluate(model, examples, classes, protocol, crop=crop, verbose=0)
+            np.testing.assert_allclose(again.probabilities, probabilities, rtol=1e-4, atol=1e-5)
+            path = serving.export_run(stopped.folder, os.path.join("served", stopped.name))
             served = tf.saved_model.load(path).signatures["serving_default"]
             (pixels,) = served.structured_input_signature[1]
-            answer = served(**{pixels: tf.constant(test.images, "float32")})["probabilities"]
+            answer = served(**{pixels: tf.constant(images, "float32")})["probabilities"]
             np.testing.assert_allclose(answer, probabilities, atol=1e-4)
         except Exception as failure:  # all of them are to be told
             failures.append(f"{values}: {type(failure).__name__}: {failure}")
     return failures
 
 
-def main(folder, what):
+def main(folder, what, space, count=None):
     cpu = tf.config.list_physical_devices("CPU")[0]
     tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * DEVICES)
     small_shapes(pytest.MonkeyPatch())
     distribution.strategy("mirrored")
-    rows = covering_array()
-    failures = {"stop": stop, "resume": resume}[what](folder, rows)
+    os.chdir(folder)
+    if not os.path.exists(DATA):
+        draw()
+    rows = covering_array(SPACES[space])[: count and int(count)]
+    failures = {"stop": stop, "resume": resume}[what](rows)
     print(json.dumps({"runs": len(rows)}))
     sys.exit("\n".join(failures) if failures else 0)
 

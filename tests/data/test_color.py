@@ -1,6 +1,8 @@
 import numpy as np
+import pytest
 
 from keras_resnet.data import color
+from keras_resnet.data.sources import DataError
 
 
 def test_principal_components_against_numpy():
@@ -35,3 +37,17 @@ def test_covariance_of_the_shifts():
     values, vectors = color.IMAGENET
     expected = vectors @ np.diag((25.5 * values) ** 2) @ vectors.T
     assert np.allclose(np.cov(color.shifts(color.IMAGENET, normal).T), expected, rtol=0.02)
+
+
+def test_files_that_hold_no_colours(tmp_path):
+    path = tmp_path / "colors.npz"
+    with pytest.raises(DataError, match="colors.npz should hold the colours .* it is not there"):
+        color.load(path)
+    color.IMAGENET_STATISTICS.save(path)
+    assert np.array_equal(color.load(path).mean, color.IMAGENET_STATISTICS.mean)
+    good = path.read_bytes()
+    np.savez(tmp_path / "other.npz", mean=np.zeros(3))
+    for content in (b"", b"text", good[: len(good) // 2], (tmp_path / "other.npz").read_bytes()):
+        path.write_bytes(content)
+        with pytest.raises(DataError, match="it is damaged, or of another kind"):
+            color.load(path)

@@ -31,10 +31,11 @@ def test_train_and_val(tmp_path):
 def test_what_is_left_out_is_told_and_images_within_folders_are_read(tmp_path):
     kinds = ("jpg", "webp", "bmp", "GIF", "tiff", "txt")
     folder = make(tmp_path, *(f"{c}/{i}.{kind}" for c in "ab" for i in range(2) for kind in kinds))
-    make(tmp_path, "a/inner/more/1.jpg", "a/inner/.cache/1.jpg", "a/README", "beside.jpg", "README.md")
+    make(tmp_path, "a/inner/more/1.jpg", "a/inner/.cache/1.jpg", "a/README", "a/3.TXT", "beside.JPG", "README.md")
     (tmp_path / "a" / "inner" / "loop").symlink_to(tmp_path / "a")
+    (tmp_path / "a" / "inner" / "loop2").symlink_to(tmp_path / "a")  # two: 2^40 ways, if they were all gone
     (tmp_path / "b" / "linked").symlink_to(tmp_path / "a" / "inner")
-    with pytest.warns(UserWarning, match="15 files left out: 6 .tiff, 6 .txt, 2 without an ending, 1 beside") as warned:
+    with pytest.warns(UserWarning, match="17 files left out: 8 .txt, 6 .tiff, 2 without an ending, 1 beside") as warned:
         classes, files = folders.list_classes(folder)
     assert len(warned) == 1
     within = [os.path.relpath(path, folder) for path in files.paths if "more" in path]
@@ -75,6 +76,8 @@ def test_a_tenth_is_drawn_for_validation(tmp_path):
         assert [classes[label] for label in files.labels] == [path.split(os.sep)[-2] for path in files.paths]
     assert folders.load(folder, seed=0)[2].paths == validation.paths
     assert folders.load(folder, seed=1)[2].paths != validation.paths
+    few = folders.load(make(tmp_path / "few", "a/1.jpg", "b/1.jpg"))
+    assert len(few.train) == len(few.validation) == 1
 
 
 @pytest.mark.parametrize(
@@ -90,10 +93,12 @@ def test_a_tenth_is_drawn_for_validation(tmp_path):
             ("a/1.jpg", "b/notes.txt", "b/2.tiff"),
             "b holds no image; a class needs .*; found 1 .tiff, 1 .txt",
         ),
+        (("Train/a/1.jpg", "Testing/a/1.jpg"), "holds Testing/, Train/; call its parts train/ and val/"),
         (("a/1.jpg", "b/.hidden"), "b holds no image; .*; found no file at all"),
         (("train/a/1.jpg",), "holds train/ but not val/"),
         (("val/a/1.jpg",), "holds val/ but not train/"),
         (("train/a/1.jpg", "train/b/1.jpg", "val/a/1.jpg"), "only one of them has b"),
+        (("train/a/1.jpg", "train/b/1.jpg", "val/a/1.jpg", "val/c/1.jpg"), "only one of them has b, c"),
         (("train/a/1.jpg", "val/1.jpg"), "val should hold a folder of images for each class"),
     ],
 )

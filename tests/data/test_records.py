@@ -261,6 +261,8 @@ def test_small_images_are_recognised():
     source = sources.load("shapes")
     found = sources.describe(source)
     assert found["train"].startswith("12800, ") and found == sources.describe(sources.load("shapes"))
+    renamed = source._replace(classes=source.classes[::-1])
+    assert {name for name, digest in sources.describe(renamed).items() if digest != found[name]} == {"classes"}
     source.validation.images[5, 3, 3, 0] ^= 1
     different = {name for name, text in sources.describe(source).items() if found[name] != text}
     assert different == {"validation"}

@@ -496,7 +496,7 @@ def _check_graph(shortcut, stride_in, stem, pooling, activation_order, shortcut_
     _choose("shortcut_variant", shortcut_variant, (None, *blocks.SHORTCUT_VARIANTS))
     if shortcut is None and (activation_order != "original" or shortcut_variant):
         raise ValueError("a plain network has no shortcut, so it takes no other order of activations and no variant")
-    if activation_order in blocks.OTHER_ORDERS and stem != "3x3":  # a pooling that pads with zeros needs positive values
+    if activation_order in blocks.OTHER_ORDERS and stem != "3x3":  # pooling that pads with zeros needs positive values
         raise ValueError(f'activation_order={activation_order!r} is of networks with stem="3x3"')
     if keras.config.image_data_format() != "channels_last":
         raise ValueError('these networks are "channels_last"; call keras.config.set_image_data_format("channels_last")')

@@ -314,10 +314,9 @@ def test_preactivation_of_kuangliu_against_pytorch(tmp_path, bottleneck):
     keras_resnet.save_torchvision(model, tmp_path / "x.safetensors")
     for name in ("x.keras", "x.safetensors"):
         assert close(models.logits(keras_resnet.from_weights(tmp_path / name))(x), expected)
-    other = keras_resnet.ResNet50 if bottleneck else keras_resnet.ResNet18
-    options = {"stem": "3x3", "classes": 10, "activation_order": "bare_stem_preactivation"}
-    with pytest.raises(WeightsError, match="the weights were trained with 'bare_ends_preactivation'"):
-        other(**options, weights=tmp_path / "ckpt.pth")
+    other = keras_resnet.ResNet50V2 if bottleneck else keras_resnet.ResNet18V2
+    with pytest.raises(WeightsError, match="'full_preactivation', the weights were .* 'bare_ends_preactivation'"):
+        other(stem="3x3", classes=10, weights=tmp_path / "ckpt.pth")
     bn = {f"bn.{name}": torch.ones(expected.shape[1]) for name in ("weight", "bias", "running_mean", "running_var")}
     torch.save({**theirs.state_dict(), **bn}, tmp_path / "another.pth")
     with pytest.raises(WeightsError, match="kuangliu's pre-activation networks.*\n  4 left over: bn.weight"):

@@ -1,7 +1,9 @@
 import json
+import os
 import re
 import subprocess
 import sys
+import types
 
 import keras
 import numpy as np
@@ -127,8 +129,8 @@ def test_without_a_validation_split_a_tenth_is_drawn(data_dir):
     classes, test = records.load_part("tiny_tested", "test", data_dir)
     assert classes == CLASSES and len(test) == 7
     assert len(records.load_part("tiny_photographs", "validation", data_dir)[1]) == 7
-    for name, part in (("tiny_tested", "validation"), ("tiny_photographs", "test"), ("tiny_tested", "all")):
-        assert records.load_part(name, part, data_dir) is None
+    for name, part in (("tiny_tested", "validation"), ("tiny_photographs", "test")):
+        assert records.load_part(name, part, data_dir) is records.load_part(name, "all", data_dir) is None
 
 
 def test_test_images_without_classes_are_no_test(data_dir):
@@ -146,6 +148,21 @@ def test_a_description_tells_data_apart(data_dir):
     assert other["classes"] == found["classes"] and other["train"] != found["train"]
     renamed = records.describe(data._replace(classes=("dawn", "dusk", "noon")), "tiny_tested")
     assert renamed["classes"] != found["classes"] and renamed["train"] == found["train"]
+    moved = records.Records([f"/elsewhere{path}" for path in data.train.paths], data.train.keys, *data.train.places)
+    assert records.describe(data._replace(train=moved), "tiny_tested") == found
+    moved.paths[0] += "x"
+    assert records.describe(data._replace(train=moved), "tiny_tested")["train"] != found["train"]
+
+
+def test_a_description_of_a_folder_is_that_of_its_names(tmp_path):
+    """Of any names, wherever it lies."""
+    for folder in (tmp_path / "one", tmp_path / "two"):
+        for name in (b"a/\xff.jpg", b"a/2.jpg", b"b/1.jpg"):
+            path = os.path.join(os.fsencode(folder), name)
+            os.makedirs(os.path.dirname(path), exist_ok=True)
+            open(path, "w").close()
+    one, two = (records.describe(folders.load(str(folder)), str(folder)) for folder in sorted(tmp_path.iterdir()))
+    assert one == two and [text.split(",")[0] for text in one.values()] == ["2", "1"]
 
 
 def test_damage(copy):
@@ -194,6 +211,28 @@ def test_a_shard_that_is_gone(copy):
 def test_sets_that_cannot_be_used(data_dir, name, message):
     with pytest.raises(DataError, match=message):
         records.load(name, data_dir)
+
+
+IMAGE, LABEL = tfds.features.Image(), tfds.features.ClassLabel(num_classes=2)
+
+
+@pytest.mark.parametrize(
+    "features, file_format, message",
+    [
+        ({"image": IMAGE}, "TFRECORD", "no set of images with one class each: its examples have image"),
+        ({"left": IMAGE, "right": IMAGE, "label": LABEL}, "TFRECORD", "its examples have left, right, label"),
+        ({"image": IMAGE, "coarse": LABEL, "fine": LABEL}, "TFRECORD", "its examples have image, coarse, fine"),
+        ({"image": IMAGE, "label": LABEL}, "RIEGELI", "in nowhere is in files of the format riegeli; prepare it as"),
+        ({"image": IMAGE, "label": LABEL}, "TFRECORD", "tiny has no split train; it has test"),
+    ],
+)
+def test_sets_of_another_kind(monkeypatch, features, file_format, message):
+    kind = getattr(tfds.core.FileFormat, file_format)
+    info = types.SimpleNamespace(features=features, file_format=kind, splits={"test": None})
+    builder = types.SimpleNamespace(info=info, data_dir="nowhere")
+    monkeypatch.setattr(sources, "prepared", lambda name, data_dir: builder)
+    with pytest.raises(DataError, match=message):
+        records.load("tiny")
 
 
 def test_a_run_and_its_evaluation(data_dir, tmp_path):

@@ -22,6 +22,29 @@ def shared(*path):
     return folder
 
 
+# Why a test may be skipped where STRICT_SKIPS is set, as CI does; any other reason fails the tests.
+MAY_SKIP = (
+    "the data of this test are not in",
+    "photographs are not in",
+    "tensorflow_model_server is not on PATH",
+    "torch is not installed",
+    "transformers is not installed",
+    "that is for TensorFlow",  # the tests of the optimizer run again on the other backends
+    "Keras has none on PyTorch",
+)
+
+
+def pytest_sessionfinish(session):
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    if reporter is None or not os.environ.get("STRICT_SKIPS"):  # a worker of xdist, or nobody asked
+        return
+    reasons = {report.longrepr[2] for report in reporter.stats.get("skipped", ())}
+    others = sorted(reason for reason in reasons if not any(allowed in reason for allowed in MAY_SKIP))
+    if others:
+        print("\ntests were skipped for reasons that are not in MAY_SKIP of tests/conftest.py:", *others, sep="\n  ")
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
 @pytest.fixture(autouse=True)
 def seeded():
     """The same initial weights in every run of a test, so that none is close to its tolerance by chance."""

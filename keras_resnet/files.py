@@ -24,6 +24,10 @@ class RunError(Exception):
     """A run cannot start or go on. The message says what was wrong, what was found and what to do."""
 
 
+class DataError(Exception):
+    """The data set cannot be had. The message says what was looked for, what was found and what to do."""
+
+
 @contextlib.contextmanager
 def whole(path):
     """Gives the path of a temporary file, which takes the place of `path` when it is complete, or not at all.

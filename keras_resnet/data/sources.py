@@ -1,7 +1,11 @@
-"""Where examples come from: TensorFlow Datasets, and the shapes that this package draws."""
+"""Where examples come from: CIFAR as two kinds of copies, TensorFlow Datasets, and the shapes that this package draws.
+
+Nothing in here needs TensorFlow but what reads a data set that tensorflow-datasets has prepared.
+"""
 
 import difflib
 import hashlib
+import importlib.util
 import os
 import socket
 import typing
@@ -9,17 +13,15 @@ import urllib.request
 
 import numpy as np
 
-from keras_resnet.data import shapes
+from keras_resnet.data import pickles, shapes
+from keras_resnet.data.pickles import Arrays
+from keras_resnet.files import DataError
 
 DATASETS = ("cifar10", "cifar100", "shapes")
 VALIDATION_EXAMPLES = {"cifar10": 5_000, "cifar100": 5_000, "shapes": 1_280}  # P1 4.2: 45k/5k
 SHAPES_EXAMPLES = {"train": 14_080, "test": 2_000}
 HOSTS = {"cifar10": "www.cs.toronto.edu", "cifar100": "www.cs.toronto.edu"}
 HOST = "storage.googleapis.com"  # of what tensorflow-datasets itself keeps
-
-
-class DataError(Exception):
-    """The data set cannot be had. The message says what was looked for, what was found and what to do."""
 
 
 class Split(typing.NamedTuple):
@@ -59,12 +61,15 @@ def load(name, data_dir=None, train_on_all=False):
 
     Args:
         name: "cifar10", "cifar100" (Krizhevsky, 2009) or "shapes" (drawn here, 32x32, ten classes).
-        data_dir: folder with data sets prepared by tensorflow-datasets. Without it, tensorflow-datasets uses
-            `$TFDS_DATA_DIR` or `~/tensorflow_datasets` and downloads what is not there.
+        data_dir: folder with `cifar-10-batches-py` or `cifar-100-python`, as the authors' page and `keras.datasets`
+            have them, or with data sets prepared by tensorflow-datasets. Without it, what `keras.datasets` has
+            downloaded is taken, or what tensorflow-datasets has in `$TFDS_DATA_DIR` or `~/tensorflow_datasets`; it
+            downloads what is not there, or, where it is not installed, `keras.datasets` does.
         train_on_all: keep no validation split.
 
     Returns:
-        A `Source`. The validation split is the last 5,000 training examples in the order of tensorflow-datasets.
+        A `Source`. The validation split is the last 5,000 training examples in the order of tensorflow-datasets, which
+        is the order here wherever they come from.
 
     Raises:
         DataError: the data set is unknown, or neither prepared nor to be downloaded.
@@ -75,7 +80,7 @@ def load(name, data_dir=None, train_on_all=False):
         classes = shapes.CLASSES
         train, test = (Split(*shapes.draw(n, seed)) for seed, n in enumerate(SHAPES_EXAMPLES.values()))
     else:
-        classes, train, test = _tfds(name, data_dir)
+        classes, train, test = _cifar(name, data_dir)
     if train_on_all:
         return Source(classes, train, None, test)
     cut = len(train.labels) - VALIDATION_EXAMPLES[name]
@@ -83,10 +88,51 @@ def load(name, data_dir=None, train_on_all=False):
     return Source(classes, *parts, test)
 
 
-def _tfds(name, data_dir):
-    import tensorflow_datasets as tfds  # here, because it is slow to import and `shapes` does without it
+def cifar10(data_dir: str | None = None) -> tuple[Arrays, Arrays]:
+    """CIFAR-10 (Krizhevsky, 2009) for Keras on any backend; TensorFlow is not needed.
 
+        (x_train, y_train), (x_test, y_test) = keras_resnet.data.cifar10()
+
+    Args:
+        data_dir: as for `sources.load`: where the data set lies; without it, it is downloaded once.
+
+    Returns:
+        `(x_train, y_train), (x_test, y_test)`: 50,000 and 10,000 images, uint8 (n, 32, 32, 3), RGB in [0, 255], and
+        their labels, int64 (n,), in [0, 10). The order is that of tensorflow-datasets, which is shuffled, and the last
+        5,000 training images are those on which this package validates: `validation_split=0.1` of `keras.Model.fit`.
+
+    Raises:
+        DataError: the data set cannot be had.
+    """
+    return _arrays("cifar10", data_dir)
+
+
+def cifar100(data_dir: str | None = None) -> tuple[Arrays, Arrays]:
+    """CIFAR-100, as `cifar10`: labels are the 100 fine ones, in [0, 100)."""
+    return _arrays("cifar100", data_dir)
+
+
+def _arrays(name, data_dir):
+    _, train, test = _cifar(name, data_dir)
+    return tuple(train), tuple(test)
+
+
+def _cifar(name, data_dir):
+    """The names of the classes, and `Split`s to train and to test on."""
+    folder = pickles.cached(name) if data_dir is None else pickles.find(name, data_dir)
+    prepares = all(map(importlib.util.find_spec, ("tensorflow", "tensorflow_datasets")))
+    if folder is None and data_dir is None and not prepares:
+        folder = pickles.download(name)
+    if folder is None:
+        return _tfds(name, data_dir)
+    classes, train, test = pickles.read(name, folder)
+    return classes, Split(*train), Split(*test)
+
+
+def _tfds(name, data_dir):
     builder = prepared(name, data_dir)
+    import tensorflow_datasets as tfds  # here, because it is slow to import and others do without it
+
     splits = []
     for split in ("train", "test"):
         examples = tfds.as_numpy(builder.as_dataset(split=split, batch_size=-1, shuffle_files=False))
@@ -96,10 +142,12 @@ def _tfds(name, data_dir):
 
 def find(name, data_dir=None):
     """The `tfds.core.DatasetBuilder` of a data set, be it prepared or not; arguments and errors as of `load`."""
-    import tensorflow_datasets as tfds
-
     if data_dir is not None and not os.path.isdir(os.path.join(data_dir, name)):
         raise DataError(_not_in(data_dir, name))
+    try:
+        import tensorflow_datasets as tfds
+    except ModuleNotFoundError as error:
+        raise DataError(f"{name} needs the package {error.name}: pip install tensorflow tensorflow-datasets") from error
     try:
         return tfds.builder(name, data_dir=data_dir)
     except (tfds.core.DatasetNotFoundError, ValueError) as error:  # ValueError: not even a name, as a path is not
@@ -126,9 +174,10 @@ def _not_in(data_dir, name):
         found = "it holds " + (", ".join(sorted(os.listdir(data_dir))[:8]) or "nothing")
     inner = os.path.join(data_dir, "tensorflow_datasets")
     hint = f"\nDid you mean --data-dir {inner}?" if os.path.isdir(os.path.join(inner, name)) else ""
+    python = f", or the authors' {pickles.LAYOUTS[name].folder}/" if name in pickles.LAYOUTS else ""
     return (
         f"--data-dir {data_dir} has no prepared {name}: {found}.{hint}\n"
-        f"It has to be the folder that contains {name}/VERSION/ as tensorflow-datasets writes it. "
+        f"It has to be the folder that contains {name}/VERSION/ as tensorflow-datasets writes it{python}. "
         "Without --data-dir the data set is downloaded."
     )
 
@@ -141,12 +190,13 @@ def _download(builder):
         builder.download_and_prepare()
     # No route, no name, no space: requests' errors are OSErrors too. AssertionError: files to be fetched by hand.
     except (OSError, AssertionError) as error:
+        python = f", or the authors' {pickles.LAYOUTS[builder.name].folder}" if builder.name in pickles.LAYOUTS else ""
         raise DataError(
             f"{builder.name} is not in {builder.data_dir} and could not be downloaded: {error}\n"
             "Three ways on:\n"
             "  1. on a machine with a network run\n"
             f"       python -c \"import tensorflow_datasets; tensorflow_datasets.load('{builder.name}')\"\n"
             "     and copy its ~/tensorflow_datasets here;\n"
-            "  2. --data-dir FOLDER, if a prepared copy lies elsewhere;\n"
+            f"  2. --data-dir FOLDER, if a prepared copy{python} lies elsewhere;\n"
             "  3. --dataset shapes, which is drawn on the spot and needs neither data nor network."
         ) from error

@@ -2,7 +2,9 @@ import contextlib
 import math
 import os
 import pathlib
+import pickle
 import signal
+import struct
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
@@ -12,6 +14,16 @@ import pytest
 
 ROOT = pathlib.Path(__file__).parents[1]
 SHARED = ROOT.parent / "shared"
+# Code for a process that is to be as where neither is installed. (With None in sys.modules Keras believes that it is.)
+WITHOUT_TENSORFLOW = """
+import importlib.machinery, sys
+class Finder(importlib.machinery.PathFinder):
+    @classmethod
+    def find_spec(cls, name, path=None, target=None):
+        missing = name.partition(".")[0] in ("tensorflow", "tensorflow_datasets")
+        return None if missing else super().find_spec(name, path, target)
+sys.meta_path[sys.meta_path.index(importlib.machinery.PathFinder)] = Finder
+"""
 
 
 def shared(*path):
@@ -118,3 +130,30 @@ def by_hand(x, kernel, strides):
             window = x[:, i * strides : i * strides + 2 * k + 1, j * strides : j * strides + 2 * k + 1]
             out[:, i, j] = np.tensordot(window, kernel, 3)
     return out
+
+
+class _Python2(pickle._Pickler):
+    """Writes bytes as Python 2, which made the originals, wrote its strings."""
+
+    def save_bytes(self, content):
+        self.write(pickle.BINSTRING + struct.pack("<i", len(content)) + content)
+        self.memoize(content)
+
+    dispatch = {**pickle._Pickler.dispatch, bytes: save_bytes}
+
+
+def pickle_as_python2(path, content):
+    with open(path, "wb") as file:
+        _Python2(file, 2).dump(content)
+
+
+def write_cifar10(folder, train, test, names):
+    """`cifar-10-batches-py` of pairs of images and labels."""
+    folder.mkdir(parents=True)
+    pickle_as_python2(folder / "batches.meta", {b"num_vis": 3072, b"label_names": [name.encode() for name in names]})
+    images, labels = (np.array_split(part, 5) for part in train)
+    files = {"test_batch": test, **{f"data_batch_{i + 1}": (images[i], labels[i]) for i in range(5)}}
+    for file, (images, labels) in files.items():
+        rows = np.ascontiguousarray(images.transpose(0, 3, 1, 2)).reshape(len(labels), -1)
+        batch = {b"batch_label": b"", b"labels": labels.tolist(), b"data": rows, b"filenames": [b"x.png"]}
+        pickle_as_python2(folder / file, batch)

@@ -3,16 +3,17 @@
 import ast
 import os
 import pathlib
+import re
 import subprocess
 import sys
 
 import keras
 import numpy as np
 import pytest
-from conftest import ROOT
+from conftest import ROOT, WITHOUT_TENSORFLOW, write_cifar10
 
 import keras_resnet
-from keras_resnet.data import cifar, sources
+from keras_resnet.data import cifar, shapes, sources
 
 STEPS, BATCH = 10, 32
 # In double precision, because ten steps at this rate enlarge the rounding of single precision beyond any tolerance.
@@ -165,3 +166,38 @@ def test_import_needs_keras_alone():
             elif isinstance(node, ast.ImportFrom):
                 imported.add(node.module.split(".")[0])
     assert imported - set(sys.stdlib_module_names) == {"h5py", "keras", "keras_resnet", "numpy"}  # Keras needs h5py
+
+
+SMALLER = {
+    "CifarResNet(20": "CifarResNet(8",
+    "epochs=164": "epochs=1",
+    'ResNet50(weights="imagenet", ': "CifarResNet(8, ",
+    "(224, 224)": "(32, 32)",
+    "conv5": "conv4",
+    "epochs=5": "epochs=1",
+}
+
+
+@pytest.mark.parametrize("backend", [pytest.param("jax", marks=pytest.mark.slow), "torch"])
+def test_the_examples_of_the_readme_need_no_tensorflow(tmp_path, backend):
+    from PIL import Image
+
+    pytest.importorskip(backend, reason=f"{backend} is not installed")
+    examples = re.findall(r"^```python\n(.*?)^```", (ROOT / "README.md").read_text(), re.M | re.S)
+    code = WITHOUT_TENSORFLOW + "\n".join(example for example in examples if "model.fit(" in example)
+    for words, fewer in SMALLER.items():
+        assert code.count(words) == 1, words
+        code = code.replace(words, fewer)
+    images, labels = shapes.draw(20, seed=0)
+    write_cifar10(tmp_path / "datasets" / "cifar-10-batches-py", (images, labels), (images, labels), shapes.CLASSES)
+    for number, (image, label) in enumerate(zip(images, labels % 3, strict=True)):
+        (tmp_path / "FLOWERS" / f"class{label}").mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(tmp_path / "FLOWERS" / f"class{label}" / f"{number}.jpg")
+    code += (
+        "\nassert model.predict(images[:2], verbose=0).shape == (2, len(classes)) == (2, 3)"
+        f"\nassert keras.backend.backend() == {backend!r}"
+    )
+    environment = os.environ | {"KERAS_BACKEND": backend, "KERAS_HOME": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "accuracy" in done.stdout

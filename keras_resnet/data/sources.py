@@ -91,7 +91,9 @@ def load(name, data_dir=None, train_on_all=False):
 def cifar10(data_dir: str | None = None) -> tuple[Arrays, Arrays]:
     """CIFAR-10 (Krizhevsky, 2009) for Keras on any backend; TensorFlow is not needed.
 
-        (x_train, y_train), (x_test, y_test) = keras_resnet.data.cifar10()
+        from keras_resnet.data import cifar10
+
+        (x_train, y_train), (x_test, y_test) = cifar10()
 
     Args:
         data_dir: as for `sources.load`: where the data set lies; without it, it is downloaded once.

@@ -1,43 +1,16 @@
 """CIFAR as its authors' page has it, against TensorFlow Datasets' copies of the same images."""
 
 import os
-import pickle
-import struct
 import subprocess
 import sys
 
 import numpy as np
 import pytest
+from conftest import WITHOUT_TENSORFLOW, pickle_as_python2, write_cifar10
 
 from keras_resnet import data
 from keras_resnet.data import pickles, sources
 from keras_resnet.data.sources import DataError
-
-
-class Python2(pickle._Pickler):
-    """Writes bytes as Python 2, which made the originals, wrote its strings."""
-
-    def save_bytes(self, content):
-        self.write(pickle.BINSTRING + struct.pack("<i", len(content)) + content)
-        self.memoize(content)
-
-    dispatch = {**pickle._Pickler.dispatch, bytes: save_bytes}
-
-
-def write(path, content):
-    with open(path, "wb") as file:
-        Python2(file, 2).dump(content)
-
-
-def write_cifar10(folder, train, test, names):
-    """`cifar-10-batches-py` of pairs of images and labels."""
-    folder.mkdir(parents=True)
-    write(folder / "batches.meta", {b"num_vis": 3072, b"label_names": [name.encode() for name in names]})
-    images, labels = (np.array_split(part, 5) for part in train)
-    files = {"test_batch": test, **{f"data_batch_{i + 1}": (images[i], labels[i]) for i in range(5)}}
-    for file, (images, labels) in files.items():
-        rows = np.ascontiguousarray(images.transpose(0, 3, 1, 2)).reshape(len(labels), -1)
-        write(folder / file, {b"batch_label": b"", b"labels": labels.tolist(), b"data": rows, b"filenames": [b"x.png"]})
 
 
 @pytest.fixture
@@ -88,12 +61,12 @@ def test_the_order_is_that_in_which_tfds_writes(tmp_path):
 
     folder, rng = tmp_path / "cifar-100-python", np.random.default_rng(0)
     folder.mkdir()
-    write(folder / "meta", {b"fine_label_names": [b"x"] * 100, b"coarse_label_names": [b"y"] * 20})
+    pickle_as_python2(folder / "meta", {b"fine_label_names": [b"x"] * 100, b"coarse_label_names": [b"y"] * 20})
     images = {split: rng.integers(0, 256, (len(order[split]), 32, 32, 3), "uint8") for split in order}
     for split, found in images.items():
-        rows = found.transpose(0, 3, 1, 2).reshape(len(found), -1)
         fine = [i % 100 for i in range(len(found))]
-        write(folder / split, {b"data": rows, b"fine_labels": fine, b"coarse_labels": [i % 20 for i in fine]})
+        batch = {b"data": found.transpose(0, 3, 1, 2).reshape(len(found), -1), b"fine_labels": fine}
+        pickle_as_python2(folder / split, {**batch, b"coarse_labels": [i % 20 for i in fine]})
     train, test = data.cifar100(str(tmp_path))
     for split, (found, labels) in (("train", train), ("test", test)):
         assert np.array_equal(found, images[split][order[split]])
@@ -137,28 +110,32 @@ class Malice:
 def test_pickles_are_not_executed(drawn, capsys):
     folder, (images, labels), _ = drawn
     for content in ({b"data": Malice(), b"labels": []}, Malice()):
-        write(folder / "cifar-10-batches-py" / "data_batch_3", content)
+        pickle_as_python2(folder / "cifar-10-batches-py" / "data_batch_3", content)
         with pytest.raises(DataError, match="data_batch_3 is no file of .* calls __builtin__.print, which is no array"):
             data.cifar10(str(folder))
     objects = np.array([Malice()], object)
-    write(folder / "cifar-10-batches-py" / "data_batch_3", {b"data": objects, b"labels": [0]})
+    pickle_as_python2(folder / "cifar-10-batches-py" / "data_batch_3", {b"data": objects, b"labels": [0]})
     with pytest.raises(DataError, match="no array"):
         data.cifar10(str(folder))
     assert "executed" not in capsys.readouterr().out
+
+
+def rows(path, labels, kind="uint8"):
+    pickle_as_python2(path, {b"data": np.zeros((2, 3072), kind), b"labels": labels})
 
 
 @pytest.mark.parametrize(
     "damage, message",
     [
         (lambda path: path.unlink(), "data_batch_3 of the python version of cifar10 cannot be read: .*No such file"),
-        (lambda path: path.write_bytes(path.read_bytes()[:5000]), "data_batch_3 is no file .* Extract cifar-10-batches"),
+        (lambda path: path.write_bytes(path.read_bytes()[:5000]), "data_batch_3 is no file .* Extract cifar-10-batc"),
         (lambda path: path.write_bytes(b""), "data_batch_3 is no file"),
         (lambda path: path.write_text("nonsense"), "data_batch_3 is no file"),
-        (lambda path: write(path, [1]), "data_batch_3 is no file"),
-        (lambda path: write(path, {b"data": np.zeros((2, 3072)), b"labels": [0, 1]}), "found float64"),
-        (lambda path: write(path, {b"data": np.zeros((2, 3072), "uint8"), b"labels": [0]}), r"uint8 \(1, 3072\) expec"),
-        (lambda path: write(path, {b"data": np.zeros((2, 3072), "uint8"), b"labels": [0, 10]}), "found 0 to 10"),
-        (lambda path: write(path, {b"data": np.zeros((2, 3072), "uint8"), b"labels": [-1, 9]}), "found -1 to 9"),
+        (lambda path: pickle_as_python2(path, [1]), "data_batch_3 is no file"),
+        (lambda path: rows(path, [0, 1], "float64"), "found float64"),
+        (lambda path: rows(path, [0]), r"uint8 \(1, 3072\) expected"),
+        (lambda path: rows(path, [0, 10]), "found 0 to 10"),
+        (lambda path: rows(path, [-1, 9]), "found -1 to 9"),
     ],
 )
 def test_damage_is_explained(drawn, damage, message):
@@ -169,8 +146,7 @@ def test_damage_is_explained(drawn, damage, message):
 
 def test_without_tensorflow_keras_downloads(drawn, tmp_path, monkeypatch):
     """Once, and without a network the message says what to do."""
-    code = (
-        "import sys; sys.modules.update({'tensorflow': None, 'tensorflow_datasets': None})\n"
+    code = WITHOUT_TENSORFLOW + (
         "import keras, pathlib, keras_resnet.data\n"
         "def load_data():\n"
         "    inner = pathlib.Path(sys.argv[2]) / 'datasets' / 'cifar-10-batches-py-target'\n"

@@ -38,8 +38,8 @@ from keras_resnet.training.settings import PREPARATIONS, Settings
 EXIT_STATUS = 128  # plus the number of the signal, as shells do
 
 
-def parse(arguments=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def add_settings(parser, left_out=()):
+    """Adds a flag for each of the `Settings`, but for those whose names are left out; reproduce.py takes most, too."""
     network = parser.add_argument_group("network")
     data = parser.add_argument_group("data")
     recipe = parser.add_argument_group("recipe")
@@ -48,6 +48,8 @@ def parse(arguments=None):
 
     def add(group, flag, help, **options):
         name = flag[2:].replace("-", "_")
+        if name in left_out:
+            return
         default = getattr(Settings, name)
         shown = "" if default in (None, False, ()) else f" (default {default})"
         if name in recipes.SMALL_IMAGES:
@@ -65,7 +67,12 @@ def parse(arguments=None):
     add(network, "--init-from", "trained weights, all but the last layer's: a file, or imagenet", metavar="SOURCE")
     add(network, "--freeze-until", "with --init-from: leaves the stages conv1 to this as they are", metavar="STAGE")
     add(data, "--dataset", "cifar10, cifar100, shapes (no data needed); photographs: a folder, or imagenet2012 etc.")
-    add(data, "--data-dir", "data sets prepared by tensorflow-datasets; without it they are downloaded", metavar="DIR")
+    add(
+        data,
+        "--data-dir",
+        "copies of tensorflow-datasets, or cifar-10-batches-py (default: download)",
+        metavar="DIR",
+    )
     add(data, "--train-on-all", "no validation: train on all 50k images, as the paper's results", **flag)
     add(data, "--image-size", "photographs: size of the crops; the sizes they are cut from follow", type=int)
     add(data, "--without", "photographs: preparations to leave out", nargs="+", choices=PREPARATIONS, metavar="WHICH")
@@ -106,8 +113,14 @@ def parse(arguments=None):
     add(run, "--name", "of the run (default DATASET-NETWORK)")
     add(run, "--output", "folder of runs", metavar="DIR")
     add(run, "--checkpoint-every", "steps from one checkpoint to the next", type=int, metavar="STEPS")
-    run.add_argument("--export", action="store_true", help="at the end, to saved_models/NAME/, as export.py does")
     run.add_argument("--verbose", type=int, default=1, choices=(0, 1, 2), help="0 silent, 1 a bar, 2 a line an epoch")
+    return run
+
+
+def parse(arguments=None):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    run = add_settings(parser)
+    run.add_argument("--export", action="store_true", help="at the end, to saved_models/NAME/, as export.py does")
     return parser.parse_args(arguments)
 
 

@@ -13,7 +13,7 @@ What NAME can be:
 
 Each run leaves one file, RESULTS/RUN.json, and is not repeated where this file is there. A run that was stopped goes on
 when the same command is given again. A network that several experiments show is trained once for all of them.
-`train/report.py` makes tables and figures of the files.
+`train/report.py` makes tables and figures of the files. Flags that fit.py has, too, are for all runs.
 
 CIFAR-10 is split into 45k images to train on and 5k for the validation error of the curves; the test images are looked
 at once, at the end. The paper's test errors are of networks trained on all 50k: --train-on-all does so, but there is no
@@ -27,13 +27,13 @@ import sys
 import quiet  # noqa: F401, first, before anything that imports TensorFlow
 
 # isort: split
+from fit import add_settings
+
 from keras_resnet.data.sources import DataError
 from keras_resnet.evaluation import EvaluationError
 from keras_resnet.experiments import experiments, report
 from keras_resnet.files import RunError
 from keras_resnet.training.checkpoint import Stopped
-from keras_resnet.training.precision import PRECISIONS
-from keras_resnet.training.settings import Settings
 
 EXIT_STATUS = 128  # plus the number of the signal, as shells do
 
@@ -48,18 +48,10 @@ def parse(arguments=None):
     add = parser.add_argument
     add("name", metavar="NAME", choices=experiments.EXPERIMENTS, help="of the experiment")
     add("--only", nargs="+", metavar="NETWORK", help="networks, as the experiment names them (default: all)")
-    add("--steps", type=int, help="default 64000, CIFAR's schedule shrinks in proportion; photographs 600000")
     add("--seeds", type=int, default=1, help="runs of each network (default 1)")
-    add("--train-on-all", action="store_true", help="CIFAR: no validation, train on all 50k images")
     add("--data", metavar="DATA", help="photographs: a folder, or a data set of TensorFlow Datasets")
-    add("--data-dir", metavar="DIR", help="data sets prepared by tensorflow-datasets; without it they are downloaded")
-    add("--data-changed", action="store_true", help="go on with runs although their data are not what they were")
-    add("--bn-batch-size", type=int, metavar="IMAGES", help="normalised together (default 64; photographs: all)")
-    add("--accumulate", type=int, default=1, metavar="PARTS", help="parts of a batch that are in memory in turn")
-    add("--mixed-precision", choices=PRECISIONS, help="of all layers but the last (default float32)")
-    add("--output", default=Settings.output, metavar="DIR", help="folder of runs (default %(default)s)")
     add("--results", default=experiments.RESULTS, metavar="DIR", help="folder of the results (default %(default)s)")
-    add("--verbose", type=int, default=1, choices=(0, 1, 2), help="0 silent, 1 a bar, 2 a line an epoch")
+    add_settings(parser, experiments.DECIDED)
     return parser.parse_args(arguments)
 
 

@@ -3,6 +3,7 @@
 import collections
 import dataclasses
 import functools
+import hashlib
 import os
 import typing
 import warnings
@@ -67,7 +68,7 @@ def load(folder, seed=0):
 
     Args:
         folder: holds train/ and val/ with a folder for each class, or a folder for each class.
-        seed: of DIR/CLASS/FILE, a tenth of all files is drawn for validation; which ones is a function of it.
+        seed: of DIR/CLASS/FILE, about a tenth of each class is drawn for validation, as `held_out` says.
 
     Returns:
         A `Photographs`, its classes sorted. `list_classes` says which files are images.
@@ -98,7 +99,9 @@ def load(folder, seed=0):
         )
     if parts:
         return Photographs(classes, train, validation)
-    return Photographs(classes, *draw_validation(files, seed))
+    names = [os.path.relpath(path, folder) for path in files.paths]
+    aside = held_out(names, files.labels, seed)
+    return Photographs(classes, files.part(np.flatnonzero(~aside)), files.part(np.flatnonzero(aside)))
 
 
 def load_part(folder, part):
@@ -111,11 +114,41 @@ def load_part(folder, part):
     return list_classes(inner) if inner and (part != "test" or _folders(inner)) else None
 
 
-def draw_validation(files, seed):
-    """Two parts of a `Files` or `records.Records`: what is left to train on, and a tenth drawn for validation."""
-    order = np.random.default_rng(seed).permutation(len(files))
-    cut = max(1, round(VALIDATION_PART * len(order)))
-    return files.part(np.sort(order[cut:])), files.part(np.sort(order[:cut]))
+def held_out(names, labels, seed):
+    """Which files of DIR/CLASS/FILE are set aside for validation: about a tenth of each class.
+
+    A file's own name and the seed decide: it is set aside where their hash is in the lowest tenth. So it stays on its
+    side when other files come or go, or the folder moves, and how many a class has set aside varies as coins do (of
+    100 files 10 +- 3). A class of several files has one at least on either side, that of the lowest and of the highest
+    hash, which in a small class can change when files are added.
+
+    Args:
+        names: CLASS/FILE, n strings, no two alike.
+        labels: their classes, int (n,).
+        seed: an integer.
+
+    Returns:
+        bool (n,); where n > 1, at least one is True and one is False.
+    """
+    hashes = np.array([_hash(name, seed) for name in names])
+    aside = hashes < VALIDATION_PART
+    members = [np.flatnonzero(labels == label) for label in np.unique(labels)]
+    both = [numbers for numbers in members if len(numbers) > 1] or [np.arange(len(names))]
+    for numbers in both:
+        aside[numbers[hashes[numbers].argmin()]] = True
+        aside[numbers[hashes[numbers].argmax()]] = False
+    return aside
+
+
+def _hash(name, seed):
+    """A number in [0, 1), the same on every machine."""
+    text = f"{seed}/".encode() + os.fsencode(name.replace(os.sep, "/"))
+    return int.from_bytes(hashlib.sha256(text).digest()[:6]) / 2**48
+
+
+def is_divided(folder):
+    """Whether a folder of images has train/ and val/, not a folder for each class. Errors as of `load`."""
+    return bool(_parts(folder))
 
 
 def _parts(folder):

@@ -1,11 +1,14 @@
 """Image classification sets of TensorFlow Datasets, read in any order.
 
 A TFRecord file is made to be read from its beginning to its end. Here the places of its records are noted first, by
-hopping from header to header, so that an epoch can have any order and a run can go on anywhere in it.
+hopping from header to header, so that an epoch can have any order and a run can go on anywhere in it. Files of
+array_record have an index of their own.
 """
 
 import concurrent.futures
+import contextlib
 import dataclasses
+import functools
 import os
 import struct
 
@@ -18,6 +21,8 @@ from keras_resnet.data.sources import DataError
 LENGTH = struct.Struct("<Q")  # a record: its length, 4 bytes of checksum, its content, 4 bytes of checksum
 CHECKSUM_BYTES = 4
 READERS = 16  # records that are waited for at a time
+ASIDE = "set aside/for validation"  # no folder of a class is called so
+OPEN_FILES = 512  # of array_record, at most; each has its index in memory
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +44,7 @@ class Records:
 
     def part(self, numbers):
         """The examples with these numbers, an integer array."""
-        return Records(self.paths, self.keys, *(array[numbers] for array in self.places))
+        return type(self)(self.paths, self.keys, *(array[numbers] for array in self.places))
 
     @property
     def places(self):
@@ -83,6 +88,29 @@ class Records:
         return f"{self.paths[self.files[number]]}, record at byte {self.offsets[number]},"
 
 
+class ArrayRecords(Records):
+    """Examples in array_record files: there `offsets` and `lengths` count records, so that each length is 1."""
+
+    def _content(self, number):
+        path, place = self.paths[self.files[number]], [int(self.offsets[number])]
+        for open_file in (_array_record, _array_record.__wrapped__):  # after damage a reader reads nothing any more
+            with contextlib.suppress(RuntimeError, IndexError):
+                return open_file(path).read(place)[0]
+        return b""  # which is no example, and so damage for whoever parses it
+
+    def name(self, number):
+        return f"{self.paths[self.files[number]]}, record {self.offsets[number]},"
+
+
+@functools.lru_cache(OPEN_FILES)
+def _array_record(path):
+    """A reader for any record of an array_record file; several threads may use it."""
+    from array_record.python.array_record_module import ArrayRecordReader
+
+    options = {"options": "readahead_buffer_size:0,max_parallelism:0", "file_reader_buffer_size": 32768}
+    return ArrayRecordReader(path, **options)
+
+
 def photographs(dataset, data_dir=None, seed=0):
     """The `folders.Photographs` of a folder, as `folders.load` lists it, or of a data set, as `load` finds it."""
     return folders.load(dataset, seed) if os.path.isdir(dataset) else load(dataset, data_dir, seed)
@@ -100,7 +128,7 @@ def load(name, data_dir=None, seed=0):
         A `folders.Photographs`.
 
     Raises:
-        DataError: the data set is unknown, cannot be had, has no images with classes, or is not in TFRecord files.
+        DataError: the data set is unknown, cannot be had, has no images with classes, or is in files of another format.
     """
     builder, classes, keys = _builder(name, data_dir)
     if "train" not in builder.info.splits:
@@ -108,7 +136,9 @@ def load(name, data_dir=None, seed=0):
     train = _index(builder, "train", keys)
     if "validation" in builder.info.splits:
         return folders.Photographs(classes, train, _index(builder, "validation", keys))
-    return folders.Photographs(classes, *folders.draw_validation(train, seed))
+    order = np.random.default_rng(seed).permutation(len(train))
+    cut = max(1, round(folders.VALIDATION_PART * len(order)))
+    return folders.Photographs(classes, train.part(np.sort(order[cut:])), train.part(np.sort(order[:cut])))
 
 
 def load_part(dataset, part, data_dir=None):
@@ -145,18 +175,17 @@ def describe(data, dataset):
         dataset: the folder that they are of, or anything for a data set of TensorFlow Datasets.
 
     Returns:
-        A dictionary of `sources.digest`: of the files' names in each class of a folder, wherever the folder lies; or of
-        the classes and of each part of a data set.
+        A dictionary of `sources.digest`: of the files' names in each class of a folder, wherever the folder lies, and
+        of those that were set aside; or of the classes and of each part of a data set.
     """
     if isinstance(data.train, folders.Files):
-        names, start = [[] for _ in data.classes], len(os.path.join(dataset, ""))
+        names, start = {name: [] for name in data.classes}, len(os.path.join(dataset, ""))
         for part in (data.train, data.validation):
             for path, label in zip(part.paths, part.labels, strict=True):
-                names[label].append(os.fsencode(path[start:]))
-        return {
-            name: sources.digest(len(found), b"\0".join(sorted(found)))
-            for name, found in zip(data.classes, names, strict=True)
-        }
+                names[data.classes[label]].append(os.fsencode(path[start:]))
+        if not folders.is_divided(dataset):
+            names[ASIDE] = [os.fsencode(path[start:]) for path in data.validation.paths]
+        return {name: sources.digest(len(found), b"\0".join(sorted(found))) for name, found in names.items()}
     found = {"classes": sources.digest(len(data.classes), "\n".join(data.classes).encode())}
     for part in ("train", "validation"):
         split = getattr(data, part)
@@ -177,25 +206,28 @@ def _builder(name, data_dir):
     )
     if len(image) != 1 or len(label) != 1:
         raise DataError(f"{name} is no set of images with one class each: its examples have {', '.join(features)}")
-    if builder.info.file_format != tfds.core.FileFormat.TFRECORD:
-        raise DataError(
-            f"{name} in {builder.data_dir} is in files of the format {builder.info.file_format.value}; "
-            "prepare it as tfrecord, which is the default of tensorflow-datasets"
-        )
     return builder, tuple(features[label[0]].names), (image[0], label[0])
 
 
 def _index(builder, split, keys):
     """The `Records` of a split."""
     paths, lengths = builder.info.splits[split].filepaths, builder.info.splits[split].shard_lengths
+    of_arrays = builder.info.file_format.value == sources.ARRAY_RECORD
+    kind, find = (ArrayRecords, _array_places) if of_arrays else (Records, _places)
     places = []
-    for path, expected in zip(paths, lengths, strict=True):
-        found = _places(path)
+    for path, expected in zip(map(os.fspath, paths), lengths, strict=True):
+        found = find(path)
         if len(found) != expected:
             raise DataError(f"{path} is damaged: it should hold {expected} records; found {len(found)}")
         places.append(found)
     files = np.repeat(np.arange(len(paths), dtype="int32"), lengths)
-    return Records([os.fspath(path) for path in paths], keys, files, *np.concatenate(places).T)
+    return kind([os.fspath(path) for path in paths], keys, files, *np.concatenate(places).T)
+
+
+def _array_places(path):
+    """The numbers of the records of an array_record file, and ones: int64 (n, 2)."""
+    n = _array_record.__wrapped__(path).num_records()
+    return np.stack([np.arange(n), np.ones(n, "int64")], 1)
 
 
 def _places(path):

@@ -21,6 +21,7 @@ DATASETS = ("cifar10", "cifar100", "shapes")
 VALIDATION_EXAMPLES = {"cifar10": 5_000, "cifar100": 5_000, "shapes": 1_280}  # P1 4.2: 45k/5k
 SHAPES_EXAMPLES = {"train": 14_080, "test": 2_000}
 HOSTS = {"cifar10": "www.cs.toronto.edu", "cifar100": "www.cs.toronto.edu"}
+ARRAY_RECORD = "array_record"  # a format of tensorflow-datasets, and the package that reads it
 HOST = "storage.googleapis.com"  # of what tensorflow-datasets itself keeps
 
 
@@ -137,8 +138,12 @@ def _tfds(name, data_dir):
 
     splits = []
     for split in ("train", "test"):
-        examples = tfds.as_numpy(builder.as_dataset(split=split, batch_size=-1, shuffle_files=False))
-        splits.append(Split(examples["image"], examples["label"]))
+        if builder.info.file_format.value == ARRAY_RECORD:
+            examples = [(example["image"], example["label"]) for example in builder.as_data_source(split=split)]
+            splits.append(Split(*map(np.stack, zip(*examples, strict=True))))
+        else:
+            found = tfds.as_numpy(builder.as_dataset(split=split, batch_size=-1, shuffle_files=False))
+            splits.append(Split(found["image"], found["label"]))
     return tuple(builder.info.features["label"].names), *splits
 
 
@@ -162,10 +167,21 @@ def find(name, data_dir=None):
 
 
 def prepared(name, data_dir=None):
-    """`find`, and downloads what is not there."""
+    """`find`, and downloads what is not there. DataError too where its files are of a format that cannot be read."""
     builder = find(name, data_dir)
     if not builder.is_prepared():
         _download(builder)
+    kind = builder.info.file_format.value
+    if kind not in ("tfrecord", ARRAY_RECORD):
+        raise DataError(
+            f"{name} in {builder.data_dir} is in files of the format {kind}; prepare it as tfrecord, which is the "
+            f"default of tensorflow-datasets, or as {ARRAY_RECORD}"
+        )
+    if kind == ARRAY_RECORD and not importlib.util.find_spec(ARRAY_RECORD):
+        raise DataError(
+            f"{name} in {builder.data_dir} is in files of the format {ARRAY_RECORD}, which need the package of that "
+            f"name: pip install {ARRAY_RECORD}; or prepare it as tfrecord"
+        )
     return builder
 
 

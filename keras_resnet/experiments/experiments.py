@@ -29,6 +29,8 @@ RESULTS = "docs/results"
 RESPONSE_IMAGES = 2_000  # of the training images; P1 Fig. 7 does not say which
 # What an experiment decides; all other settings are conditions under which it is run.
 NETWORK = ("depth", "plain", "block", "shortcut", "stride_in", "activation_order", "shortcut_variant")
+# What of the settings reproduce.py asks for otherwise, or not at all.
+DECIDED = (*NETWORK, "dataset", "seed", "name", "init_from", "freeze_until")
 
 
 class Row(typing.NamedTuple):

@@ -14,6 +14,8 @@ from matplotlib.ticker import MaxNLocator
 from keras_resnet.lettering import lettering
 
 GAP = 0.055  # between two labels, as a part of the axis
+FEW = 10  # of so few epochs each is a point
+EDGE = 1.02  # of an axis, so that what lies at its end is seen whole
 HEADROOM = 2  # the vertical axis ends at so many times the largest error at the end, as in P1 Fig. 6
 
 
@@ -85,23 +87,33 @@ def draw_curves(panels, note):
         figure = Figure(figsize=(1.5 + 4 * len(panels), 4), layout="constrained")
         grid = figure.subplots(1, len(panels), sharey=True, sharex=True, squeeze=False)[0]
         every = [curve for _, curves in panels for curve in curves]
-        top = min(100, HEADROOM * max(100 * _end(curve) for curve in every)) or 1
+        top = min(100, HEADROOM * max(100 * max(_end(curve), curve.training[-1]) for curve in every)) or 1
+        highest = 100 * max(np.max(line) for curve in every for line in _lines(curve))
+        if max(len(curve.steps) for curve in every) < FEW:
+            top = max(top, highest)  # each epoch is a point then, and none is left out
+        elif highest > top:
+            note += f"; errors above {top:.0f} % are off the axis, as the paper's"
         last = max(curve.steps[-1] for curve in every) / 1000
         for axes, (title, curves) in zip(grid, panels, strict=True):
             for curve in curves:
-                thousands, marker = curve.steps / 1000, "." if len(curve.steps) < 10 else ""
+                thousands, marker = curve.steps / 1000, "." if len(curve.steps) < FEW else ""
                 style = {"color": LINES[curve.color % len(LINES)], "marker": marker}
                 axes.plot(thousands, 100 * curve.training, "--", linewidth=1, **style)
                 if curve.validation is not None:
                     axes.plot(thousands, 100 * curve.validation, linewidth=2.2, **style)
                 else:
                     axes.plot(thousands[-1], 100 * curve.test, clip_on=False, zorder=3, **{**style, "marker": "o"})
-            axes.set(title=title, xlabel="iterations (thousands)", xlim=(0, last), ylim=(0, top))
+            axes.set(title=title, xlabel="iterations (thousands)", xlim=(0, last * EDGE), ylim=(top * (1 - EDGE), top * EDGE))
             axes.xaxis.set_major_locator(MaxNLocator(5, steps=(1, 2, 4, 5, 10)))
             _label(axes, curves, top)
         grid[0].set_ylabel("error (%)")
         figure.suptitle(note, fontsize=10, color=MUTED, x=0.01, ha="left")
         return figure
+
+
+def _lines(curve):
+    """What is drawn of a curve as lines."""
+    return [curve.training] if curve.validation is None else [curve.training, curve.validation]
 
 
 def _end(curve):

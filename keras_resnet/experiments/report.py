@@ -49,13 +49,16 @@ def entries(experiment, records):
     return found
 
 
-def comparable(found):
-    """Of entries, those under the conditions that most rows share; of several such, those with the most steps."""
-    groups = {}
+def groups(found):
+    """Of entries, those that were made, by their conditions: lists, first the one that most rows share.
+
+    Of several such the one with the most steps is the first.
+    """
+    by_conditions = {}
     for entry in found:
         if entry.records:
-            groups.setdefault(json.dumps(entry.conditions, sort_keys=True), []).append(entry)
-    return max(groups.values(), key=lambda group: (len(group), _steps(group[0])), default=[])
+            by_conditions.setdefault(json.dumps(entry.conditions, sort_keys=True), []).append(entry)
+    return sorted(by_conditions.values(), key=lambda group: (-len(group), -_steps(group[0])))
 
 
 def _steps(entry):
@@ -82,11 +85,9 @@ def command(name, entry, conditions):
     return f"python train/reproduce.py {name} {flags(options)}"
 
 
-def draw(experiment, found):
-    """The experiment's figure, or None where there is none or nothing to draw."""
-    shared = {entry.row.name: entry for entry in comparable(found)}
-    if not shared:
-        return None
+def draw(experiment, group):
+    """The experiment's figure of a list of `groups`, or None where it has none, or none of these networks is in it."""
+    shared = {entry.row.name: entry for entry in group}
     schedule = _schedule(experiment, next(iter(shared.values())))
     most = max(len(entry.records) for entry in shared.values())
     if most > 1:
@@ -151,7 +152,7 @@ def _schedule(experiment, entry):
 
 
 def write(records, folder):
-    """Writes report.html and the PNG of each figure for which there are results.
+    """Writes report.html and PNGs of the figures for which there are results, one for each schedule.
 
     Args:
         records: of `experiments.load`.
@@ -169,13 +170,13 @@ def write(records, folder):
         if not any(entry.records for entry in found):
             missing.append((name, experiment))
             continue
-        picture = ""
-        if figure := draw(experiment, found):
-            path = os.path.join(folder, f"{name}.png")
+        figures_of_it = [figure for group in groups(found) if (figure := draw(experiment, group))]
+        for number, figure in enumerate(figures_of_it, 1):
+            path = os.path.join(folder, f"{name}{f'-{number}' * (number > 1)}.png")
             write_whole(path, lambda file: figure.savefig(file, format="png", dpi=150))  # noqa: B023
             written.append(path)
-            picture = _picture(experiment, figure)
-        sections.append(_section(name, experiment, found, picture))
+        pictures = "\n".join(_picture(experiment, figure) for figure in figures_of_it)
+        sections.append(_section(name, experiment, found, pictures))
     path = os.path.join(folder, "report.html")
     write_whole(path, lambda file: file.write(_page(records, sections, missing).encode(errors="backslashreplace")))
     return [path, *written]
@@ -191,8 +192,8 @@ def _picture(experiment, figure):
 COLUMNS = ("network", "parameters", "the paper", "here", "validation", "runs", "conditions", "command")
 
 
-def _section(name, experiment, found, picture):
-    shared = comparable(found)
+def _section(name, experiment, found, pictures):
+    most_shared = groups(found)[0][0].conditions
     rows = []
     for entry in found:
         results = [record["result"] for record in entry.records]
@@ -206,14 +207,14 @@ def _section(name, experiment, found, picture):
             str(len(results)) if results else "–",
             _schedule(experiment, entry) if results else "–",
         ]
-        code = _code(command(name, entry, shared[0].conditions))
+        code = _code(command(name, entry, most_shared))
         data = [f'<td class="{"" if i in (0, 6) else "number"}">{html.escape(c)}</td>' for i, c in enumerate(cells)]
         rows.append(f"<tr{'' if results else ' class=missing'}>{''.join(data)}<td>{code}</td></tr>")
     measured = next(entry.records[0]["measured_on"] for entry in found if entry.records)
     heads = "".join(f"<th>{column}</th>" for column in COLUMNS)
     return f"""<section id="{name}">
 <h2>{html.escape(experiment.title)} <small>{html.escape(experiment.source)}</small></h2>
-{picture}
+{pictures}
 <div class="wide"><table><caption>Error in %, on {html.escape(measured)}; ± is the standard deviation over runs with
 different seeds.</caption><thead><tr>{heads}</tr></thead><tbody>
 {os.linesep.join(rows)}

@@ -1,3 +1,4 @@
+import hashlib
 import os
 
 import numpy as np
@@ -66,18 +67,51 @@ def test_parts_to_test_on(tmp_path):
     assert folders.load_part(whole, "test") is None and folders.load_part(whole, "validation") is None
 
 
-def test_a_tenth_is_drawn_for_validation(tmp_path):
-    folder = make(tmp_path, *(f"{c}/{i:02}.jpg" for c in "abcd" for i in range(15)))
+def sides(folder, seed=0):
+    """Whether each file of a folder, by its name within, is set aside for validation."""
+    _, train, validation = folders.load(str(folder), seed)
+    assert len({*train.paths, *validation.paths}) == len(train) + len(validation)
+    every = [(path, False) for path in train.paths] + [(path, True) for path in validation.paths]
+    return {os.path.relpath(path, folder): aside for path, aside in every}
+
+
+def test_of_each_class_a_tenth_is_set_aside(tmp_path):
+    folder = make(tmp_path, *(f"{c}/{i:03}.jpg" for c in "abcd" for i in range(200)), "small/1.jpg", "small/2.jpg")
     classes, train, validation = folders.load(folder)
-    assert classes == tuple("abcd") and len(validation.paths) == 6
-    assert len(set(train.paths) | set(validation.paths)) == 60 == len(train.paths) + len(validation.paths)
+    aside = np.bincount(validation.labels)
+    assert np.abs(aside[:4] - 20).max() < 5 * np.sqrt(200 * 0.1 * 0.9) and aside[4] == 1
+    assert list(aside + np.bincount(train.labels)) == [200] * 4 + [2]
     for files in (train, validation):
         assert files.paths == sorted(files.paths)
         assert [classes[label] for label in files.labels] == [path.split(os.sep)[-2] for path in files.paths]
-    assert folders.load(folder, seed=0)[2].paths == validation.paths
-    assert folders.load(folder, seed=1)[2].paths != validation.paths
-    few = folders.load(make(tmp_path / "few", "a/1.jpg", "b/1.jpg"))
-    assert len(few.train) == len(few.validation) == 1
+    for name, is_aside in sides(folder, seed=7).items():  # the definition
+        digest = hashlib.sha256(f"7/{name}".encode()).hexdigest()
+        assert is_aside == (int(digest[:12], 16) < 0.1 * 16**12) or name.startswith("small")
+    assert sides(folder) == sides(folder) != sides(folder, seed=1)
+    assert abs(np.mean(list(sides(folder).values())) - np.mean(list(sides(folder, seed=1).values()))) < 0.06
+
+
+def test_a_file_stays_on_its_side_when_others_are_added(tmp_path):
+    before = sides(make(tmp_path / "photos", *(f"{c}/{i:03}.jpg" for c in "abc" for i in range(100))))
+    make(tmp_path / "photos", *(f"{c}/new{i:03}.jpg" for c in "abcd" for i in range(300)))
+    after = sides(tmp_path / "photos")
+    assert len(after) == 1500 and before.items() <= after.items()
+    (tmp_path / "photos").rename(tmp_path / "elsewhere")
+    assert sides(tmp_path / "elsewhere") == after
+    for i in range(50):
+        (tmp_path / "elsewhere" / "a" / f"{i:03}.jpg").unlink()
+    assert sides(tmp_path / "elsewhere").items() <= after.items()
+
+
+@pytest.mark.parametrize("counts", [(2, 2), (1, 1), (1, 2), (3, 1), (5, 7, 1)])
+def test_small_classes_have_both_sides(counts):
+    labels = np.repeat(np.arange(len(counts)), counts)
+    names = [f"{label}/{i}.jpg" for i, label in enumerate(labels)]
+    for seed in range(300):
+        aside = folders.held_out(names, labels, seed)
+        assert aside.any() and not aside.all()
+        for label, n in enumerate(counts):
+            assert n == 1 or 0 < aside[labels == label].sum() < n
 
 
 @pytest.mark.parametrize(
@@ -116,7 +150,7 @@ def test_no_folder(tmp_path):
 
 def test_real_photographs(photographs_dir, imagenette_dir):
     sample = folders.load(photographs_dir)
-    assert [len(part) for part in (sample.classes, sample.train.paths, sample.validation.paths)] == [200, 180, 20]
+    assert [len(part) for part in (sample.classes, sample.train.paths, sample.validation.paths)] == [200, 184, 16]
     classes, train, validation = folders.load(imagenette_dir)
     assert [len(part) for part in (classes, train.paths, validation.paths)] == [10, 2000, 500]
     assert list(np.bincount(validation.labels)) == [50] * 10

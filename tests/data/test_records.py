@@ -1,3 +1,4 @@
+import importlib.util
 import json
 import os
 import re
@@ -201,6 +202,90 @@ def test_a_shard_that_is_gone(copy):
         assert not skipped
 
 
+@pytest.fixture(scope="module")
+def array_dir(tmp_path_factory):
+    """The same data as array_record files."""
+    pytest.importorskip("array_record", reason="array_record is not installed")
+    folder = str(tmp_path_factory.mktemp("array_record"))
+    config = tfds.download.DownloadConfig(num_shards=2)
+    TinyPhotographs(data_dir=folder, file_format="array_record").download_and_prepare(download_config=config)
+    return folder
+
+
+def test_array_records_are_read_as_tfrecords_are(data_dir, array_dir):
+    ours, theirs = (records.load("tiny_photographs", folder) for folder in (array_dir, data_dir))
+    assert isinstance(ours.train, records.ArrayRecords) and ours.classes == theirs.classes
+    for found, expected in zip(ours[1:], theirs[1:], strict=True):
+        assert len(found) == len(expected) and len(found.paths) == len(expected.paths)
+        for (x, y), (other_x, other_y) in zip(
+            *(take(imagenet.examples(f), -1) for f in (found, expected)), strict=True
+        ):
+            assert np.array_equal(x, other_x) and y == other_y
+    for (x, y), (other_x, other_y) in zip(*(take(small_batches(d.train), 9) for d in (ours, theirs)), strict=True):
+        assert np.array_equal(x, other_x) and np.array_equal(y, other_y)
+    some = np.array([3, 17, 29])
+    assert type(ours.train.part(some)) is records.ArrayRecords
+    assert [ours.train.part(some)._content(i) for i in range(3)] == [theirs.train._content(i) for i in some]
+    digests = records.describe(ours, "tiny_photographs")
+    assert digests == records.describe(records.load("tiny_photographs", array_dir), "tiny_photographs")
+    assert digests["train"] != records.describe(theirs, "tiny_photographs")["train"]
+
+
+def test_damaged_array_records(array_dir, tmp_path):
+    folder = tmp_path / "copy"
+    subprocess.run(["cp", "-r", array_dir, folder], check=True)
+    _, train, _ = records.load("tiny_photographs", str(folder))
+    path, image = train.paths[0], train._content(2)
+    with open(path, "rb") as file:
+        content = file.read()
+    place = content.index(image[200:300])
+    damaged = content[:place] + bytes(100) + content[place + 100 :]
+    with open(path, "wb") as file:
+        file.write(damaged)
+    records._array_record.cache_clear()
+    _, train, _ = records.load("tiny_photographs", str(folder))
+    with pytest.raises(DataError, match="array_record-00000-of-00002, record 2, is damaged"), imagenet.errors_named():
+        take(imagenet.examples(train), -1)
+    skipped = set()
+    assert len(take(imagenet.center_batches(train, batch_size=1, image_size=SMALL, skipped=skipped), -1)) == 29
+    assert skipped == {f"{path}, record 2,"}
+    for content in (damaged[:3000], b"", b"nonsense" * 1000):
+        with open(path, "wb") as file:
+            file.write(content)
+        with pytest.raises(DataError, match=r"00000-of-00002 is damaged: it should hold \d+ records; found 0"):
+            records.load("tiny_photographs", str(folder))
+
+
+def test_array_records_need_their_package(array_dir, monkeypatch):
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "array_record" else find_spec(name))
+    with pytest.raises(DataError, match="tiny_photographs in .* need the package of that name: pip install array_reco"):
+        records.load("tiny_photographs", array_dir)
+
+
+def test_small_images_in_array_records(data_dir, array_dir):
+    """Whose sizes are alike."""
+
+    class Drawn(TinyPhotographs):
+        name = "cifar10"
+
+        def _generate_examples(self, n, seed=0):
+            for i in range(n):
+                yield i, {"file_name": "", "image": np.asarray(photograph(32, 32, seed + i)), "label": i % 3}
+
+        other = "test"
+
+    found = []
+    for folder, kind in ((data_dir, "tfrecord"), (array_dir, "array_record")):
+        Drawn(data_dir=folder, file_format=kind).download_and_prepare()
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setitem(sources.VALIDATION_EXAMPLES, "cifar10", 5)
+            patch.setattr(sources, "find", lambda name, data_dir: Drawn(data_dir=data_dir))
+            found.append(sources.load("cifar10", folder))
+    assert sources.describe(found[0]) == sources.describe(found[1]) and len(found[1].test.labels) == 7
+    assert found[1].train.labels.dtype == np.int64
+
+
 @pytest.mark.parametrize(
     "name, message",
     [
@@ -285,6 +370,13 @@ def test_a_run_goes_on_with_its_own_data(tmp_path):
     assert "dog" not in str(error.value)
     (tmp_path / "photos" / "zebra").rename(tmp_path / "photos" / "cat")
     task()
+    kept = json.loads((tmp_path / "run" / "data.json").read_text())
+    held_out = kept.pop(records.ASIDE)  # as a run that was begun when another tenth was drawn
+    assert held_out.startswith("2, ")
+    (tmp_path / "run" / "data.json").write_text(json.dumps(kept))
+    with pytest.raises(RunError, match="has changed since this run was begun(.|\n)*  set aside/for .*: none then; 2, "):
+        task()
+    (tmp_path / "run" / "data.json").write_text(json.dumps({**kept, records.ASIDE: held_out}))
     (tmp_path / "photos" / "dog" / "0.jpg").rename(tmp_path / "photos" / "dog" / "9.jpg")
     with pytest.raises(RunError, match="dog: 6, .* then; 6, .* now"):
         task()

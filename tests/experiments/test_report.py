@@ -101,7 +101,8 @@ def test_every_experiment_is_drawn_from_comparable_runs(tmp_path):
     for name, experiment in EXPERIMENTS.items():
         found = report.entries(experiment, records)
         assert len(found) == len(experiment.rows) and all(len(entry.records) == 2 for entry in found), name
-        figure = report.draw(experiment, found)
+        (group,) = report.groups(found)
+        figure = report.draw(experiment, group)
         if figure is None:
             assert not experiment.panels and not experiment.responses
             continue

@@ -96,7 +96,8 @@ class ArrayRecords(Records):
         for open_file in (_array_record, _array_record.__wrapped__):  # after damage a reader reads nothing any more
             with contextlib.suppress(RuntimeError, IndexError):
                 return open_file(path).read(place)[0]
-        return b""  # which is no example, and so damage for whoever parses it
+        with open(path, "rb"):  # OSError where it cannot be read at all
+            return b""  # which is no example, and so damage for whoever parses it
 
     def name(self, number):
         return f"{self.paths[self.files[number]]}, record {self.offsets[number]},"
@@ -206,13 +207,14 @@ def _builder(name, data_dir):
     )
     if len(image) != 1 or len(label) != 1:
         raise DataError(f"{name} is no set of images with one class each: its examples have {', '.join(features)}")
+    sources.is_array_record(name, builder)
     return builder, tuple(features[label[0]].names), (image[0], label[0])
 
 
 def _index(builder, split, keys):
     """The `Records` of a split."""
     paths, lengths = builder.info.splits[split].filepaths, builder.info.splits[split].shard_lengths
-    of_arrays = builder.info.file_format.value == sources.ARRAY_RECORD
+    of_arrays = sources.is_array_record(builder.name, builder)
     kind, find = (ArrayRecords, _array_places) if of_arrays else (Records, _places)
     places = []
     for path, expected in zip(map(os.fspath, paths), lengths, strict=True):

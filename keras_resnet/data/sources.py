@@ -138,7 +138,7 @@ def _tfds(name, data_dir):
 
     splits = []
     for split in ("train", "test"):
-        if builder.info.file_format.value == ARRAY_RECORD:
+        if is_array_record(name, builder):
             examples = [(example["image"], example["label"]) for example in builder.as_data_source(split=split)]
             splits.append(Split(*map(np.stack, zip(*examples, strict=True))))
         else:
@@ -167,10 +167,19 @@ def find(name, data_dir=None):
 
 
 def prepared(name, data_dir=None):
-    """`find`, and downloads what is not there. DataError too where its files are of a format that cannot be read."""
+    """`find`, and downloads what is not there."""
     builder = find(name, data_dir)
     if not builder.is_prepared():
         _download(builder)
+    return builder
+
+
+def is_array_record(name, builder):
+    """Whether a prepared data set is in array_record files, not TFRecord ones.
+
+    Raises:
+        DataError: its files are of another format, or the package is missing that reads them.
+    """
     kind = builder.info.file_format.value
     if kind not in ("tfrecord", ARRAY_RECORD):
         raise DataError(
@@ -182,7 +191,7 @@ def prepared(name, data_dir=None):
             f"{name} in {builder.data_dir} is in files of the format {ARRAY_RECORD}, which need the package of that "
             f"name: pip install {ARRAY_RECORD}; or prepare it as tfrecord"
         )
-    return builder
+    return kind == ARRAY_RECORD
 
 
 def _not_in(data_dir, name):

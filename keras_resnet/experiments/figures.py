@@ -103,7 +103,9 @@ def draw_curves(panels, note):
                     axes.plot(thousands, 100 * curve.validation, linewidth=2.2, **style)
                 else:
                     axes.plot(thousands[-1], 100 * curve.test, clip_on=False, zorder=3, **{**style, "marker": "o"})
-            axes.set(title=title, xlabel="iterations (thousands)", xlim=(0, last * EDGE), ylim=(top * (1 - EDGE), top * EDGE))
+            axes.set(
+                title=title, xlabel="iterations (thousands)", xlim=(0, last * EDGE), ylim=(top * (1 - EDGE), top * EDGE)
+            )
             axes.xaxis.set_major_locator(MaxNLocator(5, steps=(1, 2, 4, 5, 10)))
             _label(axes, curves, top)
         grid[0].set_ylabel("error (%)")
@@ -135,7 +137,7 @@ def _label(axes, curves, top):
         axes.annotate(
             curve.name,
             (curve.steps[-1] / 1000, end),
-            (1.04, height / top),
+            (1.04, (height / top - 1 + EDGE) / (2 * EDGE - 1)),
             textcoords="axes fraction",
             va="center",
             fontsize=10,

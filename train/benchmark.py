@@ -17,6 +17,7 @@ import argparse
 import quiet  # noqa: F401, first, before anything that imports TensorFlow
 
 # isort: split
+import arguments
 from benchmarks.checkpoint import checkpoint
 from benchmarks.common import IMAGENET_DEPTHS
 from benchmarks.input import inputs
@@ -46,7 +47,7 @@ def positive(text):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = arguments.parser(__doc__)
     parser.add_argument("what", choices=BENCHMARKS)
     parser.add_argument("--depth", type=positive, help="of the CIFAR network (default 20; start, checkpoint: 110)")
     parser.add_argument("--batch-size", type=positive, help="images in a step (default 128; of 224x224 16)")

@@ -9,28 +9,29 @@ components of their colours, along which AlexNet's colour noise is drawn. fit.py
 this is for many runs with the same numbers, or for more images.
 """
 
-import argparse
 import sys
 
 import quiet  # noqa: F401, first, before anything that imports TensorFlow
 
 # isort: split
+import arguments
+
 from keras_resnet.data import imagenet, records
 from keras_resnet.data.sources import DataError
 from keras_resnet.files import RunError, write_whole
 
 
-def parse(arguments=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def parse(words=None):
+    parser = arguments.parser(__doc__)
     add = parser.add_argument
     add("dataset", help="a folder of photographs, or a data set of TensorFlow Datasets")
     add("file", metavar="FILE.npz", help="what is written")
-    add("--data-dir", metavar="DIR", help="data sets prepared by tensorflow-datasets")
+    add("--data-dir", metavar="DIR", help="copies of data sets, as for fit.py (default: download)")
     add("--image-size", type=int, default=imagenet.IMAGE_SIZE, help="size of the crops (default %(default)s)")
     add("--images", type=int, default=imagenet.COLOR_SAMPLE, help="at most so many are drawn (default %(default)s)")
     add("--seed", type=int, default=0, help="of which are drawn (default 0)")
     add("--skip-damaged", action="store_true", help="leave out files that cannot be read, and count them")
-    return parser.parse_args(arguments)
+    return parser.parse_args(words)
 
 
 def main():

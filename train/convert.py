@@ -12,13 +12,13 @@ Files of PyTorch networks for small images often do not say how the input was no
 It runs on any backend of Keras, without TensorFlow too.
 """
 
-import argparse
 import os
 import sys
 
 import any_backend  # noqa: F401, first, before Keras
 
 # isort: split
+import arguments
 import keras
 
 import keras_resnet
@@ -27,8 +27,8 @@ from keras_resnet.files import RunError, whole
 from keras_resnet.weights import readers
 
 
-def parse(arguments=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def parse(words=None):
+    parser = arguments.parser(__doc__)
     parser.add_argument("source", metavar="SOURCE", help=f"weights: {', '.join(readers.READERS)}")
     parser.add_argument("out", metavar="OUT", help=".keras, or .safetensors with torchvision's names")
     parser.add_argument(
@@ -38,7 +38,7 @@ def parse(arguments=None):
         help=f"{', '.join(normalization.NAMED)}, none (the input is normalised outside), or mean and std of pixels in "
         "[0, 255], as 125,123,114/63,62,67. Default: what the source says",
     )
-    return parser.parse_args(arguments)
+    return parser.parse_args(words)
 
 
 def check(options):

@@ -22,7 +22,6 @@ The probabilities are averaged over views and models. Every image counts once. W
 and the surest mistakes are drawn: DIR/confusion.png, DIR/mistakes.png.
 """
 
-import argparse
 import json
 import os
 import sys
@@ -30,6 +29,7 @@ import sys
 import quiet  # noqa: F401, first, before anything that imports TensorFlow
 
 # isort: split
+import arguments
 import keras
 
 from keras_resnet import evaluation
@@ -40,25 +40,28 @@ from keras_resnet.files import RunError, write_whole
 MISTAKES = 24
 
 
-def parse(arguments=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def parse(words=None):
+    parser = arguments.parser(__doc__)
     add = parser.add_argument
     add("models", nargs="+", metavar="MODEL", help=".keras file, or folder of a run; several are an ensemble")
     add("--data", help="cifar10, cifar100, shapes; photographs: a folder, imagenet2012 etc. (default: the run's)")
-    add("--data-dir", metavar="DIR", help="data sets prepared by tensorflow-datasets")
+    add("--data-dir", metavar="DIR", help="copies of data sets, as for fit.py (default: download)")
     add("--part", choices=evaluation.PARTS, help="of the data (default: the first that there is)")
     add("--skip-damaged", action="store_true", help="leave out photographs that cannot be decoded, and count them")
-    add("--protocol", choices=views.PROTOCOLS, help="default: center for photographs, single for the others")
+    add("--protocol", choices=views.PROTOCOLS, help="(default: center for photographs, single for others)")
     add("--crop", type=int, help=f"size of the crops, others in proportion (default: the run's, or {views.CROP})")
     add("--batch-size", type=int, default=32, help="views in a forward pass (default 32)")
-    add("--preprocess", metavar="NAME", help="preprocess_input of this module of keras.applications")
-    add("--json", metavar="FILE", help="writes the result")
-    add("--output", metavar="DIR", help="draws confusion matrix and mistakes")
-    return parser.parse_args(arguments)
+    add("--preprocess", metavar="NAME", help="preprocess_input of this module of keras.applications (default: none)")
+    add("--json", metavar="FILE", help="writes the result (default: only prints it)")
+    add("--output", metavar="DIR", help="draws confusion matrix and mistakes (default: does not)")
+    add("--verbose", type=int, default=1, choices=(0, 1), help="0 the result alone, 1 a bar, too (default 1)")
+    return parser.parse_args(words)
 
 
 def check(options):
     """What can be said to be wrong before any data are read."""
+    for path in options.models:
+        evaluation.model_file(path)
     run = evaluation.run_settings(options.models[0])
     if options.data is None:
         if "dataset" not in run:
@@ -140,6 +143,7 @@ def main():
                 crop=options.crop or evaluation.default_crop(options.models, classifiers),
                 batch_size=options.batch_size,
                 preprocess=options.preprocess and getattr(keras.applications, options.preprocess).preprocess_input,
+                verbose=options.verbose,
             )
         print(table(result, part, skipped, options))
         if options.json:

@@ -18,34 +18,46 @@ import sys
 import quiet  # noqa: F401, first, before anything that imports TensorFlow
 
 # isort: split
+import arguments
 import interrupted
 import numpy as np
 import tensorflow as tf
 
+import keras_resnet
 from keras_resnet import evaluation, serving
 from keras_resnet.data import folders, imagenet, sources
 from keras_resnet.files import is_name
 from keras_resnet.serving.signatures import MAX_PIXELS
 
 
-def parse(arguments=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+class Version(argparse.Action):
+    """--version N is that of the export; --version says the program's, as that of the others does."""
+
+    def __call__(self, parser, namespace, number, flag=None):
+        if number is None:
+            parser.exit(message=f"{parser.prog} of keras_resnet {keras_resnet.__version__}\n")
+        namespace.version = number
+
+
+def parse(words=None):
+    parser = arguments.parser(__doc__, conflict_handler="resolve")
     add = parser.add_argument
     add("model", metavar="MODEL", help=".keras file, or folder of a run")
     add("--output", default="saved_models", metavar="DIR", help="folder of models (default saved_models)")
     add("--name", help="of the model (default that of the run or file, and -FORMAT unless it is a SavedModel)")
-    add("--version", type=int, help="from 1 to 2^63 - 1 (default the next one)")
+    help_of_version = "of what is made, 1 to 2^63 - 1 (default the next one); without N this program's, and exit"
+    add("--version", type=int, nargs="?", action=Version, metavar="N", help=help_of_version)
     add("--format", default="saved_model", choices=serving.FORMATS, help="default saved_model")
     add("--no-fold", action="store_true", help="keep batch normalisation as layers")
     add("--dtype", default="float32", choices=serving.DTYPES, help="of weights and arithmetic (default float32)")
     add("--calibrate", metavar="DATA", help="int8: a folder of photographs, or cifar10, cifar100, shapes: 300 images")
-    add("--data-dir", metavar="DIR", help="data sets prepared by tensorflow-datasets, for --calibrate cifar10")
+    add("--data-dir", metavar="DIR", help="for --calibrate cifar10: a copy, as for fit.py (default: download)")
     add("--classes", metavar="FILE", help="a JSON list of names (default classes.json beside the model)")
     add("--top-k", type=int, default=serving.TOP_K, help=f"classes in an answer (default {serving.TOP_K})")
     add("--max-pixels", type=int, default=MAX_PIXELS, help=f"of a file that is sent (default {MAX_PIXELS:,})")
     add("--crop", type=int, help="size of the crops made of files (default the network's, or the run's)")
-    add("--keep", type=int, metavar="N", help="remove all but the newest N versions")
-    return parser.parse_args(arguments)
+    add("--keep", type=int, metavar="N", help="remove all but the newest N versions (default: none)")
+    return parser.parse_args(words)
 
 
 def model_name(options):
@@ -57,6 +69,16 @@ def model_name(options):
     if not is_name(options.name):
         raise serving.ExportError(f"--name is the name of a folder in --output, not a path; found {options.name!r}")
     return options.name
+
+
+def check(options):
+    """What can be said to be wrong before any data are read."""
+    evaluation.model_file(options.model)
+    if (options.dtype == "int8") != (options.calibrate is not None):
+        raise serving.ExportError(
+            "--dtype int8 is fitted to images like those of the training: --calibrate DATA, a folder of photographs, "
+            f"or {', '.join(sources.DATASETS)}; found {'--calibrate' if options.calibrate else '--dtype int8'} alone"
+        )
 
 
 def read_classes(path):
@@ -85,6 +107,7 @@ def main():
     options = parse()
     try:
         name = model_name(options)
+        check(options)
         path = serving.export_run(
             options.model,
             os.path.join(options.output, name),

@@ -24,6 +24,8 @@ import sys
 import quiet  # noqa: F401, first, before anything that imports TensorFlow
 
 # isort: split
+import arguments
+
 from keras_resnet import serving
 from keras_resnet.blocks import ORDERS, SHORTCUT_VARIANTS
 from keras_resnet.data.sources import DataError
@@ -113,15 +115,17 @@ def add_settings(parser, left_out=()):
     add(run, "--name", "of the run (default DATASET-NETWORK)")
     add(run, "--output", "folder of runs", metavar="DIR")
     add(run, "--checkpoint-every", "steps from one checkpoint to the next", type=int, metavar="STEPS")
-    run.add_argument("--verbose", type=int, default=1, choices=(0, 1, 2), help="0 silent, 1 a bar, 2 a line an epoch")
+    run.add_argument(
+        "--verbose", type=int, default=1, choices=(0, 1, 2), help="0 silent, 1 a bar, 2 a line an epoch (default 1)"
+    )
     return run
 
 
-def parse(arguments=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def parse(words=None):
+    parser = arguments.parser(__doc__)
     run = add_settings(parser)
     run.add_argument("--export", action="store_true", help="at the end, to saved_models/NAME/, as export.py does")
-    return parser.parse_args(arguments)
+    return parser.parse_args(words)
 
 
 def table(settings, result):

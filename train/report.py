@@ -6,23 +6,24 @@
 report.html needs no other file. Ours stand beside the paper's numbers; what was not run yet has the command for it.
 """
 
-import argparse
 import os
 import sys
 
 import quiet  # noqa: F401, first, before anything that imports TensorFlow
 
 # isort: split
+import arguments
+
 from keras_resnet.experiments import experiments, report
 from keras_resnet.files import RunError
 
 
-def parse(arguments=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def parse(words=None):
+    parser = arguments.parser(__doc__)
     add = parser.add_argument
     add("--results", default=experiments.RESULTS, metavar="DIR", help="folder of the results (default %(default)s)")
     add("--output", metavar="DIR", help="folder of the page (default: that of the results)")
-    return parser.parse_args(arguments)
+    return parser.parse_args(words)
 
 
 def main():

@@ -20,13 +20,13 @@ at once, at the end. The paper's test errors are of networks trained on all 50k:
 validation error then. Photographs are tested with ten crops of the validation images.
 """
 
-import argparse
 import signal
 import sys
 
 import quiet  # noqa: F401, first, before anything that imports TensorFlow
 
 # isort: split
+import arguments
 from fit import add_settings
 
 from keras_resnet.data.sources import DataError
@@ -38,13 +38,11 @@ from keras_resnet.training.checkpoint import Stopped
 EXIT_STATUS = 128  # plus the number of the signal, as shells do
 
 
-def parse(arguments=None):
+def parse(words=None):
     names = "\n".join(
         f"    {name:<22}{experiment.title}, {experiment.source}" for name, experiment in experiments.EXPERIMENTS.items()
     )
-    parser = argparse.ArgumentParser(
-        description=__doc__ % names, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = arguments.parser(__doc__ % names, allow_abbrev=False)
     add = parser.add_argument
     add("name", metavar="NAME", choices=experiments.EXPERIMENTS, help="of the experiment")
     add("--only", nargs="+", metavar="NETWORK", help="networks, as the experiment names them (default: all)")
@@ -52,7 +50,7 @@ def parse(arguments=None):
     add("--data", metavar="DATA", help="photographs: a folder, or a data set of TensorFlow Datasets")
     add("--results", default=experiments.RESULTS, metavar="DIR", help="folder of the results (default %(default)s)")
     add_settings(parser, experiments.DECIDED)
-    return parser.parse_args(arguments)
+    return parser.parse_args(words)
 
 
 def table(experiment, errors):

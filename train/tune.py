@@ -9,7 +9,6 @@ are given a few epochs, the best third of them three times as many, and so on. A
 the same command is given again. At the end all trials are listed, and the best is printed as a command for fit.py.
 """
 
-import argparse
 import json
 import os
 import sys
@@ -17,6 +16,7 @@ import sys
 import quiet  # noqa: F401, first, before anything that imports TensorFlow
 
 # isort: split
+import arguments
 import keras
 
 from keras_resnet.data import cifar, sources
@@ -26,17 +26,17 @@ from keras_resnet.training.settings import Settings, flags
 EXIT_STATUS = 130  # of what SIGINT ended, as shells have it
 
 
-def parse(arguments=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def parse(words=None):
+    parser = arguments.parser(__doc__)
     add = parser.add_argument
     add("--depth", type=int, default=20, help="6n+2 (default 20)")
     add("--dataset", default="cifar10", choices=sources.DATASETS, help="(default cifar10)")
-    add("--data-dir", metavar="DIR", help="data sets prepared by tensorflow-datasets; without it they are downloaded")
+    add("--data-dir", metavar="DIR", help="copies of data sets, as for fit.py (default: download)")
     add("--max-epochs", type=int, default=27, metavar="E", help="of a trial (default 27: 70 trials, 375 epochs in all)")
     add("--seed", type=int, default=0, help="of the trials and of their weights (default 0)")
     add("--output", default=Settings.output, metavar="DIR", help="folder of the search (default %(default)s)")
-    add("--verbose", type=int, default=1, choices=(0, 1, 2), help="0 silent, 1 a bar, 2 a line an epoch")
-    return parser.parse_args(arguments)
+    add("--verbose", type=int, default=1, choices=(0, 1, 2), help="0 silent, 1 a bar, 2 a line an epoch (default 1)")
+    return parser.parse_args(words)
 
 
 def search(options, name):

@@ -261,6 +261,17 @@ def examples(files, skipped=None):
 
 
 @contextlib.contextmanager
+def bar_ended(verbose):
+    """Within it a bar is drawn. Where an error stops it, its line ends, so that a message begins on one of its own."""
+    try:
+        yield
+    except BaseException:
+        if verbose:
+            print(flush=True)
+        raise
+
+
+@contextlib.contextmanager
 def errors_named():
     """Within it, a file that ends a stream of this module ends it with a DataError that names the file."""
     try:
@@ -388,12 +399,13 @@ def statistics(files, *, image_size=IMAGE_SIZE, images=COLOR_SAMPLE, seed=0, ski
     files = files.part(np.sort(np.random.default_rng(seed).permutation(len(files))[:images]))
     bar = keras.utils.Progbar(-(-len(files) // batch_size), verbose=verbose, unit_name="batch")
     total, products, n = np.zeros((image_size, image_size, 3)), np.zeros((3, 3)), 0
-    for batch, _ in center_batches(files, batch_size=batch_size, image_size=image_size, skipped=skipped):
-        total += batch.numpy().sum(0, dtype="float64")
-        colors = tf.reshape(batch, (-1, 3)) - 128.0  # near zero, where float32 is precise
-        products += tf.matmul(colors, colors, transpose_a=True).numpy()
-        n += len(batch)
-        bar.add(1)
+    with bar_ended(verbose):
+        for batch, _ in center_batches(files, batch_size=batch_size, image_size=image_size, skipped=skipped):
+            total += batch.numpy().sum(0, dtype="float64")
+            colors = tf.reshape(batch, (-1, 3)) - 128.0  # near zero, where float32 is precise
+            products += tf.matmul(colors, colors, transpose_a=True).numpy()
+            n += len(batch)
+            bar.add(1)
     if not n:
         raise DataError(f"not one of {len(files)} photographs can be read")
     mean = total / n

@@ -10,6 +10,7 @@ from keras_resnet.evaluation.protocols import (
     gives_logits,
     load_data,
     load_model,
+    model_file,
     run_settings,
 )
 
@@ -23,5 +24,6 @@ __all__ = [
     "gives_logits",
     "load_data",
     "load_model",
+    "model_file",
     "run_settings",
 ]

@@ -258,6 +258,17 @@ def default_crop(paths, models):
     return known.pop() if known else views.CROP
 
 
+def model_file(path):
+    """The path of the file that `load_model` reads; argument and errors as there."""
+    path = find(path)
+    file = os.path.join(path, "model.keras") if os.path.isdir(path) else path
+    if not os.path.isfile(file):
+        if os.path.isdir(path):
+            raise EvaluationError(f"{path} holds no model.keras; a run has one when it is finished")
+        raise EvaluationError(f"{path} does not exist; a model is a .keras file or the folder of a run")
+    return file
+
+
 def load_model(path):
     """Loads a classifier.
 
@@ -271,12 +282,7 @@ def load_model(path):
     Raises:
         EvaluationError: there is none, or it cannot be read.
     """
-    path = find(path)
-    file = os.path.join(path, "model.keras") if os.path.isdir(path) else path
-    if not os.path.isfile(file):
-        if os.path.isdir(path):
-            raise EvaluationError(f"{path} holds no model.keras; a run has one when it is finished")
-        raise EvaluationError(f"{path} does not exist; a model is a .keras file or the folder of a run")
+    file = model_file(path)
     try:
         return graphs.load_model(file)
     except Exception as error:  # each kind of damage has its own
@@ -321,21 +327,26 @@ def evaluate(classifiers, examples, classes, protocol="center", *, crop=224, bat
     n = int(examples.cardinality())  # negative where it is not known
     progress = keras.utils.Progbar(n * len(plan.passes) if n > 0 else None, unit_name="image", verbose=verbose)
     labels, total = None, 0
-    for one_pass in plan.passes:
-        indices, pass_labels, scores = [], [], []
-        for batch_indices, batch, batch_labels in views.batches(examples, one_pass, batch_size):
-            if not 0 <= batch_labels.min() <= batch_labels.max() < len(classes):
-                found = f"{batch_labels.min()} to {batch_labels.max()}"
-                raise EvaluationError(f"with {len(classes)} classes a label is in [0, {len(classes)}); found {found}")
-            scores.append(_mean_probabilities(members, softmax, batch, len(batch_indices)))
-            indices.append(batch_indices)
-            pass_labels.append(batch_labels)
-            progress.add(len(batch_indices))
-        order = np.argsort(np.concatenate(indices))
-        pass_labels = np.concatenate(pass_labels)[order].astype("int64")
-        if labels is not None and not np.array_equal(labels, pass_labels):
-            raise EvaluationError("the examples came in another order when they were read again; do not shuffle them")
-        labels, total = pass_labels, total + np.concatenate(scores)[order]
+    with imagenet.bar_ended(verbose):
+        for one_pass in plan.passes:
+            indices, pass_labels, scores = [], [], []
+            for batch_indices, batch, batch_labels in views.batches(examples, one_pass, batch_size):
+                if not 0 <= batch_labels.min() <= batch_labels.max() < len(classes):
+                    found = f"{batch_labels.min()} to {batch_labels.max()}"
+                    raise EvaluationError(
+                        f"with {len(classes)} classes a label is in [0, {len(classes)}); found {found}"
+                    )
+                scores.append(_mean_probabilities(members, softmax, batch, len(batch_indices)))
+                indices.append(batch_indices)
+                pass_labels.append(batch_labels)
+                progress.add(len(batch_indices))
+            order = np.argsort(np.concatenate(indices))
+            pass_labels = np.concatenate(pass_labels)[order].astype("int64")
+            if labels is not None and not np.array_equal(labels, pass_labels):
+                raise EvaluationError(
+                    "the examples came in another order when they were read again; do not shuffle them"
+                )
+            labels, total = pass_labels, total + np.concatenate(scores)[order]
     description = {"name": plan.name, **plan.description, "averaging": _averaging(len(members), plan)}
     return Result(description, tuple(classes), labels, (total / len(plan.passes)).astype("float32"))
 

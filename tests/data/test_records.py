@@ -163,7 +163,7 @@ def test_a_description_of_a_folder_is_that_of_its_names(tmp_path):
             os.makedirs(os.path.dirname(path), exist_ok=True)
             open(path, "w").close()
     one, two = (records.describe(folders.load(str(folder)), str(folder)) for folder in sorted(tmp_path.iterdir()))
-    assert one == two and [text.split(",")[0] for text in one.values()] == ["2", "1"]
+    assert one == two and [text.split(",")[0] for text in one.values()] == ["2", "1", "1"]
 
 
 def test_damage(copy):

@@ -3,6 +3,7 @@ import importlib
 import json
 import os
 import re
+import shlex
 import sys
 
 import numpy as np
@@ -40,6 +41,11 @@ def runs(name, error, only=None, **options):
     return [made_up(EXPERIMENTS[name], settings, error) for _, settings in pairs]
 
 
+def drawn(name, records):
+    """The figure of the first group."""
+    return report.draw(EXPERIMENTS[name], report.groups(report.entries(EXPERIMENTS[name], records))[0])
+
+
 def cells(page, name, network):
     """The text of the cells of a network's rows in an experiment's table."""
     section = re.search(f'<section id="{name}">(.*?)</section>', page, re.S)[1]
@@ -59,7 +65,8 @@ def test_the_tables_show_our_numbers_beside_the_papers(tmp_path):
     paths = report.write(records, str(tmp_path))
     page = (tmp_path / "report.html").read_text()
     assert [path.removeprefix(f"{tmp_path}/") for path in paths] == [
-        *("report.html", "table3.png", "fig6.png", "fig7.png", "shortcuts.png")
+        *("report.html", "table3.png", "fig6.png", "fig6-2.png", "fig6-3.png", "fig7.png", "fig7-2.png", "fig7-3.png"),
+        *("shortcuts.png", "shortcuts-2.png"),
     ]
     assert all((tmp_path / path).read_bytes().startswith(b"\x89PNG") for path in paths[1:])
     assert "http" not in re.sub(r'<a href=".*?">|data:image/svg\+xml;base64,\S*', "", page)  # one file, nothing to load
@@ -114,7 +121,7 @@ def test_every_experiment_is_drawn_from_comparable_runs(tmp_path):
 
 def test_curves_are_the_mean_over_seeds():
     records = runs("fig6", 0.1, ["ResNet-20"], seeds=2)
-    figure = report.draw(EXPERIMENTS["fig6"], report.entries(EXPERIMENTS["fig6"], records))
+    figure = drawn("fig6", records)
     training, validation = figure.axes[0].lines
     assert np.allclose(training.get_ydata(), 100 * np.array(records[0]["history"]["error"]))
     expected = np.mean([record["history"]["val_error"] for record in records], axis=0)
@@ -124,7 +131,7 @@ def test_curves_are_the_mean_over_seeds():
 def test_runs_without_validation_show_the_test_error_as_a_point():
     records = runs("table6", 0.0821, ["ResNet-20"], train_on_all=True)
     records += runs("fig6", 0.0943, ["plain-20"], train_on_all=True)
-    figure = report.draw(EXPERIMENTS["fig6"], report.entries(EXPERIMENTS["fig6"], records))
+    figure = drawn("fig6", records)
     for axes, record in zip(figure.axes, (records[1], records[0]), strict=True):
         training, test = axes.lines
         assert np.allclose(training.get_ydata(), 100 * np.array(record["history"]["error"]))
@@ -133,9 +140,64 @@ def test_runs_without_validation_show_the_test_error_as_a_point():
     assert "dashed: training, point: test, at the end" in figure.get_suptitle()
 
 
+def test_every_schedule_of_the_table_is_drawn(tmp_path):
+    records = [*runs("fig6", 0.2, ["ResNet-20", "plain-20"], steps=8000), *runs("fig6", 0.1, ["ResNet-20"])]
+    records += runs("fig6", 0.15, ["ResNet-20"], steps=8000, lr=0.05)
+    found = report.groups(report.entries(EXPERIMENTS["fig6"], records))
+    figures = [report.draw(EXPERIMENTS["fig6"], group) for group in found]
+    titles = [figure.get_suptitle().splitlines()[1] for figure in figures]
+    assert titles[0].startswith("8,000 of 64,000 steps") and "--lr" not in titles[0]  # which most networks share
+    assert titles[1].startswith("64,000 steps") and titles[2].startswith("8,000 of 64,000 steps, --lr 0.05")
+    assert [len(figure.axes) for figure in figures] == [2, 1, 1]
+    page = report.write(records, str(tmp_path))[0]
+    shown = re.search('<section id="fig6">(.*?)</section>', open(page).read(), re.S)[1]
+    assert shown.count("<img ") == 3 and (tmp_path / "fig6-3.png").exists()
+
+
+@pytest.mark.parametrize("epochs", [4, 40])
+def test_what_is_off_the_axis_is_said(epochs):
+    """Of few epochs nothing is: each is a point."""
+    (record,) = runs("fig6", 0.1, ["ResNet-20"])
+    falling = np.maximum(0.8 * 0.7 ** np.arange(epochs), 0.1)
+    record["history"] = {"step": list(np.arange(1, epochs + 1) * 64_000 / epochs), "error": [0.0] * epochs}
+    record["history"]["val_error"] = falling.tolist()
+    figure = drawn("fig6", [record])
+    (left, right), (bottom, top) = figure.axes[0].get_xlim(), figure.axes[0].get_ylim()
+    assert ("errors above 20 % are off the axis" in figure.get_suptitle()) == (epochs > 10)
+    for line in figure.axes[0].lines:
+        x, y = line.get_xdata(), line.get_ydata()
+        assert left < x.min() and x.max() < right and bottom < y.min()  # with the whole width of line and marker
+        assert (y.max() < top) == (epochs == 4 or not y.any())
+
+
+def test_commands_can_be_pasted(tmp_path, monkeypatch):
+    """Whatever the conditions of a run were, the report's command makes the same run."""
+    monkeypatch.syspath_prepend(str(ROOT / "train"))
+    reproduce = importlib.import_module("reproduce")
+    (tmp_path / "a folder").mkdir()
+    monkeypatch.chdir(tmp_path)
+    photographs = {"image_size": 112, "without": ("color", "flip"), "skip_damaged": True, "dataset": "a folder"}
+    for name, only, options in (
+        ("fig6", "ResNet-20", {"steps": 8000, "batch_size": 64, "lr": 0.05, "warmup": True, "train_on_all": True}),
+        ("fig6", "ResNet-110", {"warmup": False, "deterministic": True, "weight_decay": 0.0, "schedule": "plateau"}),
+        ("identity-activations", "ResNet-164-original", {"bn_batch_size": 32, "mixed_precision": "bfloat16"}),
+        ("table3", "ResNet-50", {"accumulate": 4, "sync_bn": True, "colors": "imagenet", **photographs}),
+    ):
+        ((_, settings), *_) = EXPERIMENTS[name].settings([only], **options)
+        records = [made_up(EXPERIMENTS[name], settings, 0.1)]
+        (entry,) = (e for e in report.entries(EXPERIMENTS[name], records) if e.records)
+        program, file, *words = shlex.split(report.command(name, entry, {}))
+        assert (program, file) == ("python", "train/reproduce.py")
+        pasted = vars(reproduce.parse(words))
+        arguments = [pasted.pop(key) for key in ("name", "only", "seeds", "data")]
+        assert arguments[0] == name
+        del pasted["results"], pasted["verbose"]
+        assert EXPERIMENTS[name].settings(*arguments[1:], **pasted) == [(only, settings)]
+
+
 def test_responses_are_drawn_in_their_order_and_sorted():
     records = runs("fig7", 0.1, ["plain-20", "ResNet-56"])
-    figure = report.draw(EXPERIMENTS["fig7"], report.entries(EXPERIMENTS["fig7"], records))
+    figure = drawn("fig7", records)
     upper, lower = figure.axes
     for record, ours, ranked in zip(records, upper.lines, lower.lines, strict=True):
         std = list(record["response_std"].values())
@@ -181,7 +243,7 @@ def test_a_folder_of_any_name_can_be_drawn(tmp_path, data):
     for record in records:
         record["settings"]["dataset"] = data
     assert len(report.write(records, str(tmp_path))) == 2
-    figure = report.draw(EXPERIMENTS["fig4"], report.entries(EXPERIMENTS["fig4"], records))
+    figure = drawn("fig4", records)
     assert data.replace("\udcff", r"\udcff")[:10] in figure.get_suptitle()
 
 

@@ -6,12 +6,14 @@
 
 Trials train on 45k images and are judged by the error on the other 5k; the test images are not looked at. Many trials
 are given a few epochs, the best third of them three times as many, and so on. A search that was stopped goes on when
-the same command is given again. At the end all trials are listed, and the best is printed as a command for fit.py.
+the same command is given again. At the end all trials are listed and drawn, trials.png in the folder of the search, it
+is said what they cost, and the best is printed as a command for fit.py.
 """
 
 import json
 import os
 import sys
+import time
 
 import quiet  # noqa: F401, first, before anything that imports TensorFlow
 
@@ -20,9 +22,11 @@ import arguments
 import keras
 
 from keras_resnet.data import cifar, sources
-from keras_resnet.files import RunError, locked
+from keras_resnet.experiments import figures
+from keras_resnet.files import RunError, locked, write_whole
 from keras_resnet.training.settings import Settings, flags
 
+COST, PICTURE = "cost.json", "trials.png"  # in the folder of the search
 EXIT_STATUS = 130  # of what SIGINT ended, as shells have it
 
 
@@ -62,11 +66,27 @@ def search(options, name):
         except json.JSONDecodeError as error:
             raise RunError(f"a file in {folder} is damaged: {error}. Delete the folder or change --output") from error
         board = keras.callbacks.TensorBoard(os.path.join(folder, "tensorboard"), write_graph=False)
+        path, begun = os.path.join(folder, COST), time.perf_counter()
+        spent = seconds(path)
         try:
             tuner.search(*source.train, validation_data=source.validation, callbacks=[board], verbose=options.verbose)
         except RuntimeError as error:  # after three failures in a row
             raise RunError(error) from error
+        finally:
+            spent += time.perf_counter() - begun
+            write_whole(path, lambda file: file.write(json.dumps({"seconds": round(spent, 1)}).encode()))
         return tuner.oracle.get_best_trials(len(tuner.oracle.trials))
+
+
+def seconds(path):
+    """How long a search has taken so far, by its file."""
+    if not os.path.exists(path):
+        return 0.0
+    try:
+        with open(path) as file:
+            return json.load(file)["seconds"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise RunError(f"{path} is damaged: {error}. Delete it to go on, its time uncounted") from error
 
 
 def settings(options, values):
@@ -88,6 +108,28 @@ def table(options, trials):
     return "\n".join("".join(f"{cell:>13}" for cell in row) for row in rows)
 
 
+def cost(trials, spent):
+    """What the trials took, as people read it. A trial that goes on where another ended counts its own epochs."""
+    epochs = sum(
+        values["tuner/epochs"] - values["tuner/initial_epoch"]
+        for values in (trial.hyperparameters.values for trial in trials)
+    )
+    minutes, rest = divmod(round(spent), 60)
+    return f"{len(trials)} trials, {epochs} epochs, {minutes // 60}:{minutes % 60:02}:{rest:02} hours in all"
+
+
+def draw(options, trials, note, path):
+    """Draws the trials' errors against what they tried."""
+    shown = []
+    for trial in trials:
+        found = settings(options, trial.hyperparameters.values)
+        values = {"learning rate": found.lr, "weight decay": found.weight_decay, "batch size": found.batch_size}
+        values |= {"shortcut": found.shortcut, "warm-up": found.warmup}
+        shown.append(figures.Trial(values, trial.hyperparameters.values["tuner/epochs"], trial.score))
+    figure = figures.draw_search(shown, note)
+    write_whole(path, lambda file: figure.savefig(file, format="png", dpi=150))
+
+
 def main():
     options = parse()
     try:
@@ -102,9 +144,12 @@ def main():
             print(f"tune.py: {len(failed)} of {len(every)} trials failed, the first with: {reason}", file=sys.stderr)
         if not trials:
             raise RunError(f"no trial was completed; delete {os.path.join(options.output, name)} to search anew")
+        folder = os.path.join(options.output, name)
+        taken = cost(trials, seconds(os.path.join(folder, COST)))
+        draw(options, trials, f"{name}: {taken}; ring: the best", os.path.join(folder, PICTURE))
         best = settings(options, trials[0].hyperparameters.values)
         data = {"data_dir": options.data_dir} if options.data_dir else {}
-        print(f"\n{table(options, trials)}\n\nin {os.path.join(options.output, name)}. The best:")
+        print(f"\n{table(options, trials)}\n\n{taken}; in {folder}, {PICTURE} shows them. The best:")
         print(f"python train/fit.py {flags({**best.changes, **data})}")
     except (RunError, sources.DataError, OSError) as error:
         sys.exit(f"tune.py: {error}")

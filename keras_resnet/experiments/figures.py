@@ -4,6 +4,7 @@ P1 is "Deep Residual Learning for Image Recognition" (arXiv 1512.03385).
 """
 
 import contextlib
+import textwrap
 import typing
 
 import matplotlib
@@ -16,6 +17,7 @@ from keras_resnet.lettering import lettering
 GAP = 0.055  # between two labels, as a part of the axis
 FEW = 10  # of so few epochs each is a point
 EDGE = 1.02  # of an axis, so that what lies at its end is seen whole
+CHARACTERS = 13  # of a note, in an inch
 HEADROOM = 2  # the vertical axis ends at so many times the largest error at the end, as in P1 Fig. 6
 
 
@@ -45,6 +47,14 @@ class Responses(typing.NamedTuple):
     color: int
     plain: bool
     std: np.ndarray
+
+
+class Trial(typing.NamedTuple):
+    """A trial of a search: `values` are the settings that were tried, by name, `error` is in [0, 1]."""
+
+    values: dict
+    epochs: int
+    error: float
 
 
 @contextlib.contextmanager
@@ -92,7 +102,7 @@ def draw_curves(panels, note):
         if max(len(curve.steps) for curve in every) < FEW:
             top = max(top, highest)  # each epoch is a point then, and none is left out
         elif highest > top:
-            note += f"; errors above {top:.0f} % are off the axis, as the paper's"
+            note += f"\nerrors above {top:.0f} % are off the axis, as the paper's"
         last = max(curve.steps[-1] for curve in every) / 1000
         for axes, (title, curves) in zip(grid, panels, strict=True):
             for curve in curves:
@@ -109,8 +119,15 @@ def draw_curves(panels, note):
             axes.xaxis.set_major_locator(MaxNLocator(5, steps=(1, 2, 4, 5, 10)))
             _label(axes, curves, top)
         grid[0].set_ylabel("error (%)")
-        figure.suptitle(note, fontsize=10, color=MUTED, x=0.01, ha="left")
+        _entitle(figure, note)
         return figure
+
+
+def _entitle(figure, note):
+    """Writes the note above the figure, in lines that are not wider than it."""
+    width = int(CHARACTERS * figure.get_figwidth())
+    lines = [part for line in note.splitlines() for part in textwrap.wrap(line, width)]
+    figure.suptitle("\n".join(lines), fontsize=10, color=MUTED, x=0.01, ha="left")
 
 
 def _lines(curve):
@@ -166,5 +183,46 @@ def draw_responses(networks, note):
         upper.set(title="Layers in their order", ylabel="standard deviation", xlim=(0, None), ylim=(0, None))
         lower.set(title="Layers sorted by magnitude", ylabel="standard deviation", xlabel="3x3 layer")
         upper.legend(loc="upper left", bbox_to_anchor=(1, 1))
-        figure.suptitle(note, fontsize=10, color=MUTED, x=0.01, ha="left")
+        _entitle(figure, note)
+        return figure
+
+
+def draw_search(trials, note):
+    """The error of each trial of a search against each setting; the darker, the more epochs it was given.
+
+    Args:
+        trials: a list of `Trial` with the same settings. Positive floats are drawn on a logarithmic axis, other
+            values each at a place of its own. The best trial has a ring.
+        note: as in `draw_curves`.
+
+    Returns:
+        A matplotlib figure.
+    """
+    with _drawn(note) as note:
+        names = list(trials[0].values)
+        figure = Figure(figsize=(1.5 + 2.4 * len(names), 4), layout="constrained")
+        grid = figure.subplots(1, len(names), sharey=True, squeeze=False)[0]
+        rungs = sorted({trial.epochs for trial in trials})
+        shades = dict(zip(rungs, matplotlib.colormaps["viridis_r"](np.linspace(0.15, 1, len(rungs))), strict=True))
+        best = min(trials, key=lambda trial: trial.error)
+        for axes, name in zip(grid, names, strict=True):
+            values = [trial.values[name] for trial in trials]
+            continuous = all(isinstance(value, float) and value > 0 for value in values)
+            places = sorted(set(values), key=lambda value: (str(type(value)), value))
+            at = {value: value if continuous else places.index(value) for value in places}
+            for epochs in rungs:
+                shown = [trial for trial in trials if trial.epochs == epochs]
+                x, y = [at[trial.values[name]] for trial in shown], [100 * trial.error for trial in shown]
+                label = f"{epochs} epoch{'s' * (epochs > 1)}"
+                axes.plot(x, y, "o", color=shades[epochs], alpha=0.8, markersize=5, label=label)
+            axes.plot(at[best.values[name]], 100 * best.error, "o", markersize=12, fillstyle="none", color=LINES[1])
+            axes.set(xlabel=name, ylim=(0, 102))
+            if continuous:
+                axes.set_xscale("log")
+            else:
+                words = [("no", "yes")[value] if isinstance(value, bool) else str(value) for value in places]
+                axes.set(xticks=range(len(places)), xticklabels=words, xlim=(-0.5, len(places) - 0.5))
+        grid[0].set_ylabel("validation error (%)")
+        grid[-1].legend(loc="upper left", bbox_to_anchor=(1, 1))
+        _entitle(figure, note)
         return figure

@@ -149,8 +149,9 @@ def test_every_schedule_of_the_table_is_drawn(tmp_path):
     assert titles[0].startswith("8,000 of 64,000 steps") and "--lr" not in titles[0]  # which most networks share
     assert titles[1].startswith("64,000 steps") and titles[2].startswith("8,000 of 64,000 steps, --lr 0.05")
     assert [len(figure.axes) for figure in figures] == [2, 1, 1]
-    page = report.write(records, str(tmp_path))[0]
-    shown = re.search('<section id="fig6">(.*?)</section>', open(page).read(), re.S)[1]
+    report.write(records, str(tmp_path))
+    page = (tmp_path / "report.html").read_text()
+    shown = re.search('<section id="fig6">(.*?)</section>', page, re.S)[1]
     assert shown.count("<img ") == 3 and (tmp_path / "fig6-3.png").exists()
 
 

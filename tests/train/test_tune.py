@@ -12,6 +12,7 @@ from conftest import ROOT
 
 import keras_resnet
 from keras_resnet.data import shapes, sources
+from keras_resnet.experiments import figures
 from keras_resnet.training import tuning
 
 
@@ -111,6 +112,10 @@ def test_the_program_is_interrupted_goes_on_and_prints_a_command(tmp_path, tune,
     assert len(calls) == 3 and calls[1] == calls[2] != calls[0]  # the trial that was cut is repeated, no other
     found = [json.loads(path.read_text()) for path in folder.glob("trial_*/trial.json")]
     rows = re.findall(r"^ +(\d+\.\d+)% +2 +([ABC]) +(\S+) +(\S+) +(\d+) +(yes|no)$", printed, re.M)
+    assert re.search(r"^2 trials, 4 epochs, 0:\d\d:\d\d hours in all; in ", printed, re.M)
+    assert (folder / "trials.png").read_bytes().startswith(b"\x89PNG")
+    spent = json.loads((folder / "cost.json").read_text())["seconds"]
+    assert spent > 0.5
     scores = sorted(100 * trial["score"] for trial in found)
     assert [float(row[0]) for row in rows] == pytest.approx(scores, abs=0.01) and len(rows) == 2
     values = min(found, key=lambda trial: trial["score"])["hyperparameters"]["values"]
@@ -123,6 +128,27 @@ def test_the_program_is_interrupted_goes_on_and_prints_a_command(tmp_path, tune,
     assert {path.parts[-4] for path in folder.glob("tensorboard/*/*/*/events*")} == {t["trial_id"] for t in found}
     tune(*command)
     assert capsys.readouterr().out.endswith(printed.splitlines()[-1] + "\n") and len(calls) == 3
+    assert spent <= json.loads((folder / "cost.json").read_text())["seconds"] < spent + 5
+
+
+def test_the_picture_of_a_search():
+    values = [(0.1, "A", True, 128), (0.01, "B", False, 64), (1.0, "A", False, 256)]
+    names = ("learning rate", "shortcut", "warm-up", "batch size")
+    trials = [
+        figures.Trial(dict(zip(names, row, strict=True)), epochs, error)
+        for row, epochs, error in zip(values, (3, 9, 3), (0.5, 0.25, 0.9), strict=True)
+    ]
+    figure = figures.draw_search(trials, "note")
+    rate, shortcut, warmup, batch = figure.axes
+    assert [axes.get_xlabel() for axes in figure.axes] == list(names)
+    assert rate.get_xscale() == "log" and batch.get_xscale() == shortcut.get_xscale() == "linear"
+    few, many, ring = rate.lines
+    assert few.get_xydata().tolist() == [[0.1, 50], [1.0, 90]] and many.get_xydata().tolist() == [[0.01, 25]]
+    assert ring.get_xydata().tolist() == [[0.01, 25]]
+    assert [line.get_xdata().tolist() for line in batch.lines] == [[1, 2], [0], [0]]
+    assert [label.get_text() for label in warmup.get_xticklabels()] == ["no", "yes"]
+    assert warmup.lines[0].get_xdata().tolist() == [1, 0]
+    assert [text.get_text() for text in batch.get_legend().get_texts()] == ["3 epochs", "9 epochs"]
 
 
 def test_trials_that_fail_are_counted_and_the_others_shown(tmp_path, tune, monkeypatch, capsys):

@@ -35,7 +35,8 @@ class Version(argparse.Action):
 
     def __call__(self, parser, namespace, number, flag=None):
         if number is None:
-            parser.exit(message=f"{parser.prog} of keras_resnet {keras_resnet.__version__}\n")
+            print(f"{parser.prog} of keras_resnet {keras_resnet.__version__}")
+            parser.exit()
         namespace.version = number
 
 

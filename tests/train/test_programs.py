@@ -1,0 +1,119 @@
+"""What all programs have in common."""
+
+import argparse
+import importlib
+import re
+import sys
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from conftest import ROOT
+
+import keras_resnet
+from keras_resnet import evaluation
+from keras_resnet.data import imagenet, sources
+from keras_resnet.experiments.experiments import DECIDED
+
+PROGRAMS = ("colors", "convert", "evaluate", "export", "fit", "report", "reproduce", "tune")
+
+
+@pytest.fixture
+def program(monkeypatch):
+    """A function from a program's name to its module."""
+    monkeypatch.syspath_prepend(str(ROOT / "train"))
+    return importlib.import_module
+
+
+@pytest.fixture
+def ends(program, monkeypatch):
+    """A function that runs a program, which is to end with a message; returns it."""
+
+    def run(name, *arguments):
+        monkeypatch.setattr(sys, "argv", [f"{name}.py", *arguments])
+        with pytest.raises(SystemExit) as end:
+            program(name).main()
+        return str(end.value)
+
+    return run
+
+
+@pytest.mark.parametrize("name", ["benchmark", *PROGRAMS])
+def test_every_program_says_its_version(ends, capsys, name):
+    assert ends(name, "--version") in ("0", "None") and capsys.readouterr().out.endswith(
+        f"keras_resnet {keras_resnet.__version__}\n"
+    )
+
+
+def test_the_version_of_an_export(program):
+    parse = program("export").parse
+    assert parse(["model.keras", "--version", "7"]).version == 7 and parse(["model.keras"]).version is None
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_help_shows_every_default_and_choice(program, monkeypatch, name):
+    monkeypatch.setattr(argparse.ArgumentParser, "parse_args", lambda self, words: self)
+    parser = program(name).parse([])
+    text = " ".join(parser.format_help().split())
+    for action in parser._actions:
+        if action.option_strings and action.default not in (None, False, (), argparse.SUPPRESS):
+            assert re.search(r"\bdefault\b", action.help, re.IGNORECASE), action.option_strings
+        for choice in action.choices or ():
+            assert str(choice) in text, action.dest
+
+
+def test_every_setting_has_a_flag_and_an_experiment_takes_all_but_its_own(program, monkeypatch):
+    monkeypatch.setattr(argparse.ArgumentParser, "parse_args", lambda self, words: self)
+    fit, reproduce = ({action.dest for action in program(name).parse([])._actions} for name in ("fit", "reproduce"))
+    assert fit - reproduce == {*DECIDED, "export"} - {"name"}  # of the experiment
+    assert {"strategy", "batch_size", "skip_damaged", "sync_bn", "jit", "checkpoint_every", "deterministic"} < reproduce
+
+
+@pytest.mark.parametrize(
+    "name, arguments, message",
+    [
+        ("evaluate", ["typo", "--data", "cifar10"], "evaluate.py: typo does not exist"),
+        ("evaluate", ["typo"], "evaluate.py: typo does not exist"),
+        ("evaluate", ["there.keras", "typo.keras", "--data", "cifar10"], "evaluate.py: typo.keras does not exist"),
+        ("evaluate", ["unfinished", "--data", "cifar10"], "unfinished holds no model.keras; a run has one when it is"),
+        ("export", ["typo", "--dtype", "int8", "--calibrate", "cifar10"], "export.py: typo does not exist"),
+        ("export", ["there.keras", "--dtype", "int8", "--format", "litert"], "--calibrate DATA.*found --dtype int8 al"),
+        ("export", ["there.keras", "--calibrate", "cifar10"], "found --calibrate alone"),
+    ],
+)
+def test_mistakes_are_noticed_before_data_are_read(tmp_path, ends, monkeypatch, name, arguments, message):
+    def load(*arguments, **options):
+        raise AssertionError("data were read")
+
+    monkeypatch.setattr(sources, "load", load)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "there.keras").touch()
+    (tmp_path / "unfinished").mkdir()
+    assert re.search(message, ends(name, *arguments))
+
+
+@pytest.mark.parametrize("verbose", [0, 1])
+def test_an_error_has_a_line_of_its_own(capsys, verbose):
+    """Not that of the bar that it stopped."""
+    model = keras_resnet.CifarResNet(8, normalization=(127.5, 1.0))
+    labels = np.arange(40, dtype="int64") // 3  # at last 13
+    examples = tf.data.Dataset.from_tensor_slices((np.zeros((40, 32, 32, 3), "uint8"), labels))
+    with pytest.raises(evaluation.EvaluationError, match=r"a label is in \[0, 10\)"):
+        evaluation.evaluate(model, examples, "abcdefghij", "single", batch_size=10, verbose=verbose)
+    printed = capsys.readouterr().out
+    assert printed.endswith("image\n") if verbose else not printed
+    with pytest.raises(KeyboardInterrupt), imagenet.bar_ended(1):
+        raise KeyboardInterrupt
+    assert capsys.readouterr().out == "\n"
+
+
+def test_evaluate_is_silent_where_it_is_told_to(program, monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(sources, "SHAPES_EXAMPLES", {"train": 50, "test": 20})
+    monkeypatch.setattr(sources, "VALIDATION_EXAMPLES", {"shapes": 10})
+    keras_resnet.CifarResNet(8, normalization=(127.5, 1.0)).save(tmp_path / "m.keras")
+    for verbose in "01":
+        words = ["evaluate.py", str(tmp_path / "m.keras"), "--data", "shapes", "--verbose", verbose]
+        monkeypatch.setattr(sys, "argv", words)
+        program("evaluate").main()
+        printed = capsys.readouterr().out
+        assert printed.startswith(words[1]) == (verbose == "0") and "top-1 error" in printed

@@ -370,13 +370,13 @@ def test_a_run_goes_on_with_its_own_data(tmp_path):
     assert "dog" not in str(error.value)
     (tmp_path / "photos" / "zebra").rename(tmp_path / "photos" / "cat")
     task()
-    kept = json.loads((tmp_path / "run" / "data.json").read_text())
-    held_out = kept.pop(records.ASIDE)  # as a run that was begun when another tenth was drawn
+    digests = json.loads((tmp_path / "run" / "data.json").read_text())
+    held_out = digests.pop(records.ASIDE)  # as a run that was begun when another tenth was drawn
     assert held_out.startswith("2, ")
-    (tmp_path / "run" / "data.json").write_text(json.dumps(kept))
+    (tmp_path / "run" / "data.json").write_text(json.dumps(digests))
     with pytest.raises(RunError, match="has changed since this run was begun(.|\n)*  set aside/for .*: none then; 2, "):
         task()
-    (tmp_path / "run" / "data.json").write_text(json.dumps({**kept, records.ASIDE: held_out}))
+    (tmp_path / "run" / "data.json").write_text(json.dumps({**digests, records.ASIDE: held_out}))
     (tmp_path / "photos" / "dog" / "0.jpg").rename(tmp_path / "photos" / "dog" / "9.jpg")
     with pytest.raises(RunError, match="dog: 6, .* then; 6, .* now"):
         task()

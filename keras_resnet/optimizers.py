@@ -194,8 +194,8 @@ class _DividedRate(keras.callbacks.Callback):
             self.optimizer.learning_rate = self.current_rate
 
     def _say(self, text):
-        if (self.params or {}).get("verbose", 1):
-            print(f"\n{text}")
+        if verbose := (self.params or {}).get("verbose", 1):
+            print("\n" * (verbose != 2) + text, flush=True)  # a bar may stand in the line
 
 
 class StepSchedule(_DividedRate):

@@ -116,9 +116,9 @@ def add_settings(parser, left_out=()):
     add(run, "--name", "of the run (default DATASET-NETWORK)")
     add(run, "--output", "folder of runs", metavar="DIR")
     add(run, "--checkpoint-every", "steps from one checkpoint to the next", type=int, metavar="STEPS")
-    run.add_argument(
-        "--verbose", type=int, default=1, choices=(0, 1, 2), help="0 silent, 1 a bar, 2 a line an epoch (default 1)"
-    )
+    verbose = "0 silent, 1 a bar, 2 a line an epoch and every ten minutes of it (default 1 at a terminal, otherwise 2)"
+    watched = sys.stdout.isatty()
+    run.add_argument("--verbose", type=int, default=1 if watched else 2, choices=(0, 1, 2), help=verbose)
     return run
 
 
@@ -162,7 +162,7 @@ def main():
     except (RunError, DataError, serving.ExportError) as error:
         sys.exit(f"fit.py: {error}")
     except Stopped as stopped:
-        print(f"\n{stopped}; the same command goes on from there", file=sys.stderr)
+        print(f"{stopped}; the same command goes on from there", file=sys.stderr)
         sys.exit(EXIT_STATUS + stopped.signal_number)
 
 

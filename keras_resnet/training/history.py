@@ -1,5 +1,6 @@
-"""What a run shows: history.csv and curves.png."""
+"""What a run shows: its progress, history.csv and curves.png."""
 
+import contextlib
 import csv
 import io
 import time
@@ -9,6 +10,68 @@ import keras
 from keras_resnet.files import write_whole
 
 COLUMNS = ("epoch", "step", "learning_rate", "loss", "error", "val_loss", "val_error", "seconds")
+
+
+LINE_EVERY = 600  # seconds, in epochs that take longer
+
+
+@contextlib.contextmanager
+def own_line(verbose: int):
+    """Within it, an error ends the line that a progress bar stands in, so that its message has one of its own."""
+    try:
+        yield
+    except BaseException:
+        if verbose == 1:
+            print(flush=True)
+        raise
+
+
+class Progress(keras.callbacks.ProgbarLogger):
+    """What `fit` prints: Keras' bar where `verbose` is 1, a line an epoch where it is 2.
+
+    Keras' own takes the part of a run that one call of `fit` makes for the whole. This stands in its place, behind the
+    `History` that counts the batches.
+
+    Args:
+        history: the `History`.
+        batches: of the whole run.
+        batches_per_epoch: of an epoch.
+    """
+
+    def __init__(self, history, batches: int, batches_per_epoch: int):
+        super().__init__()
+        self.history = history
+        self.batches = batches
+        self.batches_per_epoch = batches_per_epoch
+        self.lines = False
+
+    def set_params(self, params):
+        self.lines = params["verbose"] == 2
+        epochs = -(-self.batches // self.batches_per_epoch)
+        super().set_params({**params, "epochs": epochs, "verbose": int(params["verbose"] == 1)})
+
+    def on_epoch_begin(self, epoch, logs=None):
+        super().on_epoch_begin(epoch, logs)
+        self.epoch = epoch
+        self.last = time.perf_counter()
+
+    def on_train_batch_end(self, batch, logs=None):
+        super().on_train_batch_end(batch, logs)
+        if self.lines and time.perf_counter() - self.last > LINE_EVERY:
+            self.line(logs)
+
+    def on_epoch_end(self, epoch, logs=None):
+        super().on_epoch_end(epoch, logs)
+        if self.lines:
+            self.line(logs)
+
+    def line(self, logs):
+        self.last = time.perf_counter()
+        step, steps = (batches // self.history.accumulate for batches in (self.history.batches, self.batches))
+        metrics = ", ".join(f"{name} {value:.4f}" for name, value in logs.items())
+        minutes, seconds = divmod(int(self.history.state["seconds"]), 60)
+        time_so_far = f"{minutes // 60}:{minutes % 60:02}:{seconds:02}"
+        print(f"epoch {self.epoch + 1}/{self.epochs}, step {step}/{steps}, {time_so_far}: {metrics}", flush=True)
 
 
 class History(keras.callbacks.Callback):

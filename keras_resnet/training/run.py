@@ -20,7 +20,7 @@ from keras_resnet.optimizers import SGD, PlateauSchedule, StepSchedule
 from keras_resnet.training import distribution, precision, recipes, tasks
 from keras_resnet.training.checkpoint import Checkpoint, StopSignals
 from keras_resnet.training.fused import fuse_batch_norm, fuse_update, graphs_as_traced
-from keras_resnet.training.history import History, draw
+from keras_resnet.training.history import History, Progress, draw, own_line
 from keras_resnet.training.settings import WITHOUT_EFFECT, Settings
 from keras_resnet.training.step import TrainingModel, parts_of
 from keras_resnet.weights.readers import WeightsError
@@ -128,7 +128,7 @@ def open_folder(settings):
         )
 
 
-def train(settings, verbose=1):
+def train(settings: Settings, verbose: int = 1) -> dict:
     """Trains, or goes on where an earlier call with the same settings was stopped, and tests at the end.
 
     It is to be called before TensorFlow computes anything: `process` says what it changes in this process, and what of
@@ -136,7 +136,7 @@ def train(settings, verbose=1):
 
     Args:
         settings: a `Settings`.
-        verbose: 1 for a progress bar, 2 for a line an epoch, 0 for silence.
+        verbose: 1 for a progress bar, 2 for a line an epoch and every ten minutes of it, 0 for silence.
 
     Returns:
         The result as a dictionary, which is also in result.json; errors are in [0, 1]. The run's folder holds
@@ -204,7 +204,7 @@ def _train(settings, replicas, verbose):
             return json.load(file)
 
     try:
-        task = (tasks.photographs if settings.photographs else tasks.small_images)(settings)
+        task = tasks.photographs(settings, verbose) if settings.photographs else tasks.small_images(settings)
         network = task.build()
     except WeightsError as weights_error:
         raise RunError(f"--init-from {weights_error}") from weights_error
@@ -245,24 +245,25 @@ def _train(settings, replicas, verbose):
             print(f"{settings.network}, {settings.steps} steps, in {folder}")
         if verbose:
             _describe(settings, task, replicas)
-        callbacks = [schedule, history, saver]
+        callbacks = [schedule, history, Progress(history, steps, steps_per_epoch), saver]
         if files.writes:
             callbacks.insert(1, keras.callbacks.TensorBoard(os.path.join(folder, "tensorboard"), write_graph=False))
         if replicas > 1:
             callbacks.insert(0, distribution.AverageStatistics())
-        try:
-            fit(
-                trained,
-                task.batches,
-                first_step=step,
-                steps=steps,
-                steps_per_epoch=steps_per_epoch,
-                validation_data=task.validation,
-                callbacks=callbacks,
-                verbose=verbose,
-            )
-        finally:
-            saver.wait()
+        with own_line(verbose):
+            try:
+                fit(
+                    trained,
+                    task.batches,
+                    first_step=step,
+                    steps=steps,
+                    steps_per_epoch=steps_per_epoch,
+                    validation_data=task.validation,
+                    callbacks=callbacks,
+                    verbose=verbose,
+                )
+            finally:
+                saver.wait()
 
     saved = task.build()  # as the recipe has it, without what was done to the other one for the sake of training
     saved.set_weights(network.get_weights())
@@ -311,7 +312,7 @@ def _together(settings, replicas):
 def _describe(settings, task, replicas):
     """Prints on what a run trains, and in what it differs from its settings."""
     arithmetic = precision.described(settings.mixed_precision)
-    print(f"{task.examples} images of {settings.data} on {distribution.devices()}, {arithmetic}")
+    print(f"{task.examples} images of {settings.data} on {distribution.devices()}, {arithmetic}", flush=True)
     together = _together(settings, replicas)
     if together != settings.bn_batch_size:
         parts = settings.accumulate * replicas * parts_of(settings.batch_in_memory // replicas, together)

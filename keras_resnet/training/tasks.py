@@ -15,6 +15,7 @@ from keras_resnet.data.sources import DataError
 from keras_resnet.files import RunError, write_whole
 from keras_resnet.graphs import LOADING_DEPTH, recursion_limit
 from keras_resnet.training import distribution
+from keras_resnet.training.history import own_line
 from keras_resnet.weights import load_weights, readers
 
 # Kept with a run from its beginning: what its data are, and the colours of its photographs.
@@ -75,8 +76,11 @@ def small_images(settings):
     return Task(source.classes, len(source.train.labels), build, batches, validation, test, set())
 
 
-def photographs(settings):
-    """Photographs (P1 3.4), read as they are needed; the mean that is subtracted is in the network's first layer."""
+def photographs(settings, verbose=0):
+    """Photographs (P1 3.4), read as they are needed; the mean that is subtracted is in the network's first layer.
+
+    `verbose` is as for `run.train`.
+    """
     data = records.photographs(settings.dataset, settings.data_dir, settings.seed)
     _check_batch(settings, len(data.train))
     _check_data(settings, records.describe(data, settings.dataset))
@@ -86,7 +90,7 @@ def photographs(settings):
     with imagenet.errors_named():
         if skipped is not None and not any(imagenet.center_batches(data.validation, skipped=skipped)):
             raise DataError(f"not one of {len(data.validation)} validation images can be read")
-        colors = _colors(data.train, settings, skipped)
+        colors = _colors(data.train, settings, skipped, verbose)
     # P1 3.4 subtracts an image from the crop, and the network then takes this size alone.
     size = (settings.image_size, settings.image_size, 3)
     whole = settings.image_size == imagenet.IMAGE_SIZE and colors.mean.shape == size and not trained.normalization
@@ -193,7 +197,7 @@ def _check_data(settings, found):
     write_whole(path, lambda file: file.write(json.dumps(found, indent=0).encode()))
 
 
-def _colors(files, settings, skipped):
+def _colors(files, settings, skipped, verbose):
     """The `color.Statistics` that --colors says, or those of the training data: measured once, kept with the run."""
     if settings.colors == "imagenet":
         return color.IMAGENET_STATISTICS
@@ -201,8 +205,10 @@ def _colors(files, settings, skipped):
         return color.load(settings.colors)
     path = os.path.join(settings.folder, COLORS)
     if not os.path.exists(path):
-        print(f"measuring the colours of {min(len(files), imagenet.COLOR_SAMPLE)} photographs")
-        found = imagenet.statistics(files, image_size=settings.image_size, seed=settings.seed, skipped=skipped)
+        print(f"measuring the colours of {min(len(files), imagenet.COLOR_SAMPLE)} photographs", flush=True)
+        options = {"image_size": settings.image_size, "seed": settings.seed, "skipped": skipped}
+        with own_line(verbose):
+            found = imagenet.statistics(files, **options, verbose=int(verbose == 1))
         write_whole(path, found.save)
         return found
     return color.load(path)

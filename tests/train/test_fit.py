@@ -57,8 +57,10 @@ def test_killed_resumed_and_finished(tmp_path):
     assert other.returncode == 1
     assert "--lr" in other.stderr and "0.05 now" in other.stderr and "Traceback" not in other.stderr
 
-    done = fit(tmp_path, *SHAPES, *steps, "--verbose", "2", "--export")
+    done = fit(tmp_path, *SHAPES, *steps, "--export")
     assert done.returncode == 0, done.stderr
+    assert done.stdout.count("epoch 1/1, step 400/400, ") == done.stdout.count("\nepoch") == 1
+    assert not {"\b", "\r", "\x1b"} & set(done.stdout)
     assert "resuming from step" in done.stdout and "test error" in done.stdout
     result = json.loads((tmp_path / "shapes-resnet-8" / "result.json").read_text())
     assert result["test_error"] < 0.8  # chance is 0.9
@@ -210,7 +212,7 @@ def test_help_teaches():
 
 def test_real_cifar10(tmp_path, cifar10_dir):
     """A few steps on the real images, with the columns of a short epoch."""
-    run = fit(tmp_path, "--data-dir", cifar10_dir, "--depth", "8", "--steps", "30", "--train-on-all", "--verbose", "2")
+    run = fit(tmp_path, "--data-dir", cifar10_dir, "--depth", "8", "--steps", "30", "--train-on-all")
     assert run.returncode == 0, run.stderr
     result = json.loads((tmp_path / "cifar10-resnet-8" / "result.json").read_text())
     assert result["test_error"] < 0.88 and result["val_error"] is None

@@ -23,7 +23,7 @@ from keras_resnet import files
 from keras_resnet.data import shapes, sources
 from keras_resnet.files import RunError
 from keras_resnet.models import logits
-from keras_resnet.training import checkpoint, history, precision, run
+from keras_resnet.training import checkpoint, history, precision, run, tasks
 from keras_resnet.training.checkpoint import Checkpoint, Stopped, StopSignals
 from keras_resnet.training.fused import fuse_batch_norm
 from keras_resnet.training.run import Settings, train
@@ -98,6 +98,30 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_been(tmp_path, small_shapes, ter
             assert float(parts[column]) == pytest.approx(float(whole[column]), abs=2e-3)
     for a, b in zip(weights(tmp_path / "whole"), weights(tmp_path / "parts"), strict=True):
         assert np.allclose(a, b, rtol=1e-2, atol=1e-3)
+
+
+def test_a_log_has_a_line_an_epoch_and_more_of_long_ones(tmp_path, small_shapes, monkeypatch, capsys):
+    monkeypatch.setattr(history, "LINE_EVERY", -1.0)
+    train(settings(tmp_path, steps=12, accumulate=2), verbose=2)  # an epoch has 18 parts of a batch
+    text = capsys.readouterr().out
+    assert "\b" not in text and "\x1b" not in text and "\n\n" not in text
+    lines = [line for line in text.splitlines() if line.startswith("epoch")]
+    ends = [line for line in lines if "val_error" in line]
+    row = rows(tmp_path)[1]
+    assert [line[:21] for line in ends] == ["epoch 1/2, step 9/12,", "epoch 2/2, step 12/12"]
+    for column in ("loss", "error", "val_loss", "val_error"):
+        assert f" {column} {float(row[column]):.4f}" in ends[1]
+    assert len(lines) == 2 + 24 and lines[1].startswith("epoch 1/2, step 1/12,")
+
+
+def test_a_bar_counts_the_epochs_and_steps_of_the_run(tmp_path, small_shapes, terminated_at, capsys):
+    with terminated_at(12), pytest.raises(Stopped):
+        train(settings(tmp_path), verbose=1)
+    assert capsys.readouterr().out.endswith("\n")
+    train(settings(tmp_path), verbose=1)
+    text = capsys.readouterr().out
+    assert [line for line in text.splitlines() if line.startswith("Epoch")] == ["Epoch 2/3", "Epoch 3/3"]
+    assert text.split("Epoch 3/3")[1].count("m6/6") == 2 and "/9" not in text.split("Epoch 3/3")[1]
 
 
 def test_other_settings_are_refused_with_the_difference(tmp_path, small_shapes):
@@ -188,6 +212,21 @@ def test_a_folder_of_photographs(tmp_path, photographs):
 def test_a_damaged_photograph_is_named(tmp_path, photographs):
     with pytest.raises(sources.DataError, match="damaged.jpg is damaged"):
         train(photograph_settings(tmp_path, photographs, skip_damaged=False), verbose=0)
+
+
+@pytest.mark.parametrize("verbose", [1, 2])
+def test_an_error_stands_in_a_line_of_its_own(tmp_path, photographs, monkeypatch, capsys, verbose):
+    """Also one that comes while the colours are measured."""
+
+    def statistics(*arguments, verbose, **options):
+        keras.utils.Progbar(2, verbose=verbose).update(1)
+        raise sources.DataError
+
+    monkeypatch.setattr(tasks.imagenet, "statistics", statistics)
+    with pytest.raises(sources.DataError):
+        train(photograph_settings(tmp_path, photographs), verbose)
+    text = capsys.readouterr().out
+    assert text.endswith("\n") and ("1/2" in text) == (verbose == 1)
 
 
 def test_accumulated_gradients_are_those_of_the_whole_batch():

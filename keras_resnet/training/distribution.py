@@ -7,9 +7,13 @@ synchronised. docs/distribution.md says how to use it.
 
 import contextlib
 import functools
+import glob
 import json
 import os
 import re
+import shutil
+import subprocess
+import sys
 import zlib
 
 import keras
@@ -82,6 +86,30 @@ def devices():
         if replicas > _workers():
             found += f" as {replicas // _workers()} devices"
     return found if _workers() == 1 else f"{found}, {_workers()} processes"
+
+
+def unused_gpu() -> str | None:
+    """Why TensorFlow does not use this machine's NVIDIA GPU, in its own words.
+
+    Returns:
+        None where it does, where there is none, and where CUDA_VISIBLE_DEVICES hides it.
+    """
+    hidden = os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1")
+    there = glob.glob("/dev/nvidia[0-9]*") or shutil.which("nvidia-smi")
+    if hidden or not there or tf.config.list_physical_devices("GPU"):
+        return None
+    if not tf.test.is_built_with_cuda():
+        return f"TensorFlow {tf.__version__} is built without CUDA"
+    # What it wrote when this process imported it is gone, so another process asks it again: some seconds.
+    ask = [sys.executable, "-c", "import tensorflow; tensorflow.config.list_physical_devices('GPU')"]
+    environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "0"}
+    return reason(subprocess.run(ask, capture_output=True, text=True, env=environment).stderr)
+
+
+def reason(log: str) -> str:
+    """The first of the most serious lines on GPUs in what TensorFlow wrote, without level, time and place."""
+    lines = re.findall(r"^([EWI])\d{4} .*?\] (.*(?:GPU|CUDA|cuda).*)$", log, re.MULTILINE)
+    return min(lines, key=lambda line: "EWI".index(line[0]), default=("", "it does not say why"))[1]
 
 
 @functools.cache

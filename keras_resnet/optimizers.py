@@ -83,15 +83,18 @@ class _DividedRate(keras.callbacks.Callback):
     `drops` says how often the rate has been divided by 10. The state is documented with `StepSchedule`.
     """
 
-    def __init__(self, learning_rate, warmup_rate, warmup_error, steps):
+    def __init__(self, learning_rate, warmup_rate, warmup_error, steps, warmup_steps):
         super().__init__()
         self.learning_rate = learning_rate
         self.warmup_rate = warmup_rate
         self.warmup_error = warmup_error
         self.steps = steps
-        for name in ("learning_rate", "warmup_rate", "steps"):
+        self.warmup_steps = warmup_steps
+        for name in ("learning_rate", "warmup_rate", "steps", "warmup_steps"):
             if getattr(self, name) is not None:
                 _check(name, getattr(self, name))
+        if warmup_steps and warmup_rate is None:
+            raise ValueError(f"warmup_steps {warmup_steps} need a warmup_rate to start from")
         self.state = self.first_state()
         self.optimizer = None  # the one that `state` belongs to
         self.step = 0  # iterations made, or more: batches are counted, and the optimizer is asked when it matters
@@ -101,12 +104,17 @@ class _DividedRate(keras.callbacks.Callback):
 
     def first_state(self):
         """What `state` is before training."""
-        return {"trained": False, "warm_at_step": 0 if self.warmup_rate is None else None}
+        return {"trained": False, "warm_at_step": 0 if self.warmup_rate is None else self.warmup_steps}
+
+    def warming_up(self, step):
+        """Whether iteration `step` belongs to the warm-up."""
+        return self.state["warm_at_step"] is None or step < self.state["warm_at_step"]
 
     def rate(self, step):
         """The rate of iteration `step`, counted from 0."""
-        if self.state["warm_at_step"] is None:
-            return self.warmup_rate
+        if self.warming_up(step):
+            rise = step / self.warmup_steps if self.warmup_steps else 0
+            return self.warmup_rate + (self.learning_rate - self.warmup_rate) * rise
         return self.learning_rate / 10 ** self.drops(step)
 
     def drops(self, step):
@@ -121,9 +129,15 @@ class _DividedRate(keras.callbacks.Callback):
 
     def on_train_begin(self, logs=None):
         self.current_rate = self.warmed_by = None
-        if self._ask() >= self.end:
-            self._say(f"nothing is left to train: the optimizer has made {self.step} iterations of {self.steps}")
+        if nothing_left := self.nothing_left():
+            self._say(f"nothing is left to train: {nothing_left}")
+            self.model.stop_training = True
             self.model._initial_epoch = sys.maxsize  # as BackupAndRestore tells `fit` where to begin
+
+    def nothing_left(self):
+        """Why training is over before it begins; "" where it is not."""
+        made = self._ask()
+        return f"the optimizer has made {made} iterations of {self.steps}" if made >= self.end else ""
 
     def on_train_end(self, logs=None):
         if self.model._initial_epoch == sys.maxsize:
@@ -204,6 +218,9 @@ class StepSchedule(_DividedRate):
     With `warmup_rate`, the rule of P1 4.2 for 110 layers and more: that rate until the training error of an epoch is
     below `warmup_error`, then the schedule. In the paper that took about 400 iterations, which is one epoch.
 
+    With `warmup_steps` as well, the gradual warm-up of Goyal et al. (arXiv 1706.02677, 2.2) for large batches: from
+    `warmup_rate`, theirs for a batch of 256, the rate grows by the same amount in each of so many iterations.
+
     Iterations are the optimizer's: where gradients are accumulated, one is several batches, and a step that
     `LossScaleOptimizer` leaves out is none. So training goes on where the optimizer is, restored by whatever means.
     `state` is what a resumed run has to restore; where nobody does, as behind BackupAndRestore, the optimizer's rate
@@ -218,18 +235,29 @@ class StepSchedule(_DividedRate):
         warmup_rate: None for no warm-up, or the rate to start with.
         warmup_error: in [0, 1].
         steps: None, or the iteration after which training stops.
+        warmup_steps: None, or the iterations in which the rate grows from `warmup_rate` to `learning_rate`.
 
     Raises:
         ValueError: an argument is out of its range.
 
-    The model is to be compiled with a metric named "error" where `warmup_rate` is given.
+    The model is to be compiled with a metric named "error" where `warmup_rate` is given without `warmup_steps`.
     """
 
-    def __init__(self, learning_rate=0.1, boundaries=(32_000, 48_000), warmup_rate=None, warmup_error=0.8, steps=None):
-        super().__init__(learning_rate, warmup_rate, warmup_error, steps)
+    def __init__(
+        self,
+        learning_rate=0.1,
+        boundaries=(32_000, 48_000),
+        warmup_rate=None,
+        warmup_error=0.8,
+        steps=None,
+        warmup_steps=None,
+    ):
+        super().__init__(learning_rate, warmup_rate, warmup_error, steps, warmup_steps)
         self.boundaries = tuple(boundaries)
         if list(self.boundaries) != sorted(self.boundaries):
             raise ValueError(f"boundaries ascend; found {self.boundaries}")
+        if self.boundaries and self.boundaries[0] < (warmup_steps or 0):
+            raise ValueError(f"boundaries lie behind the {warmup_steps} warmup_steps; found {self.boundaries}")
 
     def drops(self, step):
         return sum(step >= boundary for boundary in self.boundaries)
@@ -247,33 +275,49 @@ class PlateauSchedule(_DividedRate):
     behind it: before, it saves the rate that an epoch had, not the next one's.
 
     Args:
-        learning_rate, warmup_rate, warmup_error, steps: as in `StepSchedule`.
+        learning_rate, warmup_rate, warmup_error, steps, warmup_steps: as in `StepSchedule`.
         patience: epochs, at least 1.
+        divisions: None, or how often the rate is divided. At the plateau that follows, training stops.
 
     The model is to be compiled with a metric named "error" and fitted with validation data.
     """
 
-    def __init__(self, learning_rate=0.1, warmup_rate=None, warmup_error=0.8, steps=None, patience=5):
-        super().__init__(learning_rate, warmup_rate, warmup_error, steps)
+    def __init__(
+        self,
+        learning_rate=0.1,
+        warmup_rate=None,
+        warmup_error=0.8,
+        steps=None,
+        patience=5,
+        warmup_steps=None,
+        divisions=None,
+    ):
+        super().__init__(learning_rate, warmup_rate, warmup_error, steps, warmup_steps)
         _check("patience", patience)
+        _check("divisions", divisions or 0, zero=True)
         self.patience = patience
+        self.divisions = math.inf if divisions is None else divisions
         self.not_validated = 0  # the last so many epochs
 
     def first_state(self):
-        return {**super().first_state(), "best": None, "epochs_since": 0, "drops": 0}
+        return {**super().first_state(), "best": None, "epochs_since": 0, "drops": 0, "used_up": False}
 
     def drops(self, step):
         return self.state["drops"]
 
+    def nothing_left(self):
+        return super().nothing_left() or "the error has plateaued at the last rate" * self.state["used_up"]
+
     def take_up(self, rate):
-        if self.state["best"] is None and not math.isclose(rate, self.warmup_rate or 0, rel_tol=1e-3):
+        rising = self.warmup_steps and self.warming_up(self.step)
+        if self.state["best"] is None and not rising and not math.isclose(rate, self.warmup_rate or 0, rel_tol=1e-3):
             drops = round(math.log10(self.learning_rate / rate))
             if drops > 0 and math.isclose(rate, self.learning_rate / 10**drops, rel_tol=1e-3):
                 self.state["drops"] = drops
         super().take_up(rate)
 
     def on_epoch_end(self, epoch, logs=None):
-        warming_up = self.state["warm_at_step"] is None or self.warmed_by is not None
+        warming_up = self.warming_up(max(self.step - 1, 0)) or self.warmed_by is not None  # in the last iteration
         super().on_epoch_end(epoch, logs)
         state, error = self.state, self._validation_error(logs)
         if warming_up:
@@ -285,11 +329,13 @@ class PlateauSchedule(_DividedRate):
             state["best"], state["epochs_since"] = error, 0
         elif state["epochs_since"] >= self.patience:
             since, state["epochs_since"] = state["epochs_since"], 0
-            state["drops"] += 1
+            state["used_up"] = state["drops"] >= self.divisions
+            state["drops"] += not state["used_up"]
             self._set_rate()
+            self.model.stop_training |= state["used_up"]
             self._say(
-                f"step {self.step}: the validation error has not been below {state['best']:.1%} for "
-                f"{since} epochs, learning rate -> {self.current_rate:g}"
+                f"step {self.step}: the validation error has not been below {state['best']:.1%} for {since} epochs, "
+                + ("at the last rate: the end" if state["used_up"] else f"learning rate -> {self.current_rate:g}")
             )
 
     def _validation_error(self, logs):

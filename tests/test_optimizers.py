@@ -165,6 +165,13 @@ def test_numbers_that_are_none(argument, number):
         (lambda: StepSchedule(steps=0), "steps is positive"),
         (lambda: StepSchedule(boundaries=(8, 5)), r"boundaries ascend; found \(8, 5\)"),
         (lambda: PlateauSchedule(patience=0), "patience is positive"),
+        (lambda: PlateauSchedule(divisions=-1), "divisions is not negative"),
+        (lambda: StepSchedule(warmup_steps=5), "warmup_steps 5 need a warmup_rate to start from"),
+        (lambda: StepSchedule(warmup_rate=0.01, warmup_steps=0), "warmup_steps is positive"),
+        (
+            lambda: StepSchedule(0.1, (4, 8), warmup_rate=0.01, warmup_steps=5),
+            r"boundaries lie behind the 5 warmup_steps; found \(4, 8\)",
+        ),
     ],
 )
 def test_schedules_that_cannot_be(make, message):
@@ -377,6 +384,57 @@ def test_warm_up_ends_when_the_training_error_falls_below_80_percent(capsys, ver
     assert schedule.state["warm_at_step"] == 128
     told = "step 128: training error 79.0% is below 80%, learning rate 0.01 -> 0.1" in capsys.readouterr().out
     assert told == bool(verbose)
+
+
+def test_gradual_warm_up_of_goyal_et_al():
+    """2.2: from .1 to 3.2 in five epochs of 156 iterations, by the same amount in each; then 30, 60 and 80 of 90."""
+    schedule = StepSchedule(3.2, (4680, 9360, 12480), warmup_rate=0.1, warmup_steps=780)
+    rates = np.array([schedule.rate(step) for step in range(14_040)])
+    expected = np.full(14_040, 3.2)
+    expected[:780] = np.linspace(0.1, 3.2, 781)[:-1]
+    for boundary in (4680, 9360, 12480):
+        expected[boundary:] /= 10
+    assert np.allclose(rates, expected, rtol=1e-12)
+
+
+@pytest.mark.parametrize("batches", [1, 3])
+def test_gradual_warm_up_in_fit_goes_on_where_the_optimizer_is(batches):
+    """Also where an iteration is several batches, whatever part of one was made."""
+    make = lambda: StepSchedule(1.0, (8,), warmup_rate=0.2, warmup_steps=4, steps=10)
+    expected = np.repeat([0.2, 0.4, 0.6, 0.8, *[1.0] * 4, *[0.1] * 2], batches).tolist()
+    options = {"gradient_accumulation_steps": batches} if batches > 1 else {}
+    assert fit(make(), model=toy(SGD(0.5, **options))) == expected
+    for stop_at in (1, 3, 3 * batches + 1):
+        model = toy(SGD(0.5, **options))
+        fit(make(), model=model, stop_at=stop_at)
+        assert fit(make(), model=model) == expected[stop_at:]
+
+
+def test_the_gradual_warm_up_is_no_plateau_either():
+    """Its rates may be tenths of the first one, and its errors are none to beat."""
+    schedule, rates = PlateauSchedule(0.1, warmup_rate=0.01, warmup_steps=8, patience=1), []
+    errors = iter([0.1, 0.1, 0.9, 0.9, 0.8])
+    show = keras.callbacks.LambdaCallback(on_epoch_end=lambda epoch, logs: logs.update(val_error=next(errors)))
+    rates = fit(schedule, model=toy_after(0), epochs=5, examples=64, before=[show])
+    assert rates[8:] == [0.1] * 8 + [0.01] * 4 and schedule.state["drops"] == 1
+    model = toy_after(2)
+    model.optimizer.learning_rate = 0.01  # as behind BackupAndRestore
+    schedule = PlateauSchedule(0.1, warmup_rate=0.001, warmup_steps=11)
+    fit(schedule, model=model, epochs=1, examples=64, validation_data=toy_data())
+    assert schedule.state["drops"] == 0
+
+
+def test_the_plateau_behind_the_last_division_ends_the_training(capsys):
+    model = toy(SGD(0.5))
+    schedule = PlateauSchedule(1e-9, patience=2, divisions=2)  # so slow that no error is ever better
+    options = {"model": model, "examples": 64, "validation_data": toy_data(), "verbose": 2}
+    rates = fit(schedule, epochs=50, **options)
+    assert rates == [1e-9] * 12 + [1e-10] * 8 + [1e-11] * 8
+    assert "for 2 epochs, at the last rate: the end" in capsys.readouterr().out
+    again = PlateauSchedule(1e-9, patience=2, divisions=2)
+    again.state.update(schedule.state)
+    assert fit(again, epochs=50, **options) == []
+    assert "nothing is left to train: the error has plateaued at the last rate" in capsys.readouterr().out
 
 
 def plateau(errors, model=None, **options):

@@ -7,8 +7,10 @@
     python train/fit.py --depth 20 --steps 8000          an eighth of the schedule
     python train/fit.py --dataset IMAGENET --depth 50 --accumulate 8
                                                          photographs in IMAGENET/{train,val}/CLASS/, 32 at a time
+    python train/fit.py --dataset IMAGENET --depth 50 --epochs 90 --boundaries 30 60
+                                                         the same, in epochs
     python train/fit.py --dataset imagenet2012 --depth 50 --accumulate 8
-                                                         the same from TensorFlow Datasets
+                                                         photographs from TensorFlow Datasets
     python train/fit.py --dataset FLOWERS --depth 50 --init-from imagenet --freeze-until conv3 --steps 2000
                                                          fine-tunes trained weights to other photographs
 
@@ -82,7 +84,12 @@ def add_settings(parser, left_out=()):
     add(data, "--colors", "photographs: a file of train/colors.py, or imagenet (default: measured)", metavar="FILE")
     add(data, "--skip-damaged", "photographs: leave out files that cannot be read, and count them", **flag)
     add(data, "--data-changed", "go on with a run although its data are not what they were", **flag)
-    add(recipe, "--steps", "iterations", type=int)
+    add(recipe, "--steps", "iterations; with --schedule plateau at most", type=int)
+    add(recipe, "--epochs", "the length in epochs, in place of --steps", type=int)
+    unit = (
+        "where the rate is divided by 10, in epochs with --epochs and in steps with --steps (default 1/2 and 3/4 of it)"
+    )
+    add(recipe, "--boundaries", unit, type=int, nargs="+", metavar="WHEN")
     add(recipe, "--batch-size", "images in a step", type=int)
     together = f"default {recipes.BN_BATCH_SIZE}, as on the paper's two GPUs; photographs and --sync-bn: all"
     add(recipe, "--bn-batch-size", f"images that are normalised together ({together})", type=int, metavar="IMAGES")
@@ -92,9 +99,11 @@ def add_settings(parser, left_out=()):
     add(
         recipe,
         "--schedule",
-        "divide the rate by 10 after 1/2 and 3/4 of the steps, or when the validation error plateaus",
+        "divide the rate by 10 at the --boundaries, or when the validation error plateaus; "
+        "the third plateau ends the run",
         choices=("steps", "plateau"),
     )
+    add(recipe, "--patience", "epochs without a better validation error are a plateau", type=int, metavar="EPOCHS")
     add(recipe, "--weight-decay", "L2 penalty in the gradient, not in the loss that is shown", type=float)
     add(
         recipe,
@@ -102,6 +111,8 @@ def add_settings(parser, left_out=()):
         "rate .01 until an epoch's training error is below 80 %% (default: CIFAR from depth 110 on)",
         action=argparse.BooleanOptionalAction,
     )
+    gradual = "for larger batches: the rate grows from that for the paper's batch to --lr over so many epochs"
+    add(recipe, "--warmup-epochs", gradual, type=int, metavar="EPOCHS")
     add(recipe, "--seed", "of weights, order and augmentation", type=int)
     add(recipe, "--deterministic", "the same weights to the last bit each time, if slower", **flag)
     add(
@@ -145,7 +156,8 @@ def table(settings, result):
         rows.insert(3, ("the paper's test error, 64k steps on all 50k", percent(paper)))
     if damaged:
         rows.append(("damaged files that were skipped", str(damaged)))
-    title = f"{settings.network} on {settings.data}, {settings.steps} steps, {result['parameters']:,} parameters"
+    steps = result.get("steps", settings.steps)  # which results of older versions have not
+    title = f"{settings.network} on {settings.data}, {steps} steps, {result['parameters']:,} parameters"
     lines = [title, "-" * len(title), *(f"{name:<46}{value:>10}" for name, value in rows)]
     return "\n".join([*lines, f"in {settings.folder}: " + ", ".join(sorted(os.listdir(settings.folder)))])
 

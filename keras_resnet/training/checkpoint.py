@@ -175,7 +175,7 @@ class Checkpoint(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch, logs=None):
         self.signal = self.signal or self.stop.received
-        if self.due or self.signal:  # only now the epoch's row of the history is in
+        if self.due or self.signal or self.model.stop_training:  # only now the epoch's row of the history is in
             self.save_and_stop()
 
     def on_train_end(self, logs=None):

@@ -115,7 +115,8 @@ def open_folder(settings):
         raise RunError(f"{path} cannot be read: {os_error}") from os_error
     except ValueError as json_error:
         raise RunError(f"{path} is damaged: {json_error}. Delete the folder or choose another --name.") from json_error
-    old = {**{field.name: field.default for field in dataclasses.fields(Settings)}, **old}  # an older one has fewer
+    defaults = {field.name: field.default for field in dataclasses.fields(Settings)}
+    old = {**json.loads(json.dumps(defaults)), **old}  # an older one has fewer
     old["bn_batch_size"] = old["bn_batch_size"] or old["batch_size"]  # before it was a setting
     different = [name for name in new if name not in WITHOUT_EFFECT and old[name] != new[name]]
     if "dataset" in different and os.path.abspath(old["dataset"]) == os.path.abspath(new["dataset"]):
@@ -210,7 +211,7 @@ def _train(settings, replicas, verbose):
         raise RunError(f"--init-from {weights_error}") from weights_error
     write_whole(os.path.join(folder, "classes.json"), lambda file: file.write(json.dumps(task.classes).encode()))
     trained = training_model(settings, network, replicas)
-    schedule = schedule_of(settings)
+    schedule = schedule_of(settings, task.examples)
     compile_for_training(
         trained,
         schedule.rate(0),
@@ -221,7 +222,7 @@ def _train(settings, replicas, verbose):
     )
 
     # From here on a step is one forward and backward pass, of which `accumulate` make one step of the optimizer.
-    steps = settings.steps * settings.accumulate
+    steps = settings.length(task.examples) * settings.accumulate
     steps_per_epoch = task.examples // settings.batch_in_memory
     history = History(folder, f"{settings.network} on {settings.data}", settings.accumulate)
     with StopSignals() as stop, imagenet.errors_named():
@@ -242,7 +243,7 @@ def _train(settings, replicas, verbose):
             print(f"resuming from step {step // settings.accumulate}")
             history.write()
         else:
-            print(f"{settings.network}, {settings.steps} steps, in {folder}")
+            print(f"{settings.network}, {settings.length(task.examples)} steps, in {folder}")
         if verbose:
             _describe(settings, task, replicas)
         callbacks = [schedule, history, Progress(history, steps, steps_per_epoch), saver]
@@ -292,13 +293,27 @@ def training_model(settings, network, replicas):
         )
 
 
-def schedule_of(settings):
-    """The callback to which the learning rate belongs."""
-    warmup_rate = recipes.WARMUP_RATE if settings.warmup else None
+def schedule_of(settings: Settings, examples: int) -> StepSchedule | PlateauSchedule:
+    """The callback to which the learning rate belongs, of a run on so many images.
+
+    Raises:
+        RunError: the rate is to be divided while it still rises.
+    """
+    steps = settings.length(examples)
+    warmup = {"warmup_rate": recipes.WARMUP_RATE if settings.warmup else None, "warmup_error": recipes.WARMUP_ERROR}
+    if settings.warmup_epochs:
+        warmup_steps = settings.steps_in(settings.warmup_epochs, examples)
+        warmup |= {"warmup_rate": settings.warmup_from, "warmup_steps": warmup_steps}
     if settings.schedule == "plateau":
-        return PlateauSchedule(settings.lr, warmup_rate, recipes.WARMUP_ERROR)
-    boundaries = [round(part * settings.steps) for part in recipes.BOUNDARIES]
-    return StepSchedule(settings.lr, boundaries, warmup_rate, recipes.WARMUP_ERROR)
+        return PlateauSchedule(settings.lr, **warmup, patience=settings.patience, divisions=recipes.DIVISIONS)
+    in_steps = (lambda epochs: settings.steps_in(epochs, examples)) if settings.epochs else int
+    boundaries = [*map(in_steps, settings.boundaries)] or [round(part * steps) for part in recipes.BOUNDARIES]
+    if settings.warmup_epochs and boundaries[0] < warmup_steps:
+        raise RunError(
+            f"--warmup-epochs {settings.warmup_epochs} are {warmup_steps} steps, and the rate is divided at step "
+            f"{boundaries[0]} already; fewer --warmup-epochs, later --boundaries or a longer run are possible"
+        )
+    return StepSchedule(settings.lr, boundaries, **warmup)
 
 
 def _together(settings, replicas):
@@ -313,6 +328,8 @@ def _describe(settings, task, replicas):
     """Prints on what a run trains, and in what it differs from its settings."""
     arithmetic = precision.described(settings.mixed_precision)
     print(f"{task.examples} images of {settings.data} on {distribution.devices()}, {arithmetic}", flush=True)
+    if reason := distribution.unused_gpu():
+        print(f"there is an NVIDIA GPU that TensorFlow does not use: {reason}")
     together = _together(settings, replicas)
     if together != settings.bn_batch_size:
         parts = settings.accumulate * replicas * parts_of(settings.batch_in_memory // replicas, together)
@@ -353,6 +370,7 @@ def finish(settings, task, saved, parts, schedule, history, together):
     images = settings.batch_in_memory * state["timed_steps"]
     result = {
         "settings": settings.as_json(),
+        "steps": rows[-1]["step"],
         "parameters": sum(math.prod(variable.shape) for variable in saved.trainable_variables),
         "train_error": rows[-1]["error"],
         "val_error": rows[-1].get("val_error"),

@@ -1,6 +1,7 @@
 """The settings of a run, checked before anything is read or written."""
 
 import dataclasses
+import json
 import math
 import os
 import shlex
@@ -13,6 +14,10 @@ from keras_resnet.training import recipes
 # Settings that say where things lie or how often, and leave the result as it is.
 WITHOUT_EFFECT = ("data_dir", "output", "name", "checkpoint_every", "strategy", "jit", "data_changed")
 SEEDS = 2**31  # what the random numbers of the input take
+POSITIVE = (
+    "steps", "epochs", "batch_size", "bn_batch_size", "accumulate", "image_size", "lr", "patience", "warmup_epochs",
+    "checkpoint_every",
+)  # fmt: skip
 PREPARATIONS = ("scale", "crop", "flip", "color", "mean")
 
 
@@ -50,13 +55,17 @@ class Settings:
     skip_damaged: bool = False
     data_changed: bool = False
     steps: int | None = None
+    epochs: int | None = None
+    boundaries: tuple = ()  # in the unit of the length, steps or epochs; (): recipes.BOUNDARIES of it
     batch_size: int | None = None
     bn_batch_size: int | None = None  # None: recipes.BN_BATCH_SIZE, of photographs the whole batch
     accumulate: int = 1
     lr: float | None = None
     schedule: str | None = None
+    patience: int = recipes.PATIENCE
     weight_decay: float = recipes.WEIGHT_DECAY
     warmup: bool | None = None  # None: from depth 110 on
+    warmup_epochs: int | None = None
     seed: int = 0
     deterministic: bool = False
     name: str | None = None
@@ -71,12 +80,17 @@ class Settings:
         """Fills in what depends on the data; RunError where a setting is outside its range, DataError for no data."""
         if self.photographs and not os.path.isdir(self.dataset):
             sources.find(self.dataset, self.data_dir)
+        if self.epochs is not None and self.steps is not None:
+            raise RunError(f"--epochs {self.epochs} and --steps {self.steps} are two lengths; give one of them")
+        if self.boundaries and self.epochs is self.steps is None:
+            raise RunError("--boundaries are epochs with --epochs, and steps with --steps; give one of them as well")
         for name, value in self._defaults().items():
             if getattr(self, name) is None:
                 object.__setattr__(self, name, value)
-        object.__setattr__(self, "without", tuple(self.without))
-        for name in ("steps", "batch_size", "bn_batch_size", "accumulate", "image_size", "lr", "checkpoint_every"):
-            if not 0 < getattr(self, name) < math.inf:
+        for name in ("without", "boundaries"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+        for name in POSITIVE:
+            if getattr(self, name) is not None and not 0 < getattr(self, name) < math.inf:
                 raise RunError(f"--{name.replace('_', '-')} is positive; found {getattr(self, name)}")
         if not 0 <= self.weight_decay < math.inf:
             raise RunError(f"--weight-decay is 0 or positive; found {self.weight_decay}")
@@ -86,6 +100,7 @@ class Settings:
             raise RunError(f"--name is that of one folder, in --output; found {self.name!r}")
         if self.batch_size % self.accumulate:
             raise RunError(f"--batch-size is a multiple of --accumulate; found {self.batch_size} and {self.accumulate}")
+        self._check_schedule()
         if self.sync_bn and self.bn_batch_size != self.batch_size:
             raise RunError(
                 "--sync-bn normalises the whole batch together, on all devices; leave out --bn-batch-size "
@@ -114,12 +129,34 @@ class Settings:
         for name in ("image_size", "colors", "without", "skip_damaged", "stride_in"):
             if getattr(self, name) != getattr(Settings, name):
                 raise RunError(f"--{name.replace('_', '-')} is for photographs, not for {self.dataset}")
-        if self.schedule == "plateau" and self.train_on_all:
-            raise RunError("--schedule plateau needs the validation error, and --train-on-all leaves none")
         try:
             models.cifar_row(self.depth, self.block)
         except ValueError as error:
             raise RunError(f"--{error}") from error
+
+    def _check_schedule(self):
+        length, unit = (self.epochs, "epochs") if self.epochs else (self.steps, "steps")
+        inside = [0, *self.boundaries, length]
+        if sorted(set(inside)) != inside:
+            found = " ".join(map(str, self.boundaries))
+            raise RunError(f"--boundaries ascend and lie within --{unit} {length}; found {found}")
+        if self.schedule == "plateau" and self.boundaries:
+            raise RunError("--boundaries are for --schedule steps; found --schedule plateau, which finds them itself")
+        if self.schedule == "plateau" and self.train_on_all:
+            raise RunError("--schedule plateau needs the validation error, and --train-on-all leaves none")
+        if self.schedule != "plateau" and self.patience != recipes.PATIENCE:
+            raise RunError(f"--patience {self.patience} is for --schedule plateau")
+        if not self.warmup_epochs:
+            return
+        if self.warmup:
+            raise RunError("--warmup and --warmup-epochs are two ways to begin; give one of them")
+        if self.warmup_epochs >= (self.epochs or math.inf):
+            raise RunError(f"--warmup-epochs is less than --epochs {self.epochs}; found {self.warmup_epochs}")
+        if self.warmup_from >= self.lr:
+            raise RunError(
+                "--warmup-epochs starts from the rate for the paper's batch and is for larger ones; found --batch-size "
+                f"{self.batch_size}, whose --lr {self.lr} is {self.warmup_from} there"
+            )
 
     def _defaults(self):
         """What is None in the class."""
@@ -128,7 +165,10 @@ class Settings:
         rate = recipes.FINE_TUNING_RATE if self.init_from else recipes.LEARNING_RATE
         batch = self.batch_size or recipe["batch_size"]
         together = batch if self.photographs or self.sync_bn else min(batch, recipes.BN_BATCH_SIZE)
-        return {**recipe, "bn_batch_size": together, "lr": rate, "warmup": deep and not self.photographs}
+        warmup = deep and not self.photographs and not self.warmup_epochs
+        length = {"steps": None if self.epochs else recipe["steps"]}
+        schedule = {"schedule": "steps" if self.boundaries else recipe["schedule"]}
+        return {**recipe, **length, **schedule, "bn_batch_size": together, "lr": rate, "warmup": warmup}
 
     @property
     def changes(self):
@@ -139,7 +179,7 @@ class Settings:
 
     def as_json(self):
         """A dictionary that is the same after it was written and read."""
-        return {**dataclasses.asdict(self), "without": list(self.without)}
+        return json.loads(json.dumps(dataclasses.asdict(self)))
 
     def _builder(self, depth):
         v2 = self.activation_order == "full_preactivation"
@@ -170,6 +210,20 @@ class Settings:
     @property
     def folder(self):
         return os.path.join(self.output, self.name or f"{self.data}-{self.network.lower()}")
+
+    @property
+    def warmup_from(self):
+        """The rate for the paper's batch of which `lr` is the multiple for `batch_size` (Goyal et al., 2.1)."""
+        recipe = recipes.PHOTOGRAPHS if self.photographs else recipes.SMALL_IMAGES
+        return self.lr * recipe["batch_size"] / self.batch_size
+
+    def steps_in(self, epochs, examples):
+        """How many whole steps so many epochs of so many images have, at least 1."""
+        return max(1, epochs * (examples // self.batch_in_memory) // self.accumulate)
+
+    def length(self, examples):
+        """Steps of the whole run on so many images."""
+        return self.steps_in(self.epochs, examples) if self.epochs else self.steps
 
     @property
     def batch_in_memory(self):

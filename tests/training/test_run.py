@@ -7,6 +7,7 @@ import json
 import math
 import os
 import pathlib
+import re
 import resource
 import signal
 import threading
@@ -23,7 +24,8 @@ from keras_resnet import files
 from keras_resnet.data import shapes, sources
 from keras_resnet.files import RunError
 from keras_resnet.models import logits
-from keras_resnet.training import checkpoint, history, precision, run, tasks
+from keras_resnet.optimizers import PlateauSchedule, StepSchedule
+from keras_resnet.training import checkpoint, distribution, history, precision, recipes, run, tasks
 from keras_resnet.training.checkpoint import Checkpoint, Stopped, StopSignals
 from keras_resnet.training.fused import fuse_batch_norm
 from keras_resnet.training.run import Settings, train
@@ -121,7 +123,108 @@ def test_a_bar_counts_the_epochs_and_steps_of_the_run(tmp_path, small_shapes, te
     train(settings(tmp_path), verbose=1)
     text = capsys.readouterr().out
     assert [line for line in text.splitlines() if line.startswith("Epoch")] == ["Epoch 2/3", "Epoch 3/3"]
-    assert text.split("Epoch 3/3")[1].count("m6/6") == 2 and "/9" not in text.split("Epoch 3/3")[1]
+    assert "m6/6" in text.split("Epoch 3/3")[1] and "/9" not in text.split("Epoch 3/3")[1]
+
+
+def test_a_gpu_that_tensorflow_does_not_use_is_told(monkeypatch):
+    """Here TensorFlow is asked in earnest, by a driver's program that is none."""
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr(distribution.glob, "glob", lambda pattern: [])
+    monkeypatch.setattr(distribution.shutil, "which", lambda program: None)
+    assert distribution.unused_gpu() is None
+    monkeypatch.setattr(distribution.shutil, "which", lambda program: f"/usr/bin/{program}")
+    if tf.config.list_physical_devices("GPU"):
+        assert distribution.unused_gpu() is None
+        return
+    if tf.test.is_built_with_cuda():
+        assert re.search("(?i)cuda", distribution.unused_gpu()) and "\n" not in distribution.unused_gpu()
+    monkeypatch.setattr(tf.test, "is_built_with_cuda", lambda: False)
+    assert distribution.unused_gpu() == f"TensorFlow {tf.__version__} is built without CUDA"
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "-1")
+    assert distribution.unused_gpu() is None
+
+
+LOG = """
+I0000 00:00:1.5 1 port.cc:153] oneDNN custom operations are on.
+{}W0000 00:00:1.7 1 gpu_device.cc:2365] Cannot dlopen some GPU libraries. Please make sure that they are installed.
+Skipping registering GPU devices...
+"""
+CUINIT = "E0000 00:00:1.6 1 cuda_platform.cc:52] failed call to cuInit: INTERNAL: CUDA error: UNKNOWN ERROR (303)\n"
+
+
+@pytest.mark.parametrize(
+    "log, told",
+    [
+        (LOG.format(""), "Cannot dlopen some GPU libraries. Please make sure that they are installed."),
+        (LOG.format(CUINIT), "failed call to cuInit: INTERNAL: CUDA error: UNKNOWN ERROR (303)"),
+        ("", "it does not say why"),
+    ],
+)
+def test_the_reason_is_the_log_s_most_serious_line_about_gpus(log, told):
+    assert distribution.reason(log) == told
+
+
+def test_epochs_and_boundaries_have_one_unit(tmp_path, small_shapes):
+    """An epoch of nine batches of 16: three epochs are 27 steps, or 13 of two batches."""
+    for options, length, divided_at in (
+        ({"epochs": 3, "boundaries": (1, 2)}, 27, [9, 18]),
+        ({"epochs": 3, "boundaries": (1, 2), "batch_size": 32, "accumulate": 2}, 13, [4, 9]),
+        ({"epochs": 2}, 18, [9, 14]),
+        ({"steps": 20, "boundaries": (3, 6)}, 20, [3, 6]),
+        ({"dataset": str(tmp_path), "depth": 18, "epochs": 2, "boundaries": (1,)}, 18, [9]),
+    ):
+        found = settings(tmp_path, **{"steps": None, **options})
+        schedule = run.schedule_of(found, 9 * 16 + 5)
+        assert found.schedule == "steps" and found.length(9 * 16 + 5) == length
+        assert [step for step in range(1, length) if schedule.rate(step) < schedule.rate(step - 1)] == divided_at
+    result = train(settings(tmp_path, steps=None, epochs=2, boundaries=(1,)), verbose=0)
+    assert result["steps"] == 18 and [r["step"] for r in rows(tmp_path)] == ["9", "18"]
+    assert [float(r["learning_rate"]) for r in rows(tmp_path)] == [0.01, 0.001]
+
+
+def test_a_run_of_an_older_version_goes_on(tmp_path, small_shapes, terminated_at):
+    with terminated_at(3), pytest.raises(Stopped):
+        train(settings(tmp_path), verbose=0)
+    path = tmp_path / "run" / "args.json"
+    old = json.loads(path.read_text())
+    for name in ("epochs", "boundaries", "patience", "warmup_epochs", "without"):
+        del old[name]
+    path.write_text(json.dumps(old))
+    with pytest.raises(RunError, match=r"--boundaries +\[\] there, +\[3\] now"):
+        train(settings(tmp_path, boundaries=(3,)), verbose=0)
+    assert train(settings(tmp_path), verbose=0)["steps"] == 24
+
+
+def test_a_gradual_warm_up_goes_on_in_its_middle(tmp_path, small_shapes, terminated_at, monkeypatch):
+    """Two epochs of nine steps; at a batch of 64 with rate .04, that for 16 images would be .01."""
+    monkeypatch.setitem(recipes.SMALL_IMAGES, "batch_size", 4)
+    arguments = {"lr": 0.04, "steps": None, "epochs": 4, "boundaries": (3,), "warmup_epochs": 2}
+    made, set_rate = [], StepSchedule._set_rate
+
+    def record(schedule):
+        set_rate(schedule)
+        made.append((schedule.step, round(schedule.current_rate, 8)))
+
+    monkeypatch.setattr(StepSchedule, "_set_rate", record)
+    with terminated_at(5), pytest.raises(Stopped):
+        train(settings(tmp_path, **arguments), verbose=0)
+    assert train(settings(tmp_path, **arguments), verbose=0)["warm_at_step"] == 18
+    for step in range(36):
+        rate = 0.01 + 0.03 * step / 18 if step < 18 else 0.04 if step < 27 else 0.004
+        assert {found for at, found in made if at == step} == {round(rate, 8)}
+
+
+def test_a_plateau_run_ends_when_the_rate_is_used_up(tmp_path, small_shapes, monkeypatch):
+    arguments = settings(tmp_path, schedule="plateau", patience=1, steps=500)
+    monkeypatch.setattr(PlateauSchedule, "_validation_error", lambda schedule, logs: 0.9)
+    finish, killed = run.finish, []
+    monkeypatch.setattr(run, "finish", lambda *rest: killed.append(rest) or 1 / 0)
+    with pytest.raises(ZeroDivisionError):  # just after the end
+        train(arguments, verbose=0)
+    monkeypatch.setattr(run, "finish", finish)
+    result = train(arguments, verbose=0)
+    assert result["steps"] == 36 and [r["step"] for r in rows(tmp_path)] == ["9", "18", "27", "36"]
+    assert [float(r["learning_rate"]) for r in rows(tmp_path)] == [0.01, 0.01, 0.001, 0.0001]
 
 
 def test_other_settings_are_refused_with_the_difference(tmp_path, small_shapes):
@@ -268,6 +371,25 @@ def test_an_accumulating_run_counts_the_optimizers_steps_and_resumes(tmp_path, p
         ({"weight_decay": math.nan}, "--weight-decay is 0 or positive; found nan"),
         ({"weight_decay": -1.0}, "--weight-decay is 0 or positive; found -1.0"),
         ({"weight_decay": math.inf}, "--weight-decay is 0 or positive; found inf"),
+        ({"epochs": 3}, "--epochs 3 and --steps 24 are two lengths; give one of them"),
+        ({"epochs": 0, "steps": None}, "--epochs is positive; found 0"),
+        ({"boundaries": (3, 6), "steps": None}, "--boundaries are epochs with --epochs, and steps with --steps; give"),
+        ({"boundaries": (6, 3)}, "--boundaries ascend and lie within --steps 24; found 6 3"),
+        ({"boundaries": (3, 3)}, "--boundaries ascend"),
+        ({"boundaries": (0, 3)}, "--boundaries ascend"),
+        (
+            {"boundaries": (3, 9), "epochs": 9, "steps": None},
+            "--boundaries ascend and lie within --epochs 9; found 3 9",
+        ),
+        ({"boundaries": (3,), "schedule": "plateau"}, "--boundaries are for --schedule steps"),
+        ({"patience": 3}, "--patience 3 is for --schedule plateau"),
+        ({"patience": 0, "schedule": "plateau"}, "--patience is positive"),
+        ({"schedule": "plateau", "train_on_all": True}, "--train-on-all leaves none"),
+        ({"warmup_epochs": 1}, "is for larger ones; found --batch-size 16, whose --lr 0.01 is 0.08 there"),
+        ({"warmup_epochs": 0}, "--warmup-epochs is positive"),
+        ({"warmup_epochs": 1, "warmup": True}, "--warmup and --warmup-epochs are two ways to begin"),
+        ({"warmup_epochs": 3, "epochs": 3, "steps": None}, "--warmup-epochs is less than --epochs 3; found 3"),
+        ({"warmup_epochs": 20, "batch_size": 144}, "--warmup-epochs 20 are 20 steps, and .* at step 12 already"),
         ({"seed": -1}, "--seed is 0 to 2147483647; found -1"),
         ({"seed": 2**31}, "--seed is 0 to 2147483647; found 2147483648"),
         ({"name": ".."}, "--name is that of one folder, in --output; found '..'"),

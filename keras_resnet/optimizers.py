@@ -317,7 +317,7 @@ class PlateauSchedule(_DividedRate):
         super().take_up(rate)
 
     def on_epoch_end(self, epoch, logs=None):
-        warming_up = self.warming_up(max(self.step - 1, 0)) or self.warmed_by is not None  # in the last iteration
+        warming_up = self.warming_up(max(self.step - 1, 0))  # the epoch's last iteration
         super().on_epoch_end(epoch, logs)
         state, error = self.state, self._validation_error(logs)
         if warming_up:

@@ -39,6 +39,7 @@ from keras_resnet.training.precision import PRECISIONS
 from keras_resnet.training.run import train
 from keras_resnet.training.settings import PREPARATIONS, Settings
 
+TOP5 = {"training": "train_top5_error", "validation": "val_top5_error", "test": "test_top5_error"}
 EXIT_STATUS = 128  # plus the number of the signal, as shells do
 
 
@@ -137,6 +138,8 @@ def parse(words=None):
     parser = arguments.parser(__doc__)
     run = add_settings(parser)
     run.add_argument("--export", action="store_true", help="at the end, to saved_models/NAME/, as export.py does")
+    traced = "leaves a trace of so many batches, after the first ten, for TensorBoard (pip install xprof)"
+    run.add_argument("--profile", type=int, default=0, metavar="STEPS", help=traced)
     return parser.parse_args(words)
 
 
@@ -149,7 +152,9 @@ def table(settings, result):
         ("training error, last epoch", percent(result["train_error"])),
         ("validation error", percent(result["val_error"])),
         ("test error", percent(result["test_error"])),
+        *((f"{part} error, top 5", percent(result[key])) for part, key in TOP5.items() if result.get(key) is not None),
         ("images/s while training", f"{result['images_per_second']:.0f}"),
+        ("waiting for data, of the time of the steps", percent(result.get("waiting"))),
         ("wall time", f"{minutes // 60}:{minutes % 60:02}:{seconds:02}"),
     ]
     if paper:
@@ -164,10 +169,10 @@ def table(settings, result):
 
 def main():
     arguments = vars(parse())
-    verbose, to_export = arguments.pop("verbose"), arguments.pop("export")
+    verbose, profile, to_export = (arguments.pop(name) for name in ("verbose", "profile", "export"))
     try:
         settings = Settings(**arguments)
-        print(table(settings, train(settings, verbose)))
+        print(table(settings, train(settings, verbose, profile)))
         if to_export and distribution.is_chief(settings.strategy):
             folder = os.path.join("saved_models", os.path.basename(settings.folder))
             print(f"exported to {serving.export_run(settings.folder, folder)}")

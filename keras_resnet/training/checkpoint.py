@@ -156,7 +156,8 @@ class Checkpoint(keras.callbacks.Callback):
 
     def on_epoch_begin(self, epoch, logs=None):
         if self.saved_metrics and self.step % self.steps_per_epoch:  # the means over the epoch so far
-            for variable, array in zip(self.model.metrics_variables, self.saved_metrics, strict=True):
+            # A checkpoint of an older version has fewer.
+            for variable, array in zip(self.model.metrics_variables, self.saved_metrics, strict=False):
                 variable.assign(array)
         self.saved_metrics = None
 

@@ -9,7 +9,10 @@ import keras
 
 from keras_resnet.files import write_whole
 
-COLUMNS = ("epoch", "step", "learning_rate", "loss", "error", "val_loss", "val_error", "seconds")
+COLUMNS = (
+    "epoch", "step", "learning_rate", "loss", "error", "top5_error", "val_loss", "val_error", "val_top5_error",
+    "waiting", "seconds",
+)  # fmt: skip
 
 
 LINE_EVERY = 600  # seconds, in epochs that take longer
@@ -77,6 +80,9 @@ class Progress(keras.callbacks.ProgbarLogger):
 class History(keras.callbacks.Callback):
     """One row an epoch, and the time spent. The learning rate is that of the epoch's first step.
 
+    `waiting`, in [0, 1], is the share of the steps' time in which a `TrainingModel` waited for the next batch; it is in
+    the epoch's logs, too. An epoch that was resumed counts from there.
+
     Args:
         folder: where history.csv and curves.png are kept up to date.
         title: of the curves.
@@ -92,6 +98,7 @@ class History(keras.callbacks.Callback):
         self.accumulate = accumulate
         self.batches = 0
         self.state = {"rows": [], "learning_rate": None, "seconds": 0.0, "timed_seconds": 0.0, "timed_steps": 0}
+        self.state["waited"] = 0.0  # of the timed seconds
         self.last = time.perf_counter()
         self.warm = False
 
@@ -104,6 +111,10 @@ class History(keras.callbacks.Callback):
 
     def on_epoch_begin(self, epoch, logs=None):
         self.lap()
+        self.before = self.state["waited"], self.state["timed_seconds"]
+
+    def on_train_batch_begin(self, batch, logs=None):
+        self.waited = getattr(self.model, "waited", 0.0)
 
     def on_train_batch_begin(self, batch, logs=None):
         if self.state["learning_rate"] is None:
@@ -116,10 +127,13 @@ class History(keras.callbacks.Callback):
         if self.warm:  # the first step of a process includes compilation
             self.state["timed_seconds"] += seconds
             self.state["timed_steps"] += 1
+            self.state["waited"] += getattr(self.model, "waited", 0.0) - self.waited
         self.warm = True
 
     def on_epoch_end(self, epoch, logs=None):
         self.lap()
+        waited, timed = self.state["waited"] - self.before[0], self.state["timed_seconds"] - self.before[1]
+        logs["waiting"] = waited / max(timed, 1e-9)
         row = {
             "epoch": epoch + 1,
             "step": self.batches // self.accumulate,  # the optimizer counts none whose gradients overflow

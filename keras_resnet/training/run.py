@@ -25,6 +25,8 @@ from keras_resnet.training.settings import WITHOUT_EFFECT, Settings
 from keras_resnet.training.step import TrainingModel, parts_of
 from keras_resnet.weights.readers import WeightsError
 
+TOP5_FROM = 10  # classes, beyond which the top-5 error is shown as well
+SKIPPED = 10  # batches of a process before those that are profiled: in the first ones graphs are made
 CHECKPOINT, LOCK, RESULT = "checkpoint/latest.npz", "checkpoint/lock", "result.json"  # in the run's folder
 
 
@@ -33,11 +35,21 @@ def error(labels, outputs):
     return ops.cast(ops.not_equal(ops.argmax(outputs, axis=-1), ops.cast(labels, "int32")), "float32")
 
 
-def objective():
-    """The cross-entropy of logits, and the error rate, as `keras.Model.compile` takes them."""
+def top5_error(labels, outputs):
+    """1 where the label's output is not among the five largest, else 0."""
+    return 1 - ops.cast(ops.in_top_k(ops.cast(labels, "int32"), outputs, 5), "float32")
+
+
+def errors(classes: int) -> list:
+    """The functions of labels and outputs whose means are shown: the error and, of many classes, the top-5 error."""
+    return [error, top5_error] if classes > TOP5_FROM else [error]
+
+
+def objective(classes: int) -> dict:
+    """The cross-entropy of logits, and the errors, as `keras.Model.compile` takes them."""
     return {
         "loss": keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-        "metrics": [keras.metrics.MeanMetricWrapper(error, name="error")],
+        "metrics": [keras.metrics.MeanMetricWrapper(one, name=one.__name__) for one in errors(classes)],
     }
 
 
@@ -61,7 +73,7 @@ def compile_for_training(
         precision.set_precision(model, mixed_precision)
     if mixed_precision == "float16":
         optimizer = precision.LossScaleOptimizer(optimizer)
-    model.compile(optimizer, **objective(), jit_compile=jit)  # on CPUs XLA trains more slowly
+    model.compile(optimizer, **objective(model.output.shape[-1]), jit_compile=jit)  # on CPUs XLA trains more slowly
     # Makes the variables of optimizer and metrics now: a checkpoint can hold them, and the step is traced only once.
     model.optimizer.build(model.trainable_variables)
     model.compute_metrics(None, ops.zeros((1,), "int32"), ops.zeros((1, model.output.shape[-1])))
@@ -129,7 +141,7 @@ def open_folder(settings):
         )
 
 
-def train(settings: Settings, verbose: int = 1) -> dict:
+def train(settings: Settings, verbose: int = 1, profile: int = 0) -> dict:
     """Trains, or goes on where an earlier call with the same settings was stopped, and tests at the end.
 
     It is to be called before TensorFlow computes anything: `process` says what it changes in this process, and what of
@@ -138,6 +150,7 @@ def train(settings: Settings, verbose: int = 1) -> dict:
     Args:
         settings: a `Settings`.
         verbose: 1 for a progress bar, 2 for a line an epoch and every ten minutes of it, 0 for silence.
+        profile: 0, or how many batches behind the first ones are traced, for TensorBoard's page "Profile".
 
     Returns:
         The result as a dictionary, which is also in result.json; errors are in [0, 1]. The run's folder holds
@@ -150,8 +163,10 @@ def train(settings: Settings, verbose: int = 1) -> dict:
         DataError: the data set cannot be had.
         Stopped: SIGINT or SIGTERM came; the run has been saved.
     """
+    if profile < 0:
+        raise RunError(f"--profile is a number of steps; found {profile}")
     with process(settings) as replicas, own_folder(settings):
-        return _train(settings, replicas, verbose if files.writes else 0)
+        return _train(settings, replicas, verbose if files.writes else 0, profile)
 
 
 @contextlib.contextmanager
@@ -193,7 +208,7 @@ def _check_replicas(settings, replicas):
         )
 
 
-def _train(settings, replicas, verbose):
+def _train(settings, replicas, verbose, profile):
     _check_replicas(settings, replicas)
     open_folder(settings)
     distribution.of_all_workers(0)  # what the chief removes is gone
@@ -239,6 +254,8 @@ def _train(settings, replicas, verbose):
         distribution.check_same(
             step, f"the workers find different checkpoints, this one that of step {step}; they have to share {folder}"
         )
+        if profile and steps - step <= SKIPPED:
+            raise RunError(f"--profile leaves out the first {SKIPPED} batches, and {steps - step} are left to train on")
         if step:
             print(f"resuming from step {step // settings.accumulate}")
             history.write()
@@ -248,7 +265,8 @@ def _train(settings, replicas, verbose):
             _describe(settings, task, replicas)
         callbacks = [schedule, history, Progress(history, steps, steps_per_epoch), saver]
         if files.writes:
-            callbacks.insert(1, keras.callbacks.TensorBoard(os.path.join(folder, "tensorboard"), write_graph=False))
+            board, traced = os.path.join(folder, "tensorboard"), (SKIPPED + 1, SKIPPED + profile) if profile else 0
+            callbacks.insert(2, keras.callbacks.TensorBoard(board, write_graph=False, profile_batch=traced))
         if replicas > 1:
             callbacks.insert(0, distribution.AverageStatistics())
         with own_line(verbose):
@@ -360,30 +378,31 @@ def fit(model, batches, *, first_step, steps, steps_per_epoch, callbacks, **opti
 
 def finish(settings, task, saved, parts, schedule, history, together):
     """Touches the test set, once, with what was saved, and writes down the result."""
-    test_error = None
+    rows, state = history.state["rows"], history.state
+    last = {**{f"train_{column}": value for column, value in rows[-1].items()}, **rows[-1]}
     if task.test is not None:
         with recursion_limit(LOADING_DEPTH):
             tested = TrainingModel(saved.input, saved.get_layer("fc").output, parts)
-        tested.compile(**objective(), jit_compile=False)
-        test_error = round(tested.evaluate(task.test, verbose=0, return_dict=True)["error"], 5)
-    rows, state = history.state["rows"], history.state
+        tested.compile(**objective(len(task.classes)), jit_compile=False)
+        found = tested.evaluate(task.test, verbose=0, return_dict=True)
+        last |= {f"test_{name}": round(value, 5) for name, value in found.items()}
+    names = [f"{part}_{one.__name__}" for one in errors(len(task.classes)) for part in ("train", "val", "test")]
     images = settings.batch_in_memory * state["timed_steps"]
     result = {
         "settings": settings.as_json(),
         "steps": rows[-1]["step"],
         "parameters": sum(math.prod(variable.shape) for variable in saved.trainable_variables),
-        "train_error": rows[-1]["error"],
-        "val_error": rows[-1].get("val_error"),
-        "test_error": test_error,
+        **{name: last.get(name) for name in names},
         "paper_test_error": recipes.paper_error(settings.depth, settings.changes),
         "warm_at_step": schedule.state["warm_at_step"],
         "normalized_together": together,
         "damaged_files": len(task.damaged),
+        "waiting": round(state["waited"] / max(state["timed_seconds"], 1e-9), 3),
         "images_per_second": round(images / max(state["timed_seconds"], 1e-9), 1),
         "seconds": round(state["seconds"], 1),
     }
     curves = os.path.join(settings.folder, "curves.png")
-    write_whole(curves, lambda file: draw(rows, history.title, file, test_error))
+    write_whole(curves, lambda file: draw(rows, history.title, file, result["test_error"]))
     result_path = os.path.join(settings.folder, RESULT)
     write_whole(result_path, lambda file: file.write(json.dumps(result, indent=2).encode()))
     distribution.of_all_workers(0)  # all wait for the chief

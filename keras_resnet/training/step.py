@@ -8,6 +8,7 @@ GPU they are twice as many kernels of half the size, and the whole batch at once
 
 import itertools
 import os
+import time
 
 import keras
 import tensorflow as tf
@@ -65,12 +66,15 @@ class TrainingModel(keras.Model):
         name: the model's.
         jit_parts: whether XLA compiles what is computed of each part, up to its gradients. Unlike `jit_compile` it may
             be so on several replicas, whose gradients are summed between the compiled function and the update.
+
+    `waited` is for how many seconds `fit` has waited for batches.
     """
 
     def __init__(self, inputs, outputs, parts: int = 1, name: str | None = None, *, jit_parts: bool = False):
         super().__init__(inputs, outputs, name=name)
         self.parts = parts
         self.jit_parts = jit_parts
+        self.waited = 0.0
         # A function, so that one part is traced for all of them.
         self.part_step = tf.function(self._part_step, autograph=False, jit_compile=jit_parts or None)
         self.part_outputs = tf.function(lambda images: self(images, training=False), autograph=False)
@@ -89,6 +93,21 @@ class TrainingModel(keras.Model):
         statistics = [scope.get_current_value(variable) for variable in moving_statistics(self)]
         means = share * tf.concat([loss[None], *statistics], 0)  # all in one: fewer operations to trace and to run
         return [means, *gradients], outputs, [scope.get_current_value(seed) for seed in self.seeds]
+
+    def make_train_function(self, force=False):
+        """Keras' own, which takes a batch from the iterator; taken here and not in the graph, the wait can be measured."""
+        before = self.train_function
+        super().make_train_function(force)
+        if self.train_function is not before:
+            step = self.train_function
+
+            def timed(iterator):
+                begin = time.perf_counter()
+                batch = next(iterator)
+                self.waited += time.perf_counter() - begin
+                return step(iter([batch]))
+
+            self.train_function = timed
 
     def train_step(self, data):
         if self.parts == 1 and not self.jit_parts:

@@ -11,6 +11,7 @@ import re
 import resource
 import signal
 import threading
+import time
 
 import keras
 import numpy as np
@@ -225,6 +226,69 @@ def test_a_plateau_run_ends_when_the_rate_is_used_up(tmp_path, small_shapes, mon
     result = train(arguments, verbose=0)
     assert result["steps"] == 36 and [r["step"] for r in rows(tmp_path)] == ["9", "18", "27", "36"]
     assert [float(r["learning_rate"]) for r in rows(tmp_path)] == [0.01, 0.01, 0.001, 0.0001]
+
+
+@pytest.mark.parametrize("classes", [10, 11])
+def test_top5_error_beside_the_error_of_more_than_ten_classes(classes):
+    outputs = np.random.default_rng(0).normal(size=(200, classes)).astype("float32")
+    labels = np.arange(200) % classes
+    order = np.argsort(-outputs, axis=1)
+    expected = {"error": (order[:, 0] != labels).mean(), "top5_error": (order[:, :5] != labels[:, None]).all(1).mean()}
+    model = keras.Sequential([keras.Input((classes,))])
+    model.compile(**run.objective(classes))
+    found = model.evaluate(outputs, labels, verbose=0, return_dict=True)
+    names = ["error", "top5_error"] if classes > 10 else ["error"]
+    assert set(found) == {"loss", *names} and all(found[name] == pytest.approx(expected[name]) for name in names)
+
+
+def test_a_run_with_many_classes_shows_both_errors(tmp_path, small_shapes, monkeypatch, terminated_at, capsys):
+    """Here "many" are the ten of the shapes; the run was begun by a version that did not count top 5's."""
+    with terminated_at(12), pytest.raises(Stopped):
+        train(settings(tmp_path), verbose=0)
+    monkeypatch.setattr(run, "TOP5_FROM", 9)
+    capsys.readouterr()
+    result = train(settings(tmp_path), verbose=2)
+    line = [line for line in capsys.readouterr().out.splitlines() if line.startswith("epoch 3/3")][0]
+    row, source = rows(tmp_path)[-1], sources.load("shapes")
+    assert "" not in (row["top5_error"], row["val_top5_error"]) and rows(tmp_path)[0]["top5_error"] == ""
+    assert f" top5_error {float(row['top5_error']):.4f}" in line and " val_top5_error " in line
+    assert [result[f"{part}_top5_error"] for part in ("train", "val")] == [
+        float(row["top5_error"]), float(row["val_top5_error"])
+    ]  # fmt: skip
+    outputs = keras.saving.load_model(tmp_path / "run" / "model.keras").predict(source.test.images, verbose=0)
+    among = (np.argsort(-outputs, axis=1)[:, :5] == source.test.labels[:, None]).any(1)
+    assert result["test_top5_error"] == pytest.approx(1 - among.mean(), abs=1e-4)
+
+
+def test_time_that_is_lost_waiting_for_data(tmp_path, small_shapes, monkeypatch):
+    """Each batch comes 0.3 s after it was asked for; a step takes a fraction of that."""
+    small_images = tasks.small_images
+
+    def slow(settings):
+        task = small_images(settings)
+
+        def batches(step):
+            wait = lambda *batch: tf.numpy_function(lambda *b: time.sleep(0.3) or b, batch, [b.dtype for b in batch])
+            shape = lambda images, labels: (tf.ensure_shape(images, (16, 32, 32, 3)), tf.ensure_shape(labels, (16,)))
+            return task.batches(step).map(wait).map(shape)
+
+        return task._replace(batches=batches)
+
+    monkeypatch.setattr(tasks, "small_images", slow)
+    result = train(settings(tmp_path, steps=12), verbose=0)
+    found = [float(row["waiting"]) for row in rows(tmp_path)]
+    assert all(0.5 < share < 1 for share in (*found, result["waiting"]))
+
+
+def test_a_profile_of_some_steps(tmp_path, small_shapes):
+    with pytest.raises(RunError, match="--profile leaves out the first 10 batches, and 10 are left"):
+        train(settings(tmp_path, steps=10), verbose=0, profile=2)
+    with pytest.raises(RunError, match="--profile is a number of steps; found -1"):
+        train(settings(tmp_path), verbose=0, profile=-1)
+    train(settings(tmp_path), verbose=0, profile=2)
+    (trace,) = (tmp_path / "run" / "tensorboard" / "train" / "plugins" / "profile").glob("*/*.xplane.pb")
+    content = trace.read_bytes()
+    assert content.count(b"Conv2DBackpropFilter") and content.count(b"Profiled batch")
 
 
 def test_other_settings_are_refused_with_the_difference(tmp_path, small_shapes):

@@ -95,7 +95,7 @@ class TrainingModel(keras.Model):
         return [means, *gradients], outputs, [scope.get_current_value(seed) for seed in self.seeds]
 
     def make_train_function(self, force=False):
-        """Keras' own, which takes a batch from the iterator; taken here and not in the graph, the wait can be measured."""
+        """Keras' own, but that the batch is taken before the graph runs, so that the wait for it can be measured."""
         before = self.train_function
         super().make_train_function(force)
         if self.train_function is not before:

@@ -115,8 +115,6 @@ class History(keras.callbacks.Callback):
 
     def on_train_batch_begin(self, batch, logs=None):
         self.waited = getattr(self.model, "waited", 0.0)
-
-    def on_train_batch_begin(self, batch, logs=None):
         if self.state["learning_rate"] is None:
             rate = keras.ops.convert_to_numpy(self.model.optimizer.learning_rate)
             self.state["learning_rate"] = float(f"{rate:.6g}")

@@ -4,24 +4,23 @@ P1 is "Deep Residual Learning for Image Recognition" (arXiv 1512.03385).
 """
 
 import math
+from collections.abc import Iterable
 
 import keras
 import numpy as np
 
 from keras_resnet import models
 from keras_resnet.graphs import LOADING_DEPTH, recursion_limit
+from keras_resnet.normalization import Tensor
 from keras_resnet.weights.readers import own_layers
 
 
-def count_macs(model, input_shape=None):
+def count_macs(model: keras.Model, input_shape: tuple[int, ...] | None = None) -> int:
     """Multiply-adds of all convolutions and fully connected layers for one image, as P1 Table 1 counts its FLOPs.
 
     Args:
         model: a functional or sequential Keras model with one image input. Depthwise convolutions are counted too.
         input_shape: (height, width, channels), needed where the model takes any size.
-
-    Returns:
-        An int.
 
     Raises:
         ValueError: the model takes any size and no `input_shape` was given, or it contains another model, or a layer
@@ -41,7 +40,7 @@ def count_macs(model, input_shape=None):
     return sum(math.prod(layer.kernel.shape) * n for layer, n in zip(layers, positions, strict=True))
 
 
-def response_std(model, images, batch_size=128):
+def response_std(model: keras.Model, images: np.ndarray | Tensor, batch_size: int = 128) -> dict[str, float]:
     """The standard deviation of the responses of each 3x3 convolution (P1 Fig. 7).
 
     That is, of what follows it: after batch normalisation, before the nonlinearity and the addition. Where none
@@ -78,7 +77,7 @@ def _moments(responses):
     return keras.ops.stack([keras.ops.mean(responses, axes), keras.ops.mean(keras.ops.square(responses), axes)], 1)
 
 
-def recalibrate_bn(model, batches):
+def recalibrate_bn(model: keras.Model, batches: Iterable[np.ndarray | Tensor]) -> None:
     """Replaces the moving averages of all batch normalisations by the mean over batches of training images.
 
     The released models of P1 were made so: "the statistics are the average of a sufficiently large training batch,
@@ -107,7 +106,7 @@ def recalibrate_bn(model, batches):
         raise ValueError("there are no batches to average over; an iterator that was read before is empty")
 
 
-def gradient_norms(model, images, labels):
+def gradient_norms(model: keras.Model, images: np.ndarray | Tensor, labels: np.ndarray | Tensor) -> dict[str, float]:
     """The norm of the loss's gradient in each layer's kernel: whether it vanishes on its way to the first layers.
 
     Args:

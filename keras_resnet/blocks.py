@@ -9,8 +9,11 @@ normalisation is `conv3_1_2_bn`, its nonlinearity `conv3_1_2_relu`. The shortcut
 """
 
 import typing
+from collections.abc import Sequence
 
 from keras import KerasTensor, initializers, layers, random
+
+Initializer: typing.TypeAlias = str | initializers.Initializer | None
 
 BN_MOMENTUM = 0.9
 BN_EPSILON = 1e-5
@@ -46,10 +49,10 @@ class Order(typing.NamedTuple):
     Each is a tuple of "BN" and "ReLU". The layers of the first are named after the convolution behind them.
     """
 
-    before: tuple
-    behind: tuple
-    last: tuple
-    added: tuple
+    before: tuple[str, ...]
+    behind: tuple[str, ...]
+    last: tuple[str, ...]
+    added: tuple[str, ...]
 
 
 def read_order(drawing: str) -> Order:
@@ -92,8 +95,9 @@ def bottleneck(filters: int, strides: int, dilation: tuple[int, int], stride_in:
 
 
 def block(
-    x: KerasTensor, convolutions, name: str, *, option, order: Order, activated=False, variant=None, initializer=None
-) -> KerasTensor:
+    x: KerasTensor, convolutions: Sequence[Convolution], name: str, *, option: str | None, order: Order,
+    activated: bool = False, variant: str | None = None, initializer: Initializer = None,
+) -> KerasTensor:  # fmt: skip
     """A residual block (P1 Fig. 2), or a plain one where `option` is None.
 
     In the original order: convolution, BN, ReLU, convolution, BN, addition of the shortcut, ReLU.
@@ -129,8 +133,9 @@ def block(
 
 
 def shortcut(
-    x: KerasTensor, filters: int, name: str, strides: int, option: str, *, normalized=True, initializer=None
-) -> KerasTensor:
+    x: KerasTensor, filters: int, name: str, strides: int, option: str, *, normalized: bool = True,
+    initializer: Initializer = None,
+) -> KerasTensor:  # fmt: skip
     """The shortcut connection to `filters` channels at 1/`strides` of the size (P1 3.3, 4.1).
 
     A: identity; where the shape changes, every `strides`-th pixel and zeros as additional channels.
@@ -157,8 +162,9 @@ def shortcut(
 
 
 def convolve(
-    x: KerasTensor, name: str, kernel_size: int, filters: int, strides=1, dilation=1, initializer=None
-) -> KerasTensor:
+    x: KerasTensor, name: str, kernel_size: int, filters: int, strides: int = 1, dilation: int = 1,
+    initializer: Initializer = None,
+) -> KerasTensor:  # fmt: skip
     """Convolution without bias, symmetrically padded."""
     if strides > 1:
         x = pad(x, kernel_size // 2, name)
@@ -179,7 +185,7 @@ def pad(x: KerasTensor, pixels: int, name: str) -> KerasTensor:
     return layers.ZeroPadding2D(pixels, name=f"{name}_pad")(x) if pixels else x
 
 
-def activate(x: KerasTensor, steps: tuple, name: str, relu_name=None) -> KerasTensor:
+def activate(x: KerasTensor, steps: tuple[str, ...], name: str, relu_name: str | None = None) -> KerasTensor:
     """Batch normalisation for each "BN" and the nonlinearity for each "ReLU" in `steps`."""
     for step in steps:
         if step == "BN":

@@ -5,12 +5,16 @@ import errno
 import fcntl
 import os
 import platform
+import typing
+from collections.abc import Callable, Iterator
+
+Path: typing.TypeAlias = str | os.PathLike
 
 writes = True  # whether this process does: of several workers only one; `written_if` changes it
 
 
 @contextlib.contextmanager
-def written_if(chief: bool):
+def written_if(chief: bool) -> Iterator[None]:
     """Within it, this process writes only if it is the chief of those that work together."""
     global writes
     before, writes = writes, chief
@@ -29,7 +33,7 @@ class DataError(Exception):
 
 
 @contextlib.contextmanager
-def whole(path):
+def whole(path: Path) -> Iterator[Path]:
     """Gives the path of a temporary file, which takes the place of `path` when it is complete, or not at all.
 
     It lies in the same folder and ends in the same suffix. Where `path` is a device such as /dev/stdout, it is `path`.
@@ -56,7 +60,7 @@ def whole(path):
         raise RunError(f"{path} could not be written: {error}") from error
 
 
-def is_name(text):
+def is_name(text: str) -> bool:
     """Whether a text names one file or folder within another: neither empty nor a path."""
     return text not in ("", os.curdir, os.pardir) and os.path.basename(text) == text
 
@@ -69,7 +73,7 @@ def _sync(path):
         os.close(descriptor)
 
 
-def write_whole(path, write):
+def write_whole(path: Path, write: Callable[[typing.BinaryIO], object]) -> None:
     """Calls `write` with a binary file that takes the place of `path` when it is complete, or not at all.
 
     Where this process is not the one that `writes`, nothing happens.
@@ -83,7 +87,7 @@ def write_whole(path, write):
 
 
 @contextlib.contextmanager
-def locked(path):
+def locked(path: Path) -> Iterator[None]:
     """Keeps the file `path` locked, so that one process at a time trains a run. The file stays; it means nothing.
 
     The lock is the operating system's, which releases it when the process ends, however it ends. It holds on local

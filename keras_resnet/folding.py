@@ -12,7 +12,7 @@ from keras import layers
 from keras_resnet.graphs import LOADING_DEPTH, recursion_limit
 
 
-def fold(model, dtype="float32", batch_norm=True):
+def fold(model: keras.Model, dtype: str = "float32", batch_norm: bool = True) -> keras.Model:
     """A copy of a network for inference.
 
     A trained batch normalisation multiplies each channel by a number and adds another one. Right after a convolution

@@ -4,6 +4,7 @@ import contextlib
 import os
 import sys
 import threading
+from collections.abc import Iterator
 
 import keras
 
@@ -16,7 +17,7 @@ _wanted: list[int] = []
 
 
 @contextlib.contextmanager
-def recursion_limit(n):
+def recursion_limit(n: int) -> Iterator[None]:
     """Lets Python recurse `n` calls deep; building a network takes several calls for each block.
 
     Python has one limit for all threads of a process. It is the highest that any of them wants within this context,

@@ -2,13 +2,14 @@
 
 import contextlib
 import functools
+from collections.abc import Callable, Iterator
 
 import matplotlib
 from matplotlib import font_manager
 
 
 @contextlib.contextmanager
-def lettering(*texts):
+def lettering(*texts: str) -> Iterator[Callable[[str], str]]:
     """Within it, matplotlib draws these texts as they are: a `$` begins no formula, and all scripts have their fonts.
 
     Yields:

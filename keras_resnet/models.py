@@ -6,7 +6,6 @@ Residual Networks" (arXiv 1603.05027). `ResNet50` documents the arguments that a
 
 import math
 import operator
-import os
 import re
 import typing
 
@@ -14,6 +13,7 @@ import keras
 from keras import KerasTensor, layers
 
 from keras_resnet import blocks
+from keras_resnet.blocks import Initializer
 from keras_resnet.graphs import recursion_limit
 from keras_resnet.normalization import UNKNOWN, mean_and_std, normalize
 from keras_resnet.weights import WeightsError, load_weights, published, readers
@@ -30,18 +30,17 @@ IMAGENET_STAGES = {
 # Convolutions in each block of the CIFAR networks, which have three stages of n blocks (P1 4.2, P2).
 CIFAR_BLOCKS = {"basic": (blocks.basic, 2), "bottleneck": (blocks.bottleneck, 3)}
 
-Weights: typing.TypeAlias = str | os.PathLike | keras.Model | readers.Source | None
+Weights: typing.TypeAlias = readers.Readable | None
 Shape: typing.TypeAlias = tuple[int | None, ...] | None
 Activation: typing.TypeAlias = str | typing.Callable | None
-Normalization: typing.TypeAlias = str | tuple | list | None
 
 
 def ResNet18(
     include_top: bool = True, weights: Weights = None, input_tensor: KerasTensor | None = None,
     input_shape: Shape | None = None, pooling: str | None = None, classes: int = 1000,
     classifier_activation: Activation = "softmax", name: str | None = None, *, shortcut: str = "B",
-    stride_in: str | None = None, stem: str = "7x7", shortcut_initializer=None, normalization: Normalization = "auto",
-    output_stride: int | None = None,
+    stride_in: str | None = None, stem: str = "7x7", shortcut_initializer: Initializer = None,
+    normalization: Normalization = "auto", output_stride: int | None = None,
 ) -> keras.Model:  # fmt: skip
     """The 18-layer residual network (P1 Table 1). Arguments as `ResNet50`."""
     return _imagenet("resnet18", 18, locals())
@@ -51,8 +50,8 @@ def ResNet34(
     include_top: bool = True, weights: Weights = None, input_tensor: KerasTensor | None = None,
     input_shape: Shape | None = None, pooling: str | None = None, classes: int = 1000,
     classifier_activation: Activation = "softmax", name: str | None = None, *, shortcut: str = "B",
-    stride_in: str | None = None, stem: str = "7x7", shortcut_initializer=None, normalization: Normalization = "auto",
-    output_stride: int | None = None,
+    stride_in: str | None = None, stem: str = "7x7", shortcut_initializer: Initializer = None,
+    normalization: Normalization = "auto", output_stride: int | None = None,
 ) -> keras.Model:  # fmt: skip
     """The 34-layer residual network (P1 Table 1). Arguments as `ResNet50`."""
     return _imagenet("resnet34", 34, locals())
@@ -62,8 +61,8 @@ def ResNet50(
     include_top: bool = True, weights: Weights = None, input_tensor: KerasTensor | None = None,
     input_shape: Shape | None = None, pooling: str | None = None, classes: int = 1000,
     classifier_activation: Activation = "softmax", name: str | None = None, *, shortcut: str = "B",
-    stride_in: str | None = None, stem: str = "7x7", shortcut_initializer=None, normalization: Normalization = "auto",
-    output_stride: int | None = None,
+    stride_in: str | None = None, stem: str = "7x7", shortcut_initializer: Initializer = None,
+    normalization: Normalization = "auto", output_stride: int | None = None,
 ) -> keras.Model:  # fmt: skip
     """The 50-layer residual network (P1 Table 1).
 
@@ -108,8 +107,8 @@ def ResNet101(
     include_top: bool = True, weights: Weights = None, input_tensor: KerasTensor | None = None,
     input_shape: Shape | None = None, pooling: str | None = None, classes: int = 1000,
     classifier_activation: Activation = "softmax", name: str | None = None, *, shortcut: str = "B",
-    stride_in: str | None = None, stem: str = "7x7", shortcut_initializer=None, normalization: Normalization = "auto",
-    output_stride: int | None = None,
+    stride_in: str | None = None, stem: str = "7x7", shortcut_initializer: Initializer = None,
+    normalization: Normalization = "auto", output_stride: int | None = None,
 ) -> keras.Model:  # fmt: skip
     """The 101-layer residual network (P1 Table 1). Arguments as `ResNet50`."""
     return _imagenet("resnet101", 101, locals())
@@ -119,8 +118,8 @@ def ResNet152(
     include_top: bool = True, weights: Weights = None, input_tensor: KerasTensor | None = None,
     input_shape: Shape | None = None, pooling: str | None = None, classes: int = 1000,
     classifier_activation: Activation = "softmax", name: str | None = None, *, shortcut: str = "B",
-    stride_in: str | None = None, stem: str = "7x7", shortcut_initializer=None, normalization: Normalization = "auto",
-    output_stride: int | None = None,
+    stride_in: str | None = None, stem: str = "7x7", shortcut_initializer: Initializer = None,
+    normalization: Normalization = "auto", output_stride: int | None = None,
 ) -> keras.Model:  # fmt: skip
     """The 152-layer residual network (P1 Table 1). Arguments as `ResNet50`."""
     return _imagenet("resnet152", 152, locals())
@@ -130,8 +129,8 @@ def ResNet18V2(
     include_top: bool = True, weights: Weights = None, input_tensor: KerasTensor | None = None,
     input_shape: Shape | None = None, pooling: str | None = None, classes: int = 1000,
     classifier_activation: Activation = "softmax", name: str | None = None, *, shortcut: str = "B",
-    stride_in: str | None = None, stem: str = "7x7", shortcut_initializer=None, normalization: Normalization = "auto",
-    output_stride: int | None = None,
+    stride_in: str | None = None, stem: str = "7x7", shortcut_initializer: Initializer = None,
+    normalization: Normalization = "auto", output_stride: int | None = None,
 ) -> keras.Model:  # fmt: skip
     """The 18-layer pre-activation network (P2). Arguments as `ResNet50`."""
     return _imagenet("resnet18v2", 18, locals(), activation_order="full_preactivation")
@@ -141,8 +140,8 @@ def ResNet34V2(
     include_top: bool = True, weights: Weights = None, input_tensor: KerasTensor | None = None,
     input_shape: Shape | None = None, pooling: str | None = None, classes: int = 1000,
     classifier_activation: Activation = "softmax", name: str | None = None, *, shortcut: str = "B",
-    stride_in: str | None = None, stem: str = "7x7", shortcut_initializer=None, normalization: Normalization = "auto",
-    output_stride: int | None = None,
+    stride_in: str | None = None, stem: str = "7x7", shortcut_initializer: Initializer = None,
+    normalization: Normalization = "auto", output_stride: int | None = None,
 ) -> keras.Model:  # fmt: skip
     """The 34-layer pre-activation network (P2). Arguments as `ResNet50`."""
     return _imagenet("resnet34v2", 34, locals(), activation_order="full_preactivation")
@@ -152,8 +151,8 @@ def ResNet50V2(
     include_top: bool = True, weights: Weights = None, input_tensor: KerasTensor | None = None,
     input_shape: Shape | None = None, pooling: str | None = None, classes: int = 1000,
     classifier_activation: Activation = "softmax", name: str | None = None, *, shortcut: str = "B",
-    stride_in: str | None = None, stem: str = "7x7", shortcut_initializer=None, normalization: Normalization = "auto",
-    output_stride: int | None = None,
+    stride_in: str | None = None, stem: str = "7x7", shortcut_initializer: Initializer = None,
+    normalization: Normalization = "auto", output_stride: int | None = None,
 ) -> keras.Model:  # fmt: skip
     """The 50-layer pre-activation network (P2). Arguments as `ResNet50`."""
     return _imagenet("resnet50v2", 50, locals(), activation_order="full_preactivation")
@@ -163,8 +162,8 @@ def ResNet101V2(
     include_top: bool = True, weights: Weights = None, input_tensor: KerasTensor | None = None,
     input_shape: Shape | None = None, pooling: str | None = None, classes: int = 1000,
     classifier_activation: Activation = "softmax", name: str | None = None, *, shortcut: str = "B",
-    stride_in: str | None = None, stem: str = "7x7", shortcut_initializer=None, normalization: Normalization = "auto",
-    output_stride: int | None = None,
+    stride_in: str | None = None, stem: str = "7x7", shortcut_initializer: Initializer = None,
+    normalization: Normalization = "auto", output_stride: int | None = None,
 ) -> keras.Model:  # fmt: skip
     """The 101-layer pre-activation network (P2). Arguments as `ResNet50`."""
     return _imagenet("resnet101v2", 101, locals(), activation_order="full_preactivation")
@@ -174,8 +173,8 @@ def ResNet152V2(
     include_top: bool = True, weights: Weights = None, input_tensor: KerasTensor | None = None,
     input_shape: Shape | None = None, pooling: str | None = None, classes: int = 1000,
     classifier_activation: Activation = "softmax", name: str | None = None, *, shortcut: str = "B",
-    stride_in: str | None = None, stem: str = "7x7", shortcut_initializer=None, normalization: Normalization = "auto",
-    output_stride: int | None = None,
+    stride_in: str | None = None, stem: str = "7x7", shortcut_initializer: Initializer = None,
+    normalization: Normalization = "auto", output_stride: int | None = None,
 ) -> keras.Model:  # fmt: skip
     """The 152-layer pre-activation network (P2). Arguments as `ResNet50`."""
     return _imagenet("resnet152v2", 152, locals(), activation_order="full_preactivation")
@@ -185,8 +184,8 @@ def ResNet200V2(
     include_top: bool = True, weights: Weights = None, input_tensor: KerasTensor | None = None,
     input_shape: Shape | None = None, pooling: str | None = None, classes: int = 1000,
     classifier_activation: Activation = "softmax", name: str | None = None, *, shortcut: str = "B",
-    stride_in: str | None = None, stem: str = "7x7", shortcut_initializer=None, normalization: Normalization = "auto",
-    output_stride: int | None = None,
+    stride_in: str | None = None, stem: str = "7x7", shortcut_initializer: Initializer = None,
+    normalization: Normalization = "auto", output_stride: int | None = None,
 ) -> keras.Model:  # fmt: skip
     """The 200-layer pre-activation network (P2). Arguments as `ResNet50`."""
     return _imagenet("resnet200v2", 200, locals(), activation_order="full_preactivation")
@@ -237,7 +236,7 @@ def CifarResNet(
     input_shape: Shape = (32, 32, 3), include_top: bool = True, weights: Weights = None,
     input_tensor: KerasTensor | None = None, pooling: str | None = None,
     classifier_activation: Activation = "softmax", name: str | None = None, stride_in: str | None = None,
-    shortcut_initializer=None, normalization: Normalization = "auto", output_stride: int | None = None,
+    shortcut_initializer: Initializer = None, normalization: Normalization = "auto", output_stride: int | None = None,
     activation_order: str = "original", shortcut_variant: str | None = None,
 ) -> keras.Model:  # fmt: skip
     """The network for small images (P1 4.2): a 3x3 stem and three stages of 16, 32 and 64 filters.
@@ -276,7 +275,7 @@ def CifarPlainNet(
     return CifarResNet(**locals(), shortcut=None)
 
 
-def from_weights(source: Weights, normalization: Normalization = "auto") -> keras.Model:
+def from_weights(source: readers.Readable, normalization: Normalization = "auto") -> keras.Model:
     """The network that any weights are of, as their tensors describe it, with these weights.
 
     Args:

@@ -1,14 +1,16 @@
 """What becomes of RGB pixels in [0, 255] before the first convolution: by a network's first layer, or outside."""
 
+import typing
+
 import keras
 import numpy as np
-from keras import layers, ops
+from keras import KerasTensor, layers, ops
 from keras.applications import imagenet_utils
 
 # What is subtracted from an image and what it is then divided by, for pixels in [0, 255].
 CAFFE_MEAN_BGR = (103.939, 116.779, 123.68)
 TORCH_MEAN, TORCH_STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
-NAMED = {
+NAMED: dict[str, tuple] = {
     "caffe": (CAFFE_MEAN_BGR, 1.0),
     "torch": (TORCH_MEAN, TORCH_STD),
     # 255 times (.4914 .4822 .4465) and (.2023 .1994 .2010): kuangliu, chenyaofo, pytorchcv, timm's CIFAR networks
@@ -21,8 +23,11 @@ UNKNOWN = "unknown"  # of weights: somehow normalised, and nothing says how
 NAME = "normalization"  # of the layer
 FLIP = "Flip"  # Keras' class of what reverses the channels for "caffe"
 
+Normalization: typing.TypeAlias = str | tuple | list | None  # as in `ResNet50`
+Tensor: typing.TypeAlias = typing.Any  # of the backend that runs Keras: they have no class in common
 
-def normalize(x, normalization):
+
+def normalize(x: KerasTensor, normalization: Normalization) -> KerasTensor:
     """The first layer: from pixels in [0, 255] to what the network was trained on."""
     shape = tuple(x.shape[1:])
     if isinstance(normalization, str) and normalization in NAMED and shape[-1] != 3:
@@ -42,7 +47,7 @@ def normalize(x, normalization):
     return layers.Rescaling((1 / std).tolist(), (-mean / std).tolist(), dtype="float32", name=NAME)(x)
 
 
-def mean_and_std(normalization):
+def mean_and_std(normalization: Normalization) -> tuple[np.ndarray, np.ndarray]:
     """The mean and what is divided by, float64; "caffe" has them in the order BGR."""
     if isinstance(normalization, str) and normalization in NAMED:
         normalization = NAMED[normalization]
@@ -56,7 +61,7 @@ def mean_and_std(normalization):
     return mean, std
 
 
-def same(one, other):
+def same(one: Normalization, other: Normalization) -> bool:
     """Whether two normalizations do the same, to the precision of float32."""
     if (one == "caffe") != (other == "caffe"):
         return False  # only this one reverses the channels
@@ -68,7 +73,7 @@ def same(one, other):
         return False
 
 
-def of(model):
+def of(model: keras.Model) -> Normalization:
     """What a Keras model does with its input before the first convolution, as `normalization` in `ResNet50`.
 
     That is this package's first layer, or stock `Rescaling` and `Normalization` layers. Layers that act in training
@@ -92,7 +97,9 @@ def of(model):
         return None
     normalization = ((0 - offset) / scale, 1 / scale)
     if reversed_channels:
-        return "caffe" if all(map(np.allclose, normalization, NAMED["caffe"])) else UNKNOWN
+        return (
+            "caffe" if all(np.allclose(a, b) for a, b in zip(normalization, NAMED["caffe"], strict=True)) else UNKNOWN
+        )
     return next((name for name in NAMED if name != "caffe" and same(normalization, name)), normalization)
 
 
@@ -107,7 +114,7 @@ def _affine(layer):
     return (std, mean) if layer.invert else (1 / std, -mean / std)
 
 
-def described(normalization):
+def described(normalization: Normalization) -> str:
     """A normalization for messages."""
     if isinstance(normalization, str):
         return repr(normalization)
@@ -115,7 +122,7 @@ def described(normalization):
     return f"(mean {shown[0]}, std {shown[1]})"
 
 
-def preprocess_input(images, mode="auto"):
+def preprocess_input(images: np.ndarray | Tensor, mode: str = "auto") -> np.ndarray | Tensor:
     """Prepares images for a network of this package, as the function of the same name in keras.applications.
 
     A network built with `weights=` takes pixels: its first layer normalises them (`normalization="auto"`). The default

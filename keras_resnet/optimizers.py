@@ -5,13 +5,19 @@ P1 is "Deep Residual Learning for Image Recognition" (arXiv 1512.03385).
 
 import math
 import sys
+import typing
 import warnings
+from collections.abc import Callable, Iterable
 
 import keras
 from keras import ops
 
+from keras_resnet.normalization import Tensor
 
-def sync_variables(model):
+LearningRate: typing.TypeAlias = float | keras.optimizers.schedules.LearningRateSchedule | Callable[[], Tensor]
+
+
+def sync_variables(model: keras.Model) -> None:
     """Brings the model's variables up to date inside `fit`: on JAX they lag behind, on several devices they differ."""
     for name in ("jax_state_sync", "sync_replicas"):
         getattr(model, name, lambda: None)()
@@ -52,25 +58,28 @@ class SGD(keras.optimizers.SGD):
         ValueError: a number is negative, infinite or nan.
     """
 
-    def __init__(self, learning_rate=0.1, momentum=0.9, weight_decay=1e-4, name="sgd", **kwargs):
+    def __init__(
+        self, learning_rate: LearningRate = 0.1, momentum: float = 0.9, weight_decay: float | None = 1e-4,
+        name: str = "sgd", **kwargs: typing.Any,
+    ):  # fmt: skip
         for argument, value in (("learning_rate", learning_rate), ("momentum", momentum)):
             if isinstance(value, float):
                 _check(argument, value, zero=True)
         super().__init__(learning_rate, momentum, weight_decay=weight_decay, name=name, **kwargs)
 
     @property
-    def weight_decay(self):
+    def weight_decay(self) -> float:
         return self._weight_decay
 
     @weight_decay.setter
-    def weight_decay(self, value):
+    def weight_decay(self, value: float | None) -> None:
         _check("weight_decay", value or 0.0, zero=True)
         self._weight_decay = float(value or 0.0)
 
     def _apply_weight_decay(self, variables):
         """Nothing: Keras' decay, outside the gradient."""
 
-    def update_step(self, gradient, variable, learning_rate):
+    def update_step(self, gradient: Tensor, variable: keras.Variable, learning_rate: Tensor) -> None:
         if self.weight_decay and self._use_weight_decay(variable):
             decay = ops.cast(self.weight_decay, variable.dtype)
             gradient = ops.add(gradient, ops.multiply(variable, decay))
@@ -102,7 +111,7 @@ class _DividedRate(keras.callbacks.Callback):
         self.current_rate = None
         self.warmed_by = None  # the error that ended the warm-up in this epoch
 
-    def first_state(self):
+    def first_state(self) -> dict:
         """What `state` is before training."""
         return {"trained": False, "warm_at_step": 0 if self.warmup_rate is None else self.warmup_steps}
 
@@ -110,14 +119,14 @@ class _DividedRate(keras.callbacks.Callback):
         """Whether iteration `step` belongs to the warm-up."""
         return self.state["warm_at_step"] is None or step < self.state["warm_at_step"]
 
-    def rate(self, step):
+    def rate(self, step: int) -> float:
         """The rate of iteration `step`, counted from 0."""
         if self.warming_up(step):
             rise = step / self.warmup_steps if self.warmup_steps else 0
             return self.warmup_rate + (self.learning_rate - self.warmup_rate) * rise
         return self.learning_rate / 10 ** self.drops(step)
 
-    def drops(self, step):
+    def drops(self, step: int) -> int:
         """How often the rate has been divided by 10 before iteration `step`."""
         raise NotImplementedError
 
@@ -148,7 +157,7 @@ class _DividedRate(keras.callbacks.Callback):
         if self.current_rate is None and self.step and not self.state["trained"]:
             self.take_up(float(ops.convert_to_numpy(self.optimizer.learning_rate)))
 
-    def take_up(self, rate):
+    def take_up(self, rate: float) -> None:
         """Completes a state that nobody restored from the rate of the optimizer's last iteration."""
         if self.state["warm_at_step"] is None:
             warm = self.learning_rate / 10 ** self.drops(self.step - 1)
@@ -174,9 +183,9 @@ class _DividedRate(keras.callbacks.Callback):
                     stacklevel=2,
                 )
 
-    def passed(self):
+    def passed(self) -> list[int]:
         """Iterations at which something was to change, and that lie before the last one already."""
-        return [self.steps] if self.end < self.step else []
+        return [self.steps] if self.steps is not None and self.steps < self.step else []
 
     def on_epoch_end(self, epoch, logs=None):
         self._end_warm_up(logs)  # of an epoch whose length nobody knew
@@ -259,10 +268,11 @@ class StepSchedule(_DividedRate):
         if self.boundaries and self.boundaries[0] < (warmup_steps or 0):
             raise ValueError(f"boundaries lie behind the {warmup_steps} warmup_steps; found {self.boundaries}")
 
-    def drops(self, step):
+    def drops(self, step: int) -> int:
         return sum(step >= boundary for boundary in self.boundaries)
 
-    def passed(self):
+    def passed(self) -> list[int]:
+        assert self.current_rate is not None  # a batch has begun
         late = [b for b in self.boundaries if b < self.step and self.rate(b) < self.current_rate]
         return late + super().passed()
 
@@ -302,7 +312,7 @@ class PlateauSchedule(_DividedRate):
     def first_state(self):
         return {**super().first_state(), "best": None, "epochs_since": 0, "drops": 0, "used_up": False}
 
-    def drops(self, step):
+    def drops(self, step: int) -> int:
         return self.state["drops"]
 
     def nothing_left(self):

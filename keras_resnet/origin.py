@@ -4,7 +4,7 @@ import os
 import subprocess
 
 
-def commit():
+def commit() -> str | None:
     """The git commit of this package, with "-dirty" where its files are changed; None where git does not keep them.
 
     A package that is merely installed inside of somebody's repository is not of that repository's commit.

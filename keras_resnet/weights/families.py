@@ -6,6 +6,7 @@ projection; `{stage}`, `{block}` and `{conv}` are counted from `first`, the numb
 
 import re
 import typing
+from collections.abc import Container
 
 from keras_resnet.blocks import BN_EPSILON
 
@@ -32,18 +33,18 @@ class Family(typing.NamedTuple):
     """
 
     name: str
-    layers: dict
-    first: tuple
-    parts: dict
+    layers: dict[str, str]
+    first: tuple[int, int, int]
+    parts: dict[str, str]
     normalization: str | None
     stride_in: str
     epsilon: float = BN_EPSILON
     biases: bool = False
     zeros_around: bool = False
     activation_order: str = "original"
-    small: dict = {}
+    small: dict[tuple[int, int], str] = {}
 
-    def tensor(self, layer, kind):
+    def tensor(self, layer: str, kind: str) -> str | None:
         """Their name of the variable `kind` of this package's `layer`; None where they have no such layer."""
         match = BLOCK.fullmatch(layer)
         if match:
@@ -53,8 +54,8 @@ class Family(typing.NamedTuple):
             numbers = {part: n + first for (part, n), first in zip(numbers.items(), self.first, strict=True)}
             theirs = self.layers.get(key, "").format(**numbers)
         else:
-            theirs = self.layers.get(layer)
-        return theirs and theirs + self.parts.get(kind, f"/{kind}")
+            theirs = self.layers.get(layer, "")
+        return theirs + self.parts.get(kind, f"/{kind}") if theirs else None
 
 
 OURS = Family(
@@ -200,7 +201,7 @@ FAMILIES = (
 )
 
 
-def recognize(names):
+def recognize(names: Container[str]) -> Family | None:
     """The family of tensors with these names, by some of its layers; None where there is none."""
     layers = {layer: "kernel" for layer in ("conv1", "conv2_1_1", "conv3_1_shortcut", "fc")}
     layers["conv3_1_shortcut_bn"] = "gamma"

@@ -4,14 +4,17 @@ A source is matched with the network as a whole, and only when everything fits i
 """
 
 import json
+import os
 
 import h5py
+import keras
 import numpy as np
 
 from keras_resnet import normalization
 from keras_resnet.weights import families
 from keras_resnet.weights.readers import (
     METADATA,
+    Readable,
     WeightsError,
     axes,
     find_stride_in,
@@ -25,7 +28,7 @@ from keras_resnet.weights.readers import (
 )
 
 
-def load_weights(model, source):
+def load_weights(model: keras.Model, source: Readable) -> None:
     """Gives a network of this package the weights of any source: all of them, or none and an error.
 
     Args:
@@ -44,7 +47,7 @@ def load_weights(model, source):
     problems = [*_differences(model, source), *_misfits(model, source)]
     if problems:
         raise WeightsError("\n  ".join([f"{source} does not fit {model.name}; nothing was changed:", *problems]))
-    arrays = {key: source.array(*key) for key in _variables(model, source.family.biases)}
+    arrays: dict = {key: source.array(*key) for key in _variables(model, source.family.biases)}
     if source.family.zeros_around:
         arrays = _zeros_at_the_end(arrays)
     for layer, kind in list(arrays):
@@ -163,7 +166,7 @@ DESCRIBED = (
 )
 
 
-def save_torchvision(model, path):
+def save_torchvision(model: keras.Model, path: str | os.PathLike) -> None:
     """Writes a network's weights by torchvision's names, for PyTorch and for `load_weights`, which reads them exactly.
 
     torchvision has the stride of bottlenecks in the 3x3, option B and pixels normalised outside. What this network has
@@ -187,7 +190,7 @@ def save_torchvision(model, path):
         raise WeightsError(f"torchvision has no names for {', '.join(unknown)}; save {model.name} as .keras")
     tensors = {}
     for layer, kind in _variables(model, biases=False):
-        array = source.array(layer, kind)
+        array = source.tensors[source.tensor(layer, kind)]
         tensors[family.tensor(layer, kind)] = np.ascontiguousarray(np.transpose(array, axes(array.ndim, back=True)))
     known = {name: getattr(source, name) for name in DESCRIBED}
     if callable(source.classifier_activation):

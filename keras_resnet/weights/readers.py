@@ -10,6 +10,7 @@ import math
 import os
 import pickle
 import re
+import types
 import typing
 from collections.abc import Callable, Mapping
 
@@ -35,53 +36,57 @@ class Source(typing.NamedTuple):
 
     `tensors` are arrays by their own names, except that epsilon of batch normalisation is this package's. `strides` are
     those of the convolutions, by kernel, where the source is an undilated Keras model. `family` is None for a
-    `.weights.h5`, whose tensors have no names; then nothing behind it is known. `normalization` is UNKNOWN where a
-    normalisation is needed and nothing says which; the last four are told by Keras models alone.
+    `.weights.h5`, whose tensors have no names; then there are none here, and nothing behind it is known.
+    `normalization` is UNKNOWN where a normalisation is needed and nothing says which; the last four are told by Keras
+    models alone.
     """
 
     name: str
-    tensors: dict | None
+    tensors: dict[str, np.ndarray]
     family: families.Family | None = None
-    normalization: typing.Any = None
+    normalization: Normalization = None
     stride_in: str | None = None
     residual: bool | None = None
     activation_order: str = "original"
     shortcut_variant: str | None = None
-    strides: dict = {}
+    strides: dict[str, tuple[int, ...]] = {}
     classifier_activation: str | Callable | None = "softmax"
     pooling: str | None = None
     output_stride: int | None = None
-    input_size: tuple | None = None
+    input_size: tuple[int | None, ...] | None = None
 
-    def tensor(self, layer, kind):
+    def tensor(self, layer: str, kind: str) -> str:
         """What a variable of this package's `layer` is called: as here, where the family has no such layer."""
-        return self.family.tensor(layer, kind) or f"{layer}/{kind}"
+        theirs = self.family and self.family.tensor(layer, kind)
+        return theirs or f"{layer}/{kind}"
 
-    def array(self, layer, kind="kernel"):
+    def array(self, layer: str, kind: str = "kernel") -> np.ndarray | None:
         """A variable of this package's `layer`, in the layout of Keras; None where there is none."""
         array = self.tensors.get(self.tensor(layer, kind))
-        return array if array is None or self.family.parts is families.KERAS else np.transpose(array, axes(array.ndim))
+        if array is None or self.family is None or self.family.parts is families.KERAS:
+            return array
+        return np.transpose(array, axes(array.ndim))
 
-    def repetitions(self):
+    def repetitions(self) -> tuple[int, ...]:
         """The number of blocks in each stage."""
-        stages = []
-        for stage in itertools.count(2):
-            has = lambda block, stage=stage: self.array(f"conv{stage}_{block}_1") is not None
-            stages.append(sum(1 for _ in itertools.takewhile(has, itertools.count(1))))
-            if not stages[-1]:
-                return tuple(stages[:-1])
+
+        def blocks_of(stage):
+            has = lambda block: self.array(f"conv{stage}_{block}_1") is not None
+            return sum(1 for _ in itertools.takewhile(has, itertools.count(1)))
+
+        return tuple(itertools.takewhile(bool, map(blocks_of, itertools.count(2))))
 
     @property
-    def stages(self):
+    def stages(self) -> int:
         return len(self.repetitions())
 
     @property
-    def convolutions(self):
+    def convolutions(self) -> int:
         """In each block: 2, basic, or 3, bottleneck."""
         return 2 if self.array("conv2_1_3") is None else 3
 
     @property
-    def shortcut(self):
+    def shortcut(self) -> str | None:
         """The option, as in `ResNet50`: C has projections where the shape stays."""
         has = lambda stage, block: self.array(f"conv{stage}_{block}_shortcut") is not None
         if not self.residual:
@@ -90,13 +95,13 @@ class Source(typing.NamedTuple):
         return "C" if any(has(*block) for block in stays) else "B" if has(3, 1) else "A"
 
     @property
-    def network(self):
+    def network(self) -> str:
         """The name that this package's builder gives it, such as "resnet50"."""
         depth, small = sum(self.repetitions()) * self.convolutions + 2, self.stages == 3
         v2 = self.activation_order == "full_preactivation" and not small
         return f"{'cifar_' * small}{'resnet' if self.residual else 'plainnet'}{depth}{'v2' * v2}"
 
-    def __str__(self):
+    def __str__(self) -> str:
         if self.family is None:
             return self.name
         kind = "basic" if self.convolutions == 2 else "bottleneck"
@@ -104,13 +109,16 @@ class Source(typing.NamedTuple):
         return f"{self.name} ({self.family.name}; {repetitions} {kind} blocks)"
 
 
-def axes(ndim, back=False):
+Readable: typing.TypeAlias = str | os.PathLike | keras.Model | Source
+
+
+def axes(ndim: int, back: bool = False) -> tuple[int, ...]:
     """From PyTorch's order of axes (output, input, height, width) to that of Keras, or `back`."""
     order = {1: (0,), 2: (1, 0), 4: (2, 3, 1, 0)}.get(ndim, range(ndim))
-    return np.argsort(order) if back else order
+    return tuple(np.argsort(order) if back else order)
 
 
-def read(source, network=None):
+def read(source: Readable, network: str | None = None) -> Source:
     """Reads weights from wherever they are; `docs/weights.md` has the table of all sources.
 
     Args:
@@ -206,7 +214,7 @@ def _of_model(model, name):
     )
 
 
-def own_layers(model):
+def own_layers(model: keras.Model) -> list[keras.Layer]:
     """The layers of a model; WeightsError where others with weights are out of sight, in models that it contains."""
     if inner := [layer.name for layer in model.layers if isinstance(layer, keras.Model) and layer.weights]:
         raise WeightsError(
@@ -215,9 +223,9 @@ def own_layers(model):
     return model.layers
 
 
-def variables(model):
+def variables(model: keras.Model) -> dict[tuple[str, str], keras.Variable]:
     """The variables of a network by (layer, kind), without those of a stock `Normalization` in front of it."""
-    found = {}
+    found: dict[tuple[str, str], keras.Variable] = {}
     for layer in own_layers(model):
         if getattr(layer, "lora_enabled", False) or getattr(layer, "quantization_mode", None):
             names = ", ".join(variable.name for variable in layer.weights)
@@ -260,7 +268,7 @@ def _h5(path):
         if "model_weights" in file:
             return _keras(path)
         if "layer_names" not in file.attrs:
-            return Source(path, None)  # Keras 3's own .weights.h5
+            return Source(path, {})  # Keras 3's own .weights.h5
         tensors = {}
         for layer in file.values():
             for name in layer.attrs["weight_names"]:
@@ -339,7 +347,7 @@ def _configured(path):
     return {}
 
 
-def strides(model):
+def strides(model: keras.Model) -> dict[str, tuple[int, ...]]:
     """The stride of each convolution by the name of its kernel. A padding that depends on the size is refused."""
     convolutions = [layer for layer in model.layers if isinstance(layer, keras.layers.Conv2D)]
     for layer in convolutions:
@@ -348,20 +356,20 @@ def strides(model):
     return {f"{layer.name}/kernel": tuple(layer.strides) for layer in convolutions}
 
 
-def find_stride_in(strides, family):
+def find_stride_in(strides: Mapping[str, tuple[int, ...]], family: families.Family) -> str | None:
     """Where bottlenecks have their stride, for `ResNet50`; None for basic blocks."""
     if family.tensor("conv2_1_3", "kernel") not in strides:
         return None
-    first = strides.get(family.tensor("conv3_1_1", "kernel"))  # stage 3 has a stride in every network
-    return "3x3" if first == (1, 1) else "1x1"
+    first = family.tensor("conv3_1_1", "kernel")  # stage 3 has a stride in every network
+    return "3x3" if first and strides.get(first) == (1, 1) else "1x1"
 
 
-def is_residual(model):
+def is_residual(model: keras.Model) -> bool:
     """Whether anything is added; with option A a plain network has the same variables."""
     return any(isinstance(layer, keras.layers.Add) for layer in model.layers)
 
 
-def identity_mappings(model):
+def identity_mappings(model: keras.Model) -> dict[str, str | None]:
     """`activation_order` and `shortcut_variant`, as in `CifarResNet`, by layers that no other order and variant has.
 
     Some of them have the same variables.
@@ -375,7 +383,7 @@ def identity_mappings(model):
     return {"activation_order": order, "shortcut_variant": variants[0] if variants else None}
 
 
-def is_dilated(model):
+def is_dilated(model: keras.Model) -> bool:
     """Whether dilation has taken the place of strides."""
     return any(max(layer.dilation_rate) > 1 for layer in model.layers if isinstance(layer, keras.layers.Conv2D))
 

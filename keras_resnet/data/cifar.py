@@ -9,17 +9,18 @@ wherever the run was resumed.
 import numpy as np
 import tensorflow as tf
 
-from keras_resnet.data.parts import WHOLE, evaluation_ranges, training_order
+from keras_resnet.data.parts import WHOLE, Parts, evaluation_ranges, training_order
+from keras_resnet.data.sources import Split
 
 PADDING = 4
 
 
-def per_pixel_mean(images):
+def per_pixel_mean(images: np.ndarray) -> np.ndarray:
     """The mean of images (n, height, width, 3): float32 (height, width, 3), rounded to 1/1000 of a pixel value."""
     return np.round(images.mean(axis=0, dtype="float64"), 3).astype("float32")
 
 
-def augment(images, mean, dy, dx, flip):
+def augment(images: tf.Tensor, mean: tf.Tensor, dy: tf.Tensor, dx: tf.Tensor, flip: tf.Tensor) -> tf.Tensor:
     """Random crops of padded and mirrored images.
 
     Args:
@@ -44,7 +45,9 @@ def augment(images, mean, dy, dx, flip):
     return tf.where((row_inside[:, :, None] & column_inside[:, None, :])[..., None], crops, mean)
 
 
-def training_batches(split, mean, *, batch_size, seed, first_step=0, parts=WHOLE):
+def training_batches(
+    split: Split, mean: np.ndarray, *, batch_size: int, seed: int, first_step: int = 0, parts: Parts = WHOLE,
+) -> tf.data.Dataset:  # fmt: skip
     """An endless stream of augmented batches; each epoch is a new order, its last, partial batch is left out.
 
     Args:
@@ -86,7 +89,7 @@ def training_batches(split, mean, *, batch_size, seed, first_step=0, parts=WHOLE
     return epochs.flat_map(epoch).map(batch, num_parallel_calls=tf.data.AUTOTUNE).prefetch(tf.data.AUTOTUNE)
 
 
-def evaluation_batches(split, *, batch_size=500, parts=WHOLE):
+def evaluation_batches(split: Split, *, batch_size: int = 500, parts: Parts = WHOLE) -> tf.data.Dataset:
     """Every example once, unchanged and in order: the single view of P1 4.2. Arguments as in `training_batches`.
 
     Batches have `batch_size` examples at most, and sizes that differ by one at most.

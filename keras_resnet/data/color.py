@@ -11,7 +11,8 @@ import zipfile
 import numpy as np
 
 from keras_resnet.data.sources import DataError
-from keras_resnet.normalization import TORCH_MEAN
+from keras_resnet.files import Path
+from keras_resnet.normalization import TORCH_MEAN, Tensor
 
 STANDARD_DEVIATION = 0.1  # of the random factors, AlexNet 4.1
 
@@ -36,11 +37,11 @@ class Statistics(typing.NamedTuple):
     components: Components
 
     @property
-    def channel_means(self):
+    def channel_means(self) -> np.ndarray:
         """The mean of each channel, float32 (3,)."""
         return self.mean.reshape(-1, 3).mean(0)
 
-    def save(self, file):
+    def save(self, file: Path | typing.BinaryIO) -> None:
         """Writes a .npz file, given by path or open, which `load` reads."""
         np.savez_compressed(
             file, mean=self.mean, eigenvalues=self.components.values, eigenvectors=self.components.vectors
@@ -58,7 +59,7 @@ IMAGENET = Components(
 IMAGENET_STATISTICS = Statistics(np.array(TORCH_MEAN, "float32"), IMAGENET)
 
 
-def load(path):
+def load(path: Path) -> Statistics:
     """The `Statistics` of a file of `Statistics.save`; DataError where there is none, or a damaged one."""
     try:
         with np.load(path, allow_pickle=False) as file:
@@ -71,13 +72,13 @@ def load(path):
     return Statistics(mean, Components(values, vectors))
 
 
-def principal_components(covariance):
+def principal_components(covariance: np.ndarray) -> Components:
     """The `Components` of a covariance (3, 3) of RGB in [0, 255], the largest first."""
     values, vectors = np.linalg.eigh(np.asarray(covariance, "float64") / 255**2)
     return Components(values[::-1].astype("float32"), vectors[:, ::-1].astype("float32"))
 
 
-def shifts(components, normal):
+def shifts(components: Components, normal: np.ndarray | Tensor) -> np.ndarray | Tensor:
     """What is added to all pixels of each image.
 
     Args:

@@ -12,6 +12,12 @@ import numpy as np
 import tensorflow as tf
 
 from keras_resnet.data.sources import DataError
+from keras_resnet.files import Path
+
+if typing.TYPE_CHECKING:
+    from keras_resnet.data.records import Records
+
+Examples: typing.TypeAlias = "Files | Records"
 
 ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif")  # in small or capital letters
 VALIDATION_PART = 0.1  # of DIR/CLASS/FILE
@@ -22,13 +28,13 @@ PARTS = {"train", "training", "val", "valid", "validation", "test", "testing"}  
 class Files:
     """Examples on disk: `paths`, a list of n strings, and `labels`, int64 (n,)."""
 
-    paths: list
+    paths: list[str]
     labels: np.ndarray
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.paths)
 
-    def part(self, numbers):
+    def part(self, numbers: np.ndarray) -> "Files":
         """The examples with these numbers, an integer array."""
         return Files([self.paths[i] for i in numbers], self.labels[numbers])
 
@@ -37,7 +43,7 @@ class Files:
         with tf.init_scope():  # outside the graph that asks for them: they would be copied into it
             return tf.constant([*map(os.fsencode, self.paths)]), tf.constant(self.labels)
 
-    def rows(self, numbers):
+    def rows(self, numbers: np.ndarray | tf.Tensor) -> tuple[tf.Tensor, ...]:
         """What `read` needs for the examples with these numbers, int (m,): paths, string (m,), and labels, (m,)."""
         return tuple(tf.gather(tensor, numbers) for tensor in self._tensors)
 
@@ -50,7 +56,7 @@ class Files:
         """One example: the content of an image file, a string, and its label, int64."""
         return tf.io.read_file(path), label
 
-    def name(self, number):
+    def name(self, number: int) -> str:
         """What to call an example, a string."""
         return self.paths[number]
 
@@ -58,12 +64,12 @@ class Files:
 class Photographs(typing.NamedTuple):
     """`classes`, their names, and two `Files` or `records.Records`. A label is an index of `classes`."""
 
-    classes: tuple
-    train: Files
-    validation: Files
+    classes: tuple[str, ...]
+    train: Examples
+    validation: Examples
 
 
-def load(folder, seed=0):
+def load(folder: Path, seed: int = 0) -> Photographs:
     """Lists the files of an image folder; reads none of them.
 
     Args:
@@ -104,7 +110,7 @@ def load(folder, seed=0):
     return Photographs(classes, files.part(np.flatnonzero(~aside)), files.part(np.flatnonzero(aside)))
 
 
-def load_part(folder, part):
+def load_part(folder: Path, part: str) -> tuple[tuple[str, ...], Files] | None:
     """The classes and the `Files` of test/ or val/ ("validation"), or of a folder that has neither ("all").
 
     None where there is no such part, or no folder of a class in it: of some test images nobody knows the classes.
@@ -173,13 +179,14 @@ def _folders(folder):
         return sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
 
 
-def list_classes(folder):
+def list_classes(folder: Path) -> tuple[tuple[str, ...], Files]:
     """The classes, a tuple of names, and the `Files` of a folder with a folder of images for each class.
 
     Images are named .jpg, .jpeg, .png, .webp, .bmp or .gif, and lie in the class's folder or in folders within. A
     warning counts what is left out, but for hidden files. In the name of a class, bytes that are no UTF-8 are \\xNN.
     """
-    names, paths, counts, left_out = _folders(folder), [], [], collections.Counter()
+    names, paths, counts = _folders(folder), [], []
+    left_out: collections.Counter[str] = collections.Counter()
     if not names:
         raise DataError(f"{folder} should hold a folder of images for each class; there is no folder in it")
     for name in names:

@@ -15,13 +15,15 @@ import functools
 import json
 import os
 import re
+from collections.abc import Callable, Iterator
 
 import keras
 import numpy as np
 import tensorflow as tf
 
 from keras_resnet.data import color
-from keras_resnet.data.parts import WHOLE, evaluation_ranges, training_order
+from keras_resnet.data.folders import Examples
+from keras_resnet.data.parts import WHOLE, Parts, evaluation_ranges, training_order
 from keras_resnet.data.sources import DataError
 
 IMAGE_SIZE = 224
@@ -34,7 +36,7 @@ RATIOS = (1, 2, 4, 8)  # by which the JPEG decoder shrinks
 COLOR_SAMPLE = 10_000  # photographs whose colours are measured
 
 
-def decode(data):
+def decode(data: tf.Tensor) -> tf.Tensor:
     """The content of an image file, a string, as an image: uint8 (height, width, 3), RGB."""
     palette = tf.strings.regex_full_match(tf.strings.substr(data, 0, 29), BMP_WITH_PALETTE)
     with tf.control_dependencies([tf.debugging.Assert(~palette, ["a BMP file with a palette"])]):
@@ -42,7 +44,7 @@ def decode(data):
     return tf.ensure_shape(image, (None, None, 3))
 
 
-def resized_shape(shape, shorter_side):
+def resized_shape(shape: tf.Tensor, shorter_side: tf.Tensor | int) -> tf.Tensor:
     """Height and width, int32 (2,), of an image of `shape` once its shorter side is `shorter_side`; halves to even."""
     shape = tf.cast(shape, "float32")
     return tf.cast(tf.round(shape * tf.cast(shorter_side, "float32") / tf.reduce_min(shape)), "int32")
@@ -57,7 +59,7 @@ def _resize(image, shape, corner, crop):
     )[0]  # fmt: skip
 
 
-def resize_shorter_side(image, size):
+def resize_shorter_side(image: tf.Tensor, size: int) -> tf.Tensor:
     """Resizes as Pillow's BILINEAR does, with a filter as wide as a new pixel, but does not round.
 
     Args:
@@ -71,7 +73,7 @@ def resize_shorter_side(image, size):
     return _resize(image, shape, (0, 0), shape)
 
 
-def center_crop(image, size, shorter_side=None):
+def center_crop(image: tf.Tensor, size: int, shorter_side: int | None = None) -> tf.Tensor:
     """The `size` x `size` center of the image once its shorter side is `shorter_side` (default 256/224 of `size`).
 
     Returns float32 (size, size, 3).
@@ -80,12 +82,13 @@ def center_crop(image, size, shorter_side=None):
     return _resize(image, shape, (shape - size) // 2, (size, size))
 
 
-def shorter_sides(size):
+def shorter_sides(size: int) -> tuple[int, int]:
     """The least and the greatest shorter side, in pixels, of images that are cropped to `size`."""
-    return tuple(round(side * size / IMAGE_SIZE) for side in SHORTER_SIDES)
+    least, greatest = (round(side * size / IMAGE_SIZE) for side in SHORTER_SIDES)
+    return least, greatest
 
 
-def crop_window(shape, size, shorter_side, place):
+def crop_window(shape: tf.Tensor, size: int, shorter_side: tf.Tensor | int, place: tf.Tensor) -> tf.Tensor:
     """Where in the original is a crop of the resized image, in whole pixels.
 
     Args:
@@ -105,7 +108,7 @@ def crop_window(shape, size, shorter_side, place):
     return tf.concat([begin, tf.maximum(end - begin, 1)], 0)
 
 
-def cut(data, size, shorter_side, place, flip):
+def cut(data: tf.Tensor, size: int, shorter_side: tf.Tensor | int, place: tf.Tensor, flip: tf.Tensor) -> tf.Tensor:
     """One random crop: chosen, decoded, mirrored and resized; of a JPEG file little else is decoded.
 
     Args:
@@ -153,14 +156,18 @@ def cut(data, size, shorter_side, place, flip):
     return tf.cond(tf.strings.substr(data, 0, len(JPEG)) == JPEG, jpeg, other)
 
 
-def augment(data, size, shorter_side, place, flip, shift):
+def augment(
+    data: tf.Tensor, size: int, shorter_side: tf.Tensor | int, place: tf.Tensor, flip: tf.Tensor, shift: tf.Tensor,
+) -> tf.Tensor:  # fmt: skip
     """One random crop of `cut` with `shift`, float32 (3,), added to every pixel: float32 (size, size, 3)."""
     crop = cut(data, size, shorter_side, place, flip)
     # As rows of numbers: to add three to every pixel takes thirty times as long.
     return tf.reshape(tf.reshape(crop, (size, 3 * size)) + tf.tile(shift, [size]), (size, size, 3))
 
 
-def attempt(make, rows, parallel):
+def attempt(
+    make: Callable[..., tuple[tf.Tensor, ...]], rows: tuple, parallel: int | None,
+) -> tuple[tf.Tensor, tf.Tensor, tuple[tf.Tensor, ...]]:  # fmt: skip
     """Applies a function to each row of a batch, several at a time, and leaves out the rows for which it fails.
 
     `tf.map_fn` ends with the first row that fails, and so would a data set without `ignore_errors`. This one is made
@@ -243,7 +250,7 @@ def _failure(what, files, number, error):
     return ValueError(f"{what} {json.dumps([files.name(number), reason])}")
 
 
-def examples(files, skipped=None):
+def examples(files: Examples, skipped: set[str] | None = None) -> tf.data.Dataset:
     """The whole images, one by one and in order: a `tf.data.Dataset` of (uint8 (height, width, 3), int64 label).
 
     `skipped` is a set to which the names of damaged files are added, which are left out; without it they end the
@@ -291,9 +298,10 @@ def errors_named():
 
 
 def training_batches(
-    files, *, batch_size, seed, first_step=0, image_size=IMAGE_SIZE,
-    scale=True, crop=True, flip=True, components=color.IMAGENET, skipped=None, parts=WHOLE,
-):  # fmt: skip
+    files: Examples, *, batch_size: int, seed: int, first_step: int = 0, image_size: int = IMAGE_SIZE,
+    scale: bool = True, crop: bool = True, flip: bool = True, components: color.Components | None = color.IMAGENET,
+    skipped: set[str] | None = None, parts: Parts = WHOLE,
+) -> tf.data.Dataset:  # fmt: skip
     """An endless stream of augmented batches; each epoch is a new order, its last, partial batch is left out.
 
     Args:
@@ -362,7 +370,10 @@ def training_batches(
     return epochs.flat_map(epoch).map(batch, num_parallel_calls=2 * own).prefetch(own)
 
 
-def center_batches(files, *, batch_size=64, image_size=IMAGE_SIZE, skipped=None, parts=WHOLE):
+def center_batches(
+    files: Examples, *, batch_size: int = 64, image_size: int = IMAGE_SIZE, skipped: set[str] | None = None,
+    parts: Parts = WHOLE,
+) -> tf.data.Dataset:  # fmt: skip
     """Every example once and in order: the center crop of P1 3.4, from a shorter side of 256 for crops of 224.
 
     Arguments and returned `tf.data.Dataset` as in `training_batches`, but batches have `batch_size` examples at most,
@@ -383,7 +394,10 @@ def center_batches(files, *, batch_size=64, image_size=IMAGE_SIZE, skipped=None,
     return batches if skipped is None else batches.filter(lambda images, labels: tf.size(labels) > 0)
 
 
-def statistics(files, *, image_size=IMAGE_SIZE, images=COLOR_SAMPLE, seed=0, skipped=None, verbose=1):
+def statistics(
+    files: Examples, *, image_size: int = IMAGE_SIZE, images: int = COLOR_SAMPLE, seed: int = 0,
+    skipped: set[str] | None = None, verbose: int = 1,
+) -> color.Statistics:  # fmt: skip
     """What the center crops look like on average, in one pass.
 
     Args:

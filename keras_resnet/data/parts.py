@@ -18,7 +18,7 @@ class Parts(typing.NamedTuple):
 WHOLE = Parts()
 
 
-def training_order(order, batch_size, parts=WHOLE):
+def training_order(order: tf.Tensor, batch_size: int, parts: Parts = WHOLE) -> tf.Tensor:
     """The examples of an epoch, batch by batch, without the last, partial batch.
 
     Args:
@@ -34,7 +34,7 @@ def training_order(order, batch_size, parts=WHOLE):
     return tf.reshape(batches[:, parts.own.start : parts.own.stop], (-1, size))
 
 
-def evaluation_ranges(n, batch_size, parts=WHOLE):
+def evaluation_ranges(n: int, batch_size: int, parts: Parts = WHOLE) -> tf.data.Dataset:
     """All of n examples, each in one range, as evenly cut as it goes: every part has as many ranges, none is empty.
 
     Args:

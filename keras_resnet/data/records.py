@@ -17,6 +17,7 @@ import tensorflow as tf
 
 from keras_resnet.data import folders, sources
 from keras_resnet.data.sources import DataError
+from keras_resnet.files import Path
 
 LENGTH = struct.Struct("<Q")  # a record: its length, 4 bytes of checksum, its content, 4 bytes of checksum
 CHECKSUM_BYTES = 4
@@ -33,21 +34,21 @@ class Records:
     `lengths[i]` bytes begin at `offsets[i]`; all three are integers (n,).
     """
 
-    paths: list
-    keys: tuple
+    paths: list[str]
+    keys: tuple[str, str]
     files: np.ndarray
     offsets: np.ndarray
     lengths: np.ndarray
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.files)
 
-    def part(self, numbers):
+    def part(self, numbers: np.ndarray) -> "Records":
         """The examples with these numbers, an integer array."""
         return type(self)(self.paths, self.keys, *(array[numbers] for array in self.places))
 
     @property
-    def places(self):
+    def places(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Where the examples lie: the arrays `files`, `offsets` and `lengths`."""
         return self.files, self.offsets, self.lengths
 
@@ -76,14 +77,15 @@ class Records:
         with open(self.paths[self.files[number]], "rb", buffering=0) as file:
             return os.pread(file.fileno(), self.lengths[number], self.offsets[number])
 
-    def read(self, record):
+    def read(self, record: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """One example: the content of an image file, a string, and its label, int64."""
         types = (tf.string, tf.int64)
         features = {key: tf.io.FixedLenFeature((), kind) for key, kind in zip(self.keys, types, strict=True)}
         example = tf.io.parse_single_example(record, features)
-        return tuple(example[key] for key in self.keys)
+        image, label = (example[key] for key in self.keys)
+        return image, label
 
-    def name(self, number):
+    def name(self, number: int) -> str:
         """What to call an example, a string."""
         return f"{self.paths[self.files[number]]}, record at byte {self.offsets[number]},"
 
@@ -117,7 +119,7 @@ def photographs(dataset, data_dir=None, seed=0):
     return folders.load(dataset, seed) if os.path.isdir(dataset) else load(dataset, data_dir, seed)
 
 
-def load(name, data_dir=None, seed=0):
+def load(name: str, data_dir: Path | None = None, seed: int = 0) -> folders.Photographs:
     """Finds the records of a data set; reads none of them.
 
     Args:
@@ -142,7 +144,7 @@ def load(name, data_dir=None, seed=0):
     return folders.Photographs(classes, train.part(np.sort(order[cut:])), train.part(np.sort(order[:cut])))
 
 
-def load_part(dataset, part, data_dir=None):
+def load_part(dataset: str, part: str, data_dir: Path | None = None) -> tuple[tuple[str, ...], folders.Examples] | None:
     """Of photographs, those that are for testing.
 
     Args:
@@ -168,7 +170,7 @@ def load_part(dataset, part, data_dir=None):
     return (classes, found) if label >= 0 else None
 
 
-def describe(data, dataset):
+def describe(data: folders.Photographs, dataset: str) -> dict[str, str]:
     """What `folders.Photographs` are, so that it can be seen later whether they are still the same.
 
     Args:
@@ -190,8 +192,8 @@ def describe(data, dataset):
     found = {"classes": sources.digest(len(data.classes), "\n".join(data.classes).encode())}
     for part in ("train", "validation"):
         split = getattr(data, part)
-        names = "\n".join(map(os.path.basename, split.paths)).encode()
-        found[part] = sources.digest(len(split), names, *map(np.ascontiguousarray, split.places))
+        paths = "\n".join(map(os.path.basename, split.paths)).encode()
+        found[part] = sources.digest(len(split), paths, *map(np.ascontiguousarray, split.places))
     return found
 
 

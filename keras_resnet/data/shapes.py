@@ -37,7 +37,7 @@ def _signed_distance(label, x, y):
     ][label]()
 
 
-def draw(n, seed, size=32):
+def draw(n: int, seed: int, size: int = 32) -> tuple[np.ndarray, np.ndarray]:
     """Draws `n` images: one shape each, any place, size, angle and colour, on a noisy background with clutter.
 
     Args:

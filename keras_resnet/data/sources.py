@@ -35,21 +35,21 @@ class Split(typing.NamedTuple):
 class Source(typing.NamedTuple):
     """A data set. `validation` is None where all of the training data is trained on."""
 
-    classes: tuple
+    classes: tuple[str, ...]
     train: Split
     validation: Split | None
     test: Split
 
 
-def digest(count, *contents):
+def digest(count: int, *contents: bytes | np.ndarray) -> str:
     """Says in a few words how many examples there are and, by a hash of `contents`, bytes or arrays, which ones."""
     found = hashlib.sha256()
     for content in contents:
-        found.update(content)
+        found.update(content)  # type: ignore[arg-type]  # an array is a buffer, which typing can say from Python 3.12 on
     return f"{count}, {found.hexdigest()[:12]}"
 
 
-def describe(source):
+def describe(source: Source) -> dict[str, str]:
     """The digests of a `Source`, a dictionary: of its classes and of each of its splits."""
     names = "\n".join(source.classes).encode()
     splits = {name: split for name, split in source._asdict().items() if isinstance(split, Split)}
@@ -57,7 +57,7 @@ def describe(source):
     return {"classes": digest(len(source.classes), names), **found}
 
 
-def load(name, data_dir=None, train_on_all=False):
+def load(name: str, data_dir: Path | None = None, train_on_all: bool = False) -> Source:
     """Loads a data set of small images into memory.
 
     Args:
@@ -85,8 +85,8 @@ def load(name, data_dir=None, train_on_all=False):
     if train_on_all:
         return Source(classes, train, None, test)
     cut = len(train.labels) - VALIDATION_EXAMPLES[name]
-    parts = (Split(train.images[part], train.labels[part]) for part in (slice(cut), slice(cut, None)))
-    return Source(classes, *parts, test)
+    kept, validation = (Split(train.images[part], train.labels[part]) for part in (slice(cut), slice(cut, None)))
+    return Source(classes, kept, validation, test)
 
 
 def cifar10(data_dir: str | None = None) -> tuple[Arrays, Arrays]:
@@ -147,7 +147,7 @@ def _tfds(name, data_dir):
     return tuple(builder.info.features["label"].names), *splits
 
 
-def find(name, data_dir=None):
+def find(name: str, data_dir: Path | None = None) -> "tfds.core.DatasetBuilder":
     """The `tfds.core.DatasetBuilder` of a data set, be it prepared or not; arguments and errors as of `load`."""
     if data_dir is not None and not os.path.isdir(os.path.join(data_dir, name)):
         raise DataError(_not_in(data_dir, name))
@@ -166,7 +166,7 @@ def find(name, data_dir=None):
         ) from error
 
 
-def prepared(name, data_dir=None):
+def prepared(name: str, data_dir: Path | None = None) -> "tfds.core.DatasetBuilder":
     """`find`, and downloads what is not there."""
     builder = find(name, data_dir)
     if not builder.is_prepared():

@@ -1,9 +1,13 @@
 """What a test shows: the confusion matrix and the worst mistakes, as PNG."""
 
+import typing
+from collections.abc import Sequence
+
 import numpy as np
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 
+from keras_resnet.files import Path
 from keras_resnet.lettering import lettering
 
 LABELLED = 40  # classes; more are drawn as dots, and the most frequent confusions are listed
@@ -15,7 +19,7 @@ COLUMNS = 6  # of the contact sheet
 RIGHT, WRONG = "Blues", "Reds"
 
 
-def draw_confusion(matrix, classes, title, file):
+def draw_confusion(matrix: np.ndarray, classes: Sequence[str], title: str, file: Path | typing.BinaryIO) -> None:
     """Draws a confusion matrix: what is right blue, what is wrong red, each row as shares of its class.
 
     Args:
@@ -86,7 +90,10 @@ def _draw_dots(matrix, shares, classes):
     return figure
 
 
-def draw_mistakes(images, labels, predictions, sureness, classes, title, file):
+def draw_mistakes(
+    images: Sequence[np.ndarray], labels: np.ndarray, predictions: np.ndarray, sureness: np.ndarray,
+    classes: Sequence[str], title: str, file: Path | typing.BinaryIO,
+) -> None:  # fmt: skip
     """Draws a contact sheet of images with their true and their predicted classes.
 
     Args:

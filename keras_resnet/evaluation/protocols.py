@@ -12,6 +12,7 @@ slides over a larger map; here it covers the map.
 import json
 import os
 import typing
+from collections.abc import Callable, Iterable, Sequence
 
 import keras
 import numpy as np
@@ -20,8 +21,13 @@ import tensorflow as tf
 from keras_resnet import graphs
 from keras_resnet.data import imagenet, records, sources
 from keras_resnet.evaluation import views
+from keras_resnet.files import Path
 from keras_resnet.graphs import LOADING_DEPTH, recursion_limit
 from keras_resnet.weights.published import find
+
+Item = typing.TypeVar("Item")
+Several: typing.TypeAlias = list[Item] | tuple[Item, ...]
+Preprocess: typing.TypeAlias = Callable[[np.ndarray], typing.Any] | None  # to what the classifier takes
 
 PARTS = ("test", "validation", "all")  # of data
 
@@ -44,17 +50,17 @@ class Result(typing.NamedTuple):
     row i for example i.
     """
 
-    protocol: dict
-    classes: tuple
+    protocol: dict[str, str]
+    classes: tuple[str, ...]
     labels: np.ndarray
     probabilities: np.ndarray
 
     @property
-    def predictions(self):
+    def predictions(self) -> np.ndarray:
         """The most probable class of each example, int (n,)."""
         return self.probabilities.argmax(axis=1)
 
-    def error(self, k):
+    def error(self, k: int) -> float:
         """The share of examples, in [0, 1], whose label is not among the `k` most probable classes.
 
         Equal probabilities rank in the order of the classes.
@@ -64,18 +70,18 @@ class Result(typing.NamedTuple):
         ahead = (self.probabilities > of_label) | ((self.probabilities == of_label) & earlier)
         return float((ahead.sum(axis=1) >= k).mean())
 
-    def confusion(self):
+    def confusion(self) -> np.ndarray:
         """How many examples of each class (row) were taken for each class (column): int (classes, classes)."""
         size = len(self.classes)
         return np.bincount(self.labels * size + self.predictions, minlength=size * size).reshape(size, size)
 
-    def worst_mistakes(self, count):
+    def worst_mistakes(self, count: int) -> np.ndarray:
         """The numbers of the misclassified examples with the surest predictions, the surest first; at most `count`."""
         wrong = np.flatnonzero(self.predictions != self.labels)
         sureness = self.probabilities[wrong].max(axis=1)
         return wrong[np.argsort(-sureness, kind="stable")[:count]]
 
-    def summary(self):
+    def summary(self) -> dict:
         """The result without its arrays, for JSON; errors are in [0, 1]."""
         return {
             "examples": len(self.labels),
@@ -86,7 +92,7 @@ class Result(typing.NamedTuple):
         }
 
 
-def class_names(path):
+def class_names(path: Path) -> tuple[str, ...] | None:
     """The names of the classes that a model was trained on, a tuple, or None where its folder does not say.
 
     Args:
@@ -99,7 +105,7 @@ def class_names(path):
     return None if names is None else tuple(names)
 
 
-def run_settings(path):
+def run_settings(path: Path) -> dict:
     """The settings of the run that made a model, a dictionary: args.json beside it. Empty where there is none.
 
     Argument and errors as of `class_names`.
@@ -120,7 +126,7 @@ def _beside(path, name):
         raise EvaluationError(f"{file} is damaged: {error}") from error
 
 
-def check_classes(path, classes):
+def check_classes(path: Path, classes: Iterable[str]) -> tuple[tuple[str, ...], np.ndarray]:
     """The numbers that a model has for the classes of data.
 
     Args:
@@ -146,7 +152,10 @@ def check_classes(path, classes):
     return trained, np.array([trained.index(name) for name in classes])
 
 
-def load_data(dataset, data_dir=None, *, part=None, models=(), skipped=None):
+def load_data(
+    dataset: str, data_dir: Path | None = None, *, part: str | None = None, models: Sequence[Path] = (),
+    skipped: set[str] | None = None,
+) -> tuple[tuple[str, ...], tf.data.Dataset, str]:  # fmt: skip
     """What models are tested on.
 
     Args:
@@ -175,7 +184,9 @@ def load_data(dataset, data_dir=None, *, part=None, models=(), skipped=None):
         examples = imagenet.examples(data, skipped)
     known = [check_classes(path, classes) for path in models] or [(classes, np.arange(len(classes)))]
     if len({names for names, _ in known}) > 1:
-        raise EvaluationError(f"{' and '.join(models)} were trained on different classes, and are no ensemble")
+        raise EvaluationError(
+            f"{' and '.join(map(str, models))} were trained on different classes, and are no ensemble"
+        )
     names, indices = known[0]
     return names, examples.map(lambda image, label: (image, tf.gather(indices, label))), which
 
@@ -202,7 +213,7 @@ def _photographs(dataset, data_dir, part, models):
         seeds = {run_settings(path)["seed"] for path in aside}
         if len(seeds) > 1:
             raise EvaluationError(
-                f"these runs set aside different parts of {dataset}, by different seeds: {', '.join(aside)}. "
+                f"these runs set aside different parts of {dataset}, by different seeds: {', '.join(map(str, aside))}. "
                 "Test each by itself, or on other data."
             )
         for data in aside.values():
@@ -233,7 +244,7 @@ def _held_out(path, dataset, data_dir):
     return data if same else None
 
 
-def default_crop(paths, models):
+def default_crop(paths: Sequence[Path], models: Sequence[keras.Model]) -> int:
     """The size of the crops, in pixels, that models are tested with.
 
     Args:
@@ -289,7 +300,11 @@ def load_model(path):
         raise EvaluationError(f"{file} is not a model that Keras can load: {_first_line(error)}") from error
 
 
-def evaluate(classifiers, examples, classes, protocol="center", *, crop=224, batch_size=32, preprocess=None, verbose=1):
+def evaluate(
+    classifiers: keras.Model | Several[keras.Model], examples: tf.data.Dataset, classes: Sequence[str],
+    protocol: str = "center", *, crop: int = 224, batch_size: int = 32,
+    preprocess: Preprocess | Several[Preprocess] = None, verbose: int = 1,
+) -> Result:  # fmt: skip
     """Tests a classifier, or several as an ensemble (P1 Table 5), on every example once.
 
     Args:
@@ -381,7 +396,7 @@ def _mean_probabilities(members, softmax, batch, n):
     return total / len(members)
 
 
-def gives_logits(model):
+def gives_logits(model: keras.Model) -> bool:
     """Whether a classifier ends before its softmax, which its last layers tell.
 
     Args:

@@ -6,6 +6,7 @@ P1 is "Deep Residual Learning for Image Recognition" (arXiv 1512.03385), AlexNet
 import collections
 import functools
 import typing
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import tensorflow as tf
@@ -23,6 +24,9 @@ INTERPOLATION = "bilinear, antialiased, not rounded"
 WAITING = 4  # batches' worth of examples that may wait for others of their shape
 
 
+Pass: typing.TypeAlias = Callable[[tf.Tensor], tf.Tensor]
+
+
 class Protocol(typing.NamedTuple):
     """How an image is tested.
 
@@ -31,12 +35,12 @@ class Protocol(typing.NamedTuple):
     """
 
     name: str
-    passes: tuple
+    passes: tuple[Pass, ...]
     any_size: bool
-    description: dict
+    description: dict[str, str]
 
 
-def protocol(name, crop=CROP):
+def protocol(name: str, crop: int = CROP) -> Protocol:
     """One of the protocols.
 
     Args:
@@ -53,6 +57,7 @@ def protocol(name, crop=CROP):
     Raises:
         ValueError: there is no such protocol.
     """
+    passes: tuple[Pass, ...]
     in_proportion = lambda size: round(size / CROP * crop)
     side, scales = in_proportion(SHORTER_SIDE), [in_proportion(size) for size in SCALES]
     if name == "center":
@@ -75,23 +80,23 @@ def protocol(name, crop=CROP):
     return Protocol(name, passes, any_size, dict(zip(DESCRIBED, description, strict=True)))
 
 
-def single(image):
+def single(image: tf.Tensor) -> tf.Tensor:
     """The image as it is."""
     return tf.cast(image, "float32")[None]
 
 
-def whole(image, side):
+def whole(image: tf.Tensor, side: int) -> tf.Tensor:
     """The image and its mirror image, the shorter side resized to `side`."""
     image = resize_shorter_side(image, side)
     return tf.stack([image, image[:, ::-1]])
 
 
-def center(image, side, crop):
+def center(image: tf.Tensor, side: int, crop: int) -> tf.Tensor:
     """The crop in the middle, half a pixel up and left where it cannot be exact."""
     return center_crop(image, crop, side)[None]
 
 
-def ten_crops(image, side, crop):
+def ten_crops(image: tf.Tensor, side: int, crop: int) -> tf.Tensor:
     """The four corners and the middle, and then the mirror image of each."""
     image = resize_shorter_side(image, side)
     height, width = tf.unstack(tf.shape(image)[:2])
@@ -101,7 +106,9 @@ def ten_crops(image, side, crop):
     return tf.concat([crops, crops[:, :, ::-1]], axis=0)
 
 
-def batches(examples, one_pass, batch_size):
+def batches(
+    examples: tf.data.Dataset, one_pass: Pass, batch_size: int
+) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """The views of every example once, in batches of one shape.
 
     Images of the same shape wait for each other, as many as memory is sure to hold; nothing is padded.
@@ -135,7 +142,7 @@ def _stack(group):
     return np.array(indices), np.concatenate(views), np.array(labels)
 
 
-def pick(examples, indices):
+def pick(examples: tf.data.Dataset, indices: Sequence[int] | np.ndarray) -> list[np.ndarray]:
     """The images of a few examples, in the order of `indices`; the data set is read once more, as far as needed."""
     wanted = tf.constant(indices, "int64")
     chosen = examples.enumerate().filter(lambda index, example: tf.reduce_any(index == wanted)).take(len(indices))

@@ -13,13 +13,14 @@ import json
 import os
 import platform
 import typing
+from collections.abc import Iterable
 
 import keras
 import tensorflow as tf
 
 from keras_resnet import analysis, evaluation, files, origin
 from keras_resnet.data import imagenet, records, sources
-from keras_resnet.files import RunError, write_whole
+from keras_resnet.files import Path, RunError, write_whole
 from keras_resnet.training import recipes
 from keras_resnet.training.run import train
 from keras_resnet.training.settings import WITHOUT_EFFECT, Settings, flags
@@ -51,18 +52,20 @@ class Experiment(typing.NamedTuple):
     title: str
     source: str
     dataset: str | None
-    rows: tuple
-    panels: tuple = ()
+    rows: tuple[Row, ...]
+    panels: tuple[tuple[str, tuple[str, ...]], ...] = ()
     responses: bool = False
 
-    def row(self, name):
+    def row(self, name: str) -> Row:
         """RunError unless there is a row of this name."""
         for row in self.rows:
             if row.name == name:
                 return row
         raise RunError(f"--only takes {', '.join(row.name for row in self.rows)}; found {name}")
 
-    def settings(self, only=None, seeds=1, dataset=None, **conditions):
+    def settings(
+        self, only: Iterable[str] | None = None, seeds: int = 1, dataset: str | None = None, **conditions: typing.Any,
+    ) -> list[tuple[str, Settings]]:  # fmt: skip
         """The settings of all runs.
 
         Args:
@@ -206,7 +209,7 @@ EXPERIMENTS = {
 }
 
 
-def identity(settings):
+def identity(settings: Settings) -> str:
     """A name that says all that decides on a run's result: "cifar10-resnet-20-steps-16000-seed-0"."""
     elsewhere = ("dataset", "depth", "plain", "activation_order", "shortcut_variant", "steps", "seed")
     rest = {name: value for name, value in settings.changes.items() if name not in elsewhere}
@@ -215,7 +218,7 @@ def identity(settings):
     return f"{settings.data}-{settings.network.lower()}-{words}"
 
 
-def describe(settings):
+def describe(settings: Settings) -> dict:
     """What a record says of a run before it is made.
 
     `conditions` is what distinguishes it from the paper's run of the same network, but for the seed.
@@ -229,7 +232,7 @@ def describe(settings):
     }
 
 
-def run(settings, folder=RESULTS, verbose=1):
+def run(settings: Settings, folder: Path = RESULTS, verbose: int = 1) -> dict:
     """Trains and measures a network, unless its result is there.
 
     Args:
@@ -326,7 +329,7 @@ def _circumstances():
     }
 
 
-def load(folder=RESULTS):
+def load(folder: Path = RESULTS) -> list[dict]:
     """All records in a folder, in the order of their names.
 
     Raises:
@@ -349,7 +352,7 @@ def _read(path):
     return record
 
 
-def matches(experiment, row, record):
+def matches(experiment: Experiment, row: Row, record: dict) -> bool:
     """Whether a record is of a run of this row, under whatever conditions."""
     settings = record["settings"]
     if experiment.dataset is None:

@@ -6,6 +6,7 @@ P1 is "Deep Residual Learning for Image Recognition" (arXiv 1512.03385).
 import contextlib
 import textwrap
 import typing
+from collections.abc import Sequence
 
 import matplotlib
 import numpy as np
@@ -83,15 +84,12 @@ def _drawn(note):
         yield drawn(note)
 
 
-def draw_curves(panels, note):
+def draw_curves(panels: Sequence[tuple[str, Sequence[Curve]]], note: str) -> Figure:
     """Error against iterations, as P1 Fig. 4 and 6: training dashed; validation bold, or the test error as a point.
 
     Args:
         panels: a list of pairs, a title and a list of `Curve`, drawn side by side with the same axes.
         note: text about all of them.
-
-    Returns:
-        A matplotlib figure.
     """
     with _drawn(note) as note:
         figure = Figure(figsize=(1.5 + 4 * len(panels), 4), layout="constrained")
@@ -163,15 +161,12 @@ def _label(axes, curves, top):
         )
 
 
-def draw_responses(networks, note):
+def draw_responses(networks: Sequence[Responses], note: str) -> Figure:
     """Standard deviations of layer responses, as P1 Fig. 7: plain networks dashed.
 
     Args:
         networks: a list of `Responses`.
         note: as in `draw_curves`.
-
-    Returns:
-        A matplotlib figure.
     """
     with _drawn(note) as note:
         figure = Figure(figsize=(7.5, 6), layout="constrained")

@@ -8,11 +8,14 @@ import os
 import re
 import statistics
 import typing
+from collections.abc import Iterable, Sequence
 
 import numpy as np
+from matplotlib.figure import Figure
 
 from keras_resnet.experiments import experiments, figures
-from keras_resnet.files import RunError, write_whole
+from keras_resnet.experiments.experiments import Experiment
+from keras_resnet.files import Path, RunError, write_whole
 from keras_resnet.training import recipes
 from keras_resnet.training.settings import flags
 
@@ -22,19 +25,19 @@ class Entry(typing.NamedTuple):
 
     row: experiments.Row
     conditions: dict
-    records: list
+    records: list[dict]
 
     @property
-    def errors(self):
+    def errors(self) -> list[float]:
         """In %."""
         return [100 * record["error"] for record in self.records]
 
 
-def entries(experiment, records):
+def entries(experiment: Experiment, records: Sequence[dict]) -> list[Entry]:
     """The entries of an experiment, those of a row in the order of their steps, the most first."""
     found = []
     for row in experiment.rows:
-        groups = {}
+        groups: dict[str, tuple[dict, list[dict]]] = {}
         for record in records:
             if experiments.matches(experiment, row, record):
                 conditions = dict(record["conditions"])
@@ -65,7 +68,7 @@ def _steps(entry):
     return entry.records[0]["settings"]["steps"]
 
 
-def ours(errors):
+def ours(errors: Sequence[float]) -> str:
     """Errors in % as text: one, or the mean and the standard deviation of several."""
     if not errors:
         return "–"
@@ -74,7 +77,7 @@ def ours(errors):
     return f"{statistics.mean(errors):.2f} ± {statistics.stdev(errors):.2f}"
 
 
-def command(name, entry, conditions):
+def command(name: str, entry: Entry, conditions: dict) -> str:
     """What makes an entry; where nothing was made, under the conditions of the others."""
     options = {"only": entry.row.name, **(entry.conditions if entry.records else conditions)}
     if experiments.EXPERIMENTS[name].dataset is None:

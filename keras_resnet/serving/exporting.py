@@ -13,6 +13,8 @@ import pathlib
 import shutil
 import tempfile
 import time
+import typing
+from collections.abc import Sequence
 
 import keras
 import numpy as np
@@ -21,6 +23,7 @@ from keras import layers
 
 from keras_resnet import evaluation, origin
 from keras_resnet.data import imagenet
+from keras_resnet.files import Path
 from keras_resnet.folding import fold
 from keras_resnet.graphs import LOADING_DEPTH, recursion_limit
 from keras_resnet.serving import formats, signatures
@@ -39,9 +42,11 @@ LAST_VERSION = 2**63 - 1  # a server counts in int64
 
 
 def export(
-    model, folder, *, classes=None, version=None, format="saved_model", batch_norm="fold", dtype="float32",
-    calibration=None, top_k=TOP_K, crop=None, max_pixels=signatures.MAX_PIXELS, keep=None, about=None,
-):  # fmt: skip
+    model: keras.Model, folder: Path, *, classes: Sequence[str] | None = None, version: int | None = None,
+    format: str = "saved_model", batch_norm: str = "fold", dtype: str = "float32",
+    calibration: tf.data.Dataset | None = None, top_k: int = TOP_K, crop: int | None = None,
+    max_pixels: int = signatures.MAX_PIXELS, keep: int | None = None, about: dict | None = None,
+) -> str:  # fmt: skip
     """Writes FOLDER/VERSION/, whole or not at all.
 
     Args:
@@ -114,7 +119,9 @@ def export(
     return path
 
 
-def export_run(path, folder, *, classes=None, crop=None, **options):
+def export_run(
+    path: Path, folder: Path, *, classes: Sequence[str] | None = None, crop: int | None = None, **options: typing.Any,
+) -> str:  # fmt: skip
     """Exports what `train/fit.py` left, or a `.keras` file.
 
     Args:
@@ -141,7 +148,7 @@ def export_run(path, folder, *, classes=None, crop=None, **options):
     return export(model, folder, classes=classes, crop=crop, about=about, **options)
 
 
-def versions(folder):
+def versions(folder: Path) -> list[int]:
     """The numbers of the versions in a folder, in ascending order."""
     names = os.listdir(folder) if os.path.isdir(folder) else []
     return sorted(int(name) for name in names if name.isdecimal())

@@ -2,8 +2,11 @@
 
 import os
 
+import keras
 import numpy as np
 import tensorflow as tf
+
+from keras_resnet.files import Path
 
 TOLERANCE = 1e-4  # of probabilities in float32
 
@@ -12,7 +15,9 @@ class ExportError(Exception):
     """This cannot be exported. The message says what was wrong, what was found and what to do."""
 
 
-def write(model, folder, format, crop, calibration=None):
+def write(
+    model: keras.Model, folder: Path, format: str, crop: int, calibration: np.ndarray | None = None,
+) -> float | None:  # fmt: skip
     """Writes the model and compares the answers of the runtime, where it is installed, with the network's.
 
     Args:

@@ -4,6 +4,7 @@ The graph of a SavedModel holds everything: decoding, resizing, cropping, the ne
 """
 
 import typing
+from collections.abc import Iterator, Sequence
 
 import keras
 import tensorflow as tf
@@ -11,6 +12,7 @@ from tensorflow_serving.apis import classification_pb2, model_pb2, predict_pb2, 
 
 from keras_resnet.data import imagenet
 from keras_resnet.evaluation import views
+from keras_resnet.files import Path
 
 SMALL = 64  # up to this size of its input a network sees whole images, as in CIFAR's test (P1 4.2)
 DECODED_AT_ONCE = 16
@@ -28,12 +30,15 @@ class Preprocessing(typing.NamedTuple):
     interpolation: str = views.INTERPOLATION
 
 
-def preprocessing(crop):
+def preprocessing(crop: int) -> Preprocessing:
     """The evaluation's protocol "center" for a network that takes `crop` x `crop` pixels; up to 64, "single"."""
     return Preprocessing(crop if crop <= SMALL else imagenet.shorter_sides(crop)[0], crop)
 
 
-def save(model, path, classes, top_k, preprocess, max_pixels=MAX_PIXELS):
+def save(
+    model: keras.Model, path: Path, classes: Sequence[str], top_k: int, preprocess: Preprocessing,
+    max_pixels: int = MAX_PIXELS,
+) -> None:  # fmt: skip
     """Writes a SavedModel with the signatures.
 
     Args:
@@ -86,7 +91,7 @@ def save(model, path, classes, top_k, preprocess, max_pixels=MAX_PIXELS):
     methods.save()
 
 
-def decode(files, preprocess, max_pixels=MAX_PIXELS):
+def decode(files: tf.Tensor, preprocess: Preprocessing, max_pixels: int = MAX_PIXELS) -> tf.Tensor:
     """Images of a batch of files.
 
     Args:
@@ -126,7 +131,9 @@ def _pixels(file):
     return tf.reduce_prod(tf.cast(size, "int64"))
 
 
-def warmup_requests(name, input_shape, crop):
+def warmup_requests(
+    name: str, input_shape: tuple[int | None, ...], crop: int,
+) -> Iterator[prediction_log_pb2.PredictionLog]:  # fmt: skip
     """One request for each signature, with one grey image, for TF Serving to send itself before it says it is ready.
 
     Args:

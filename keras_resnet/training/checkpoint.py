@@ -4,20 +4,24 @@ import json
 import os
 import signal
 import threading
+import types
+import typing
 import zipfile
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import keras
 import numpy as np
 
-from keras_resnet.files import RunError, write_whole
+from keras_resnet.files import Path, RunError, write_whole
 from keras_resnet.optimizers import sync_variables
+from keras_resnet.training.distribution import AgreedStop
 
 
 class Stopped(Exception):
     """A signal asked the run to stop, and it has saved itself at `step`."""
 
-    def __init__(self, step, signal_number):
+    def __init__(self, step: int, signal_number: int):
         super().__init__(f"stopped by {signal.Signals(signal_number).name} at step {step}")
         self.step = step
         self.signal_number = signal_number
@@ -29,21 +33,21 @@ class StopSignals:
     One that is ignored stays ignored, as SIGINT is in what a shell script starts in the background.
     """
 
-    def __init__(self):
-        self.received = None
-        self.handlers = {}
+    def __init__(self) -> None:
+        self.received: int | None = None
+        self.handlers: dict = {}
 
-    def __enter__(self):
+    def __enter__(self) -> typing.Self:
         if threading.current_thread() is threading.main_thread():  # elsewhere Python allows no handlers
             heeded = [s for s in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(s) is not signal.SIG_IGN]
             self.handlers = {number: signal.signal(number, self.note) for number in heeded}
         return self
 
-    def __exit__(self, *exception):
+    def __exit__(self, *exception: object) -> None:
         for number, handler in self.handlers.items():
             signal.signal(number, handler)
 
-    def note(self, number, frame):
+    def note(self, number: int, frame: types.FrameType | None) -> None:
         self.received = number
         self.__exit__()
         print(f"\n{signal.Signals(number).name}: stopping after this step; once more to stop at once", flush=True)
@@ -66,7 +70,10 @@ class Checkpoint(keras.callbacks.Callback):
         stop: `StopSignals` to obey.
     """
 
-    def __init__(self, path, model, *, every, steps_per_epoch, steps, callbacks, stop):
+    def __init__(
+        self, path: Path, model: keras.Model, *, every: int, steps_per_epoch: int, steps: int,
+        callbacks: Iterable[keras.callbacks.Callback], stop: StopSignals | AgreedStop,
+    ) -> None:  # fmt: skip
         super().__init__()
         self.path = path
         self.every = every
@@ -75,14 +82,14 @@ class Checkpoint(keras.callbacks.Callback):
         self.due = False
         self.stateful = {type(callback).__name__: callback for callback in callbacks}
         self.stop = stop
-        self.signal = None  # what was received, for workers answer a question together and not each one
+        self.signal: int | None = None  # what was received, for workers answer a question together and not each one
         self.writer = ThreadPoolExecutor(1)
-        self.writing = None
+        self.writing: Future | None = None
         self.set_model(model)
         self.step = 0
-        self.saved_metrics = None
+        self.saved_metrics: list[np.ndarray] | None = None
 
-    def variables(self):
+    def variables(self) -> dict[str, keras.Variable]:
         """All variables but the metrics', by a name that says where each belongs, the same in every process."""
         # Their paths are not: Keras numbers the generators of random numbers in a process.
         layers = {f"model/{layer.name}/{v.name}": v for layer in self.model.layers for v in layer.variables}
@@ -90,7 +97,7 @@ class Checkpoint(keras.callbacks.Callback):
             raise ValueError(f"{self.model.name} contains models or layers whose variables have the same names")
         return layers | {f"optimizer/{variable.path}": variable for variable in self.model.optimizer.variables}
 
-    def save(self):
+    def save(self) -> None:
         """Copies the run as it is now, and lets a thread write it, one checkpoint at a time.
 
         Raises:
@@ -109,7 +116,7 @@ class Checkpoint(keras.callbacks.Callback):
         arrays["state"] = np.frombuffer(json.dumps(state).encode(), "uint8")
         self.writing = self.writer.submit(write_whole, self.path, lambda file: np.savez(file, **arrays))
 
-    def wait(self):
+    def wait(self) -> None:
         """Waits until the checkpoint is written.
 
         Raises:
@@ -121,7 +128,7 @@ class Checkpoint(keras.callbacks.Callback):
             if error:
                 raise error
 
-    def restore(self):
+    def restore(self) -> int:
         """Takes up the saved run, if there is one.
 
         Returns:
@@ -182,7 +189,7 @@ class Checkpoint(keras.callbacks.Callback):
     def on_train_end(self, logs=None):
         self.wait()
 
-    def save_and_stop(self):
+    def save_and_stop(self) -> None:
         self.save()
         self.due = False
         if self.signal:
@@ -190,6 +197,6 @@ class Checkpoint(keras.callbacks.Callback):
             raise Stopped(self.step, self.signal)
 
 
-def diverged(step, what, path):
+def diverged(step: int, what: str, path: Path) -> str:
     kept = f"The checkpoint {path} is the last good one." if os.path.exists(path) else "No checkpoint was written yet."
     return f"training diverged at step {step}: {what}. {kept}\nA lower --lr or --warmup may help, under another --name."

@@ -15,6 +15,7 @@ import shutil
 import subprocess
 import sys
 import zlib
+from collections.abc import Callable, Iterator
 
 import keras
 import numpy as np
@@ -27,12 +28,15 @@ from keras_resnet.optimizers import sync_variables
 from keras_resnet.training import precision
 from keras_resnet.training.step import choose_threads, cores, moving_statistics
 
+if typing.TYPE_CHECKING:
+    from keras_resnet.training.checkpoint import StopSignals
+
 STRATEGIES = ("auto", "none", "mirrored", "multiworker")
 KERAS_VERSIONS = ("3.15.1",)  # those whose `fit` was tested with the adapter below
 SLURM_PORT = 8888  # of the first task on each node
 
 
-def strategy(name="auto", parts=1):
+def strategy(name: str = "auto", parts: int = 1) -> tf.distribute.Strategy:
     """Chooses the devices to train on. It is to be called before TensorFlow computes anything.
 
     Args:
@@ -65,7 +69,7 @@ def strategy(name="auto", parts=1):
         raise RunError(f"the cluster {_addresses(cluster)} cannot be joined: {error}") from error
 
 
-def is_chief(name="auto"):
+def is_chief(name: str = "auto") -> bool:
     """Whether this process is the one that writes, with a `strategy` of this name: alone, or the cluster's first."""
     cluster = _cluster() if name in ("auto", "multiworker") else None
     if cluster is None:
@@ -74,7 +78,7 @@ def is_chief(name="auto"):
     return (cluster.task_type, cluster.task_id) == (first, 0)
 
 
-def devices():
+def devices() -> str:
     """What the current strategy trains on, for people: "2 cores of AMD EPYC", or "4 NVIDIA A100, 2 processes"."""
     gpus, replicas = tf.config.list_physical_devices("GPU"), tf.distribute.get_strategy().num_replicas_in_sync
     if gpus:
@@ -168,7 +172,7 @@ def _check_keras():
 
 
 @contextlib.contextmanager
-def adapted_keras():
+def adapted_keras() -> Iterator[None]:
     """Within it, `fit` works under the current strategy, also with several workers and parts of unequal size.
 
     Keras has one place that does not; the other one is repaired by `_MultiWorkerMirroredStrategy`.
@@ -211,7 +215,7 @@ def _workers():
     return getattr(tf.distribute.get_strategy().extended, "_num_workers", 1)
 
 
-def datasets(batches):
+def datasets(batches: Callable[[Parts], tf.data.Dataset]) -> tf.data.Dataset | tf.distribute.DistributedDataset:
     """What each replica of the current strategy sees.
 
     Args:
@@ -235,7 +239,7 @@ def datasets(batches):
     return distributed
 
 
-def synchronize_batch_norm(model):
+def synchronize_batch_norm(model: keras.Model) -> None:
     """Lets batch normalisation see the whole batch instead of each replica's part.
 
     Such a model is not to be saved: Keras loads its layers on TensorFlow only.
@@ -253,7 +257,7 @@ class AverageStatistics(keras.callbacks.Callback):
     too.
     """
 
-    def set_model(self, model):
+    def set_model(self, model: keras.Model) -> None:
         super().set_model(model)
         variables = [variable.value for variable in moving_statistics(model)]
         if not variables:  # all are frozen
@@ -276,7 +280,7 @@ class AverageStatistics(keras.callbacks.Callback):
         sync_variables(self.model)
 
 
-def of_all_workers(number):
+def of_all_workers(number: int) -> list[int]:
     """An integer of each worker of the current strategy, in their order. All have to ask at the same time."""
     if _workers() == 1:
         return [number]
@@ -286,7 +290,7 @@ def of_all_workers(number):
     return strategy.reduce("SUM", tf.identity(own), None).numpy().tolist()
 
 
-def check_same(value, message):
+def check_same(value: object, message: str) -> None:
     """Raises RunError with `message` where not all workers have the same value, whose `str` is compared."""
     if len(set(of_all_workers(zlib.crc32(str(value).encode())))) > 1:
         raise RunError(message)
@@ -303,12 +307,12 @@ class AgreedStop:
 
     EVERY = 8
 
-    def __init__(self, stop):
+    def __init__(self, stop: "StopSignals"):
         self.stop = stop
         self.questions = 0
 
     @property
-    def received(self):
+    def received(self) -> int | None:
         self.questions += 1
         if _workers() > 1 and self.questions % self.EVERY:
             return None
@@ -316,7 +320,7 @@ class AgreedStop:
 
 
 @contextlib.contextmanager
-def losses_explained():
+def losses_explained() -> Iterator[None]:
     """Within it, the error that ends the others when a worker is lost becomes a RunError that says which it was."""
     try:
         yield

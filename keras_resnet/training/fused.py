@@ -2,12 +2,15 @@
 
 import contextlib
 import types
+from collections.abc import Iterator
 
 import keras
 import tensorflow as tf
 
+from keras_resnet.optimizers import SGD
 
-def fuse_batch_norm(model):
+
+def fuse_batch_norm(model: keras.Model) -> None:
     """Lets the model's batch normalisations train through TensorFlow's fused kernel.
 
     Keras composes the layer from a dozen small operations, each a pass over memory and most with a gradient of
@@ -45,7 +48,7 @@ def _fused_call(layer, inputs, training=None, mask=None):
 
 
 @contextlib.contextmanager
-def graphs_as_traced():
+def graphs_as_traced() -> Iterator[None]:
     """Within it, graphs run on CPUs as they were traced.
 
     Grappler, TensorFlow's graph optimizer, takes time in proportion to the depth before the first step, and what it
@@ -60,18 +63,18 @@ def graphs_as_traced():
         tf.config.optimizer.set_experimental_options({switch: before})
 
 
-def fuse_update(optimizer):
+def fuse_update(optimizer: SGD) -> None:
     """Lets an SGD with momentum update each variable by one operation of TensorFlow.
 
     Keras composes the update from a dozen operations a variable, half of them constants: nearly half of all that is
     traced before the first step. Results and what is saved stay the same.
 
     Args:
-        optimizer: a `keras_resnet.optimizers.SGD` that has not been traced yet.
+        optimizer: one that has not been traced yet.
     """
     if optimizer.momentum:
         optimizer._backend_update_step = types.MethodType(_fused_update_of_all, optimizer)
-        optimizer.update_step = types.MethodType(_fused_update, optimizer)
+        optimizer.update_step = types.MethodType(_fused_update, optimizer)  # type: ignore[method-assign]  # of this one
 
 
 def _fused_update_of_all(optimizer, gradients, variables, learning_rate):

@@ -4,10 +4,12 @@ import contextlib
 import csv
 import io
 import time
+import typing
+from collections.abc import Sequence
 
 import keras
 
-from keras_resnet.files import write_whole
+from keras_resnet.files import Path, write_whole
 
 COLUMNS = (
     "epoch", "step", "learning_rate", "loss", "error", "top5_error", "val_loss", "val_error", "val_top5_error",
@@ -91,7 +93,7 @@ class History(keras.callbacks.Callback):
     `batches` is how many have been trained on; a resumed run has to restore it.
     """
 
-    def __init__(self, folder, title, accumulate=1):
+    def __init__(self, folder: Path, title: str, accumulate: int = 1):
         super().__init__()
         self.folder = folder
         self.title = title
@@ -102,7 +104,7 @@ class History(keras.callbacks.Callback):
         self.last = time.perf_counter()
         self.warm = False
 
-    def lap(self):
+    def lap(self) -> float:
         """Seconds since the last lap, which also go to the run's total."""
         now = time.perf_counter()
         seconds, self.last = now - self.last, now
@@ -143,7 +145,7 @@ class History(keras.callbacks.Callback):
         self.state["learning_rate"] = None
         self.write()
 
-    def write(self):
+    def write(self) -> None:
         """Writes both files anew from the rows, so that a resumed run neither doubles nor misses one."""
         text = io.StringIO()
         table = csv.DictWriter(text, COLUMNS)
@@ -154,7 +156,7 @@ class History(keras.callbacks.Callback):
             write_whole(f"{self.folder}/curves.png", lambda file: draw(self.state["rows"], self.title, file))
 
 
-def draw(rows, title, file, test_error=None):
+def draw(rows: Sequence[dict], title: str, file: Path | typing.BinaryIO, test_error: float | None = None) -> None:
     """Draws error against iterations as the paper's Fig. 6 does: training thin, validation bold.
 
     Args:

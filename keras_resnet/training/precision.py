@@ -2,6 +2,7 @@
 
 import collections
 import platform
+import typing
 
 import keras
 import tensorflow as tf
@@ -11,7 +12,7 @@ BFLOAT16_UNITS = {"amx_bf16": "AMX", "avx512_bf16": "AVX512-BF16"}  # of process
 FLOAT32_LAYERS = ("images", "normalization", "fc", "predictions")  # the input's and the output's side
 
 
-def set_precision(model, precision):
+def set_precision(model: keras.Model, precision: str) -> None:
     """Lets a network compute in 16 bits, before it is traced. Neither Keras' global policy nor the variables change.
 
     Args:
@@ -23,18 +24,19 @@ def set_precision(model, precision):
             layer.dtype_policy = f"mixed_{precision}"
 
 
-def processor():
+def processor() -> dict[str, str]:
     """What Linux says of the first processor, {"model name": ..., "flags": ...}; "" for what it does not say."""
-    found = collections.defaultdict(str)
+    found: dict[str, str] = collections.defaultdict(str)
     try:
         with open("/proc/cpuinfo") as file:
-            found.update(map(str.strip, line.split(":", 1)) for line in file.read().split("\n\n")[0].splitlines())
+            rows = (line.split(":", 1) for line in file.read().split("\n\n")[0].splitlines())
+            found.update((name.strip(), value.strip()) for name, value in rows)
     except (OSError, ValueError):  # another system
         found["model name"] = platform.processor() or platform.machine()
     return found
 
 
-def described(precision):
+def described(precision: str | None) -> str:
     """In which arithmetic a run trains, for people, and whether another one would be faster on this processor."""
     named = precision or "float32"
     if tf.config.list_physical_devices("GPU"):
@@ -53,9 +55,11 @@ class LossScaleOptimizer(keras.optimizers.LossScaleOptimizer):
     Keras' own asks the first replica only, and has another name, which its variables bear, for each one in a process.
     """
 
-    def __init__(self, inner_optimizer, name="loss_scale_optimizer", **kwargs):
+    def __init__(
+        self, inner_optimizer: keras.optimizers.Optimizer, name: str = "loss_scale_optimizer", **kwargs: typing.Any
+    ):
         super().__init__(inner_optimizer, name=name, **kwargs)
 
-    def check_finite(self, grads):
+    def check_finite(self, grads: list[tf.Tensor]) -> tf.Tensor:
         overflows = tf.cast(tf.logical_not(super().check_finite(grads)), "float32")
         return tf.distribute.get_replica_context().all_reduce("SUM", overflows) == 0

@@ -7,6 +7,8 @@ import math
 import os
 import pathlib
 import shutil
+import typing
+from collections.abc import Iterator
 
 import keras
 import tensorflow as tf
@@ -30,7 +32,7 @@ SKIPPED = 10  # batches of a process before those that are profiled: in the firs
 CHECKPOINT, LOCK, RESULT = "checkpoint/latest.npz", "checkpoint/lock", "result.json"  # in the run's folder
 
 
-def error(labels, outputs):
+def error(labels: tf.Tensor, outputs: tf.Tensor) -> tf.Tensor:
     """1 where the largest output is not the label's, else 0."""
     return ops.cast(ops.not_equal(ops.argmax(outputs, axis=-1), ops.cast(labels, "int32")), "float32")
 
@@ -54,19 +56,15 @@ def objective(classes: int) -> dict:
 
 
 def compile_for_training(
-    model,
-    learning_rate=recipes.LEARNING_RATE,
-    weight_decay=recipes.WEIGHT_DECAY,
-    accumulate=1,
-    mixed_precision=None,
-    jit=False,
-):
+    model: keras.Model, learning_rate: float = recipes.LEARNING_RATE, weight_decay: float = recipes.WEIGHT_DECAY,
+    accumulate: int = 1, mixed_precision: str | None = None, jit: bool = False,
+) -> None:  # fmt: skip
     """Compiles a network that ends in logits with the paper's optimizer, the cross-entropy and the error rate.
 
     The gradients of `accumulate` batches are averaged before the optimizer makes a step with them. `mixed_precision` is
     None, "float16" or "bfloat16" for all but the last layer; `jit` compiles the step with XLA.
     """
-    accumulation = {"gradient_accumulation_steps": accumulate} if accumulate > 1 else {}
+    accumulation: dict = {"gradient_accumulation_steps": accumulate} if accumulate > 1 else {}
     optimizer = SGD(learning_rate, recipes.MOMENTUM, weight_decay, **accumulation)
     fuse_update(optimizer)
     if mixed_precision:
@@ -81,7 +79,7 @@ def compile_for_training(
 
 
 @contextlib.contextmanager
-def own_folder(settings):
+def own_folder(settings: Settings) -> Iterator[None]:
     """Makes the run's folder, and keeps other processes out of it. What a refused run has made is removed.
 
     Raises:
@@ -106,7 +104,7 @@ def own_folder(settings):
             raise
 
 
-def open_folder(settings):
+def open_folder(settings: Settings) -> None:
     """Checks that the run's folder is this very run's. One that never saved anything does not count.
 
     Raises:
@@ -170,7 +168,7 @@ def train(settings: Settings, verbose: int = 1, profile: int = 0) -> dict:
 
 
 @contextlib.contextmanager
-def process(settings):
+def process(settings: Settings) -> Iterator[int]:
     """All that a run changes in its process, while it lasts: who writes, the graph optimizer, one method of Keras.
 
     What TensorFlow does not take back stays: the devices and threads, and deterministic operations if those were asked
@@ -292,7 +290,7 @@ def _train(settings, replicas, verbose, profile):
     return finish(settings, task, saved, trained.parts, schedule, history, _together(settings, replicas))
 
 
-def training_model(settings, network, replicas):
+def training_model(settings: Settings, network: keras.Model, replicas: int) -> TrainingModel:
     """The network up to its logits as it is trained: with frozen stages, in 16 bits, in parts, by fused kernels."""
     tasks.freeze(network, settings.freeze_until)
     if settings.mixed_precision:
@@ -357,7 +355,10 @@ def _describe(settings, task, replicas):
         )
 
 
-def fit(model, batches, *, first_step, steps, steps_per_epoch, callbacks, **options):
+def fit(
+    model: keras.Model, batches: tasks.Batches, *, first_step: int, steps: int, steps_per_epoch: int,
+    callbacks: list[keras.callbacks.Callback], **options: typing.Any,
+) -> None:  # fmt: skip
     """`model.fit` from step `first_step` to step `steps`, each of which may lie within an epoch.
 
     Keras' epochs all have the same length, so a part of one is fitted by a call of its own. `batches(step)` is an

@@ -5,6 +5,10 @@ import json
 import math
 import os
 import shlex
+import typing
+from collections.abc import Callable, Mapping
+
+import keras
 
 from keras_resnet import models
 from keras_resnet.data import imagenet, sources
@@ -21,7 +25,7 @@ POSITIVE = (
 PREPARATIONS = ("scale", "crop", "flip", "color", "mean")
 
 
-def flags(values):
+def flags(values: Mapping[str, object]) -> str:
     """Settings as words of a command line: {"depth": 56, "plain": True} is "--depth 56 --plain"."""
     words = []
     for name, value in values.items():
@@ -33,14 +37,17 @@ def flags(values):
     return shlex.join(words)
 
 
+AS_RECIPE: typing.Any = None  # what `recipes` says for the data: a `Settings` that is made has it in place of None
+
+
 @dataclasses.dataclass(frozen=True)
 class Settings:
     """What is trained and how; the defaults are the paper's (P1 4.2, 3.4). None: as `recipes` says for the data."""
 
-    depth: int | None = None
+    depth: int = AS_RECIPE
     plain: bool = False
     block: str = "basic"
-    shortcut: str | None = None
+    shortcut: str = AS_RECIPE
     stride_in: str | None = None
     activation_order: str | None = None
     shortcut_variant: str | None = None
@@ -51,7 +58,7 @@ class Settings:
     train_on_all: bool = False
     image_size: int = imagenet.IMAGE_SIZE
     colors: str | None = None
-    without: tuple = ()
+    without: tuple[str, ...] = ()
     skip_damaged: bool = False
     data_changed: bool = False
     steps: int | None = None
@@ -76,7 +83,7 @@ class Settings:
     mixed_precision: str | None = None
     jit: bool = False
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         """Fills in what depends on the data; RunError where a setting is outside its range, DataError for no data."""
         if self.photographs and not os.path.isdir(self.dataset):
             sources.find(self.dataset, self.data_dir)
@@ -171,13 +178,13 @@ class Settings:
         return {**recipe, **length, **schedule, "bn_batch_size": together, "lr": rate, "warmup": warmup}
 
     @property
-    def changes(self):
+    def changes(self) -> dict:
         """The settings that are not the defaults for these data and that decide on the result, a dictionary."""
         defaults = {field.name: field.default for field in dataclasses.fields(self)} | self._defaults()
         found = {name: getattr(self, name) for name in defaults if name not in WITHOUT_EFFECT}
         return {name: value for name, value in found.items() if value != defaults[name]}
 
-    def as_json(self):
+    def as_json(self) -> dict:
         """A dictionary that is the same after it was written and read."""
         return json.loads(json.dumps(dataclasses.asdict(self)))
 
@@ -186,29 +193,29 @@ class Settings:
         return f"PlainNet{depth}" if self.plain else f"ResNet{depth}{'V2' * v2}"
 
     @property
-    def builder(self):
+    def builder(self) -> Callable[..., keras.Model]:
         """The function of `models` that builds the network for photographs."""
         return getattr(models, self._builder(self.depth))
 
     @property
-    def photographs(self):
+    def photographs(self) -> bool:
         """Whether the data set is one of photographs: a folder, or of TensorFlow Datasets."""
         return self.dataset not in sources.DATASETS
 
     @property
-    def network(self):
+    def network(self) -> str:
         """For example "ResNet-20"."""
         name = f"{'plain' if self.plain else 'ResNet'}-{self.depth}"
         variants = filter(None, (self.activation_order, self.shortcut_variant))
         return "-".join([name, *(variant.replace("_", "-") for variant in variants)])
 
     @property
-    def data(self):
+    def data(self) -> str:
         """The data set's name."""
         return os.path.basename(os.path.abspath(self.dataset))
 
     @property
-    def folder(self):
+    def folder(self) -> str:
         return os.path.join(self.output, self.name or f"{self.data}-{self.network.lower()}")
 
     @property

@@ -14,7 +14,7 @@ import keras
 import tensorflow as tf
 
 
-def parts_of(images, bn_batch_size):
+def parts_of(images: int, bn_batch_size: int) -> int:
     """How many parts `images` images are cut into so that no part has more than `bn_batch_size`."""
     return -(-images // bn_batch_size)
 
@@ -44,7 +44,7 @@ def choose_threads(parts):
         return
 
 
-def moving_statistics(model):
+def moving_statistics(model: keras.Model) -> list[keras.Variable]:
     """The moving means and variances that training changes: those of batch normalisation that is not frozen."""
     found = []
     for layer in model.layers:
@@ -80,7 +80,7 @@ class TrainingModel(keras.Model):
         self.part_outputs = tf.function(lambda images: self(images, training=False), autograph=False)
 
     @property
-    def seeds(self):
+    def seeds(self) -> list[keras.Variable]:
         """The random states of dropout, which go on from part to part."""
         return [variable for variable in self.non_trainable_variables if "int" in variable.dtype]
 

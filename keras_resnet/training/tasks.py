@@ -4,6 +4,7 @@ import json
 import os
 import re
 import typing
+from collections.abc import Callable
 
 import keras
 import numpy as np
@@ -23,6 +24,9 @@ DATA, COLORS = "data.json", "colors.npz"
 LISTED = 8  # differences that a message names
 
 
+Batches: typing.TypeAlias = Callable[[int], tf.data.Dataset]
+
+
 class Task(typing.NamedTuple):
     """`batches(step)` is an endless `tf.data.Dataset` from that step on, `examples` the number of images to train on.
 
@@ -31,16 +35,16 @@ class Task(typing.NamedTuple):
     `damaged` is the set of the files that were skipped.
     """
 
-    classes: tuple
+    classes: tuple[str, ...]
     examples: int
-    build: typing.Callable
-    batches: typing.Callable
+    build: Callable[[], keras.Model]
+    batches: Batches
     validation: tf.data.Dataset | None
     test: tf.data.Dataset | None
-    damaged: set
+    damaged: set[str]
 
 
-def small_images(settings):
+def small_images(settings: Settings) -> Task:
     """CIFAR or the built-in shapes (P1 4.2): in memory, the per-pixel mean in the network's first layer."""
     source = sources.load(settings.dataset, settings.data_dir, settings.train_on_all)
     _check_batch(settings, len(source.train.labels))
@@ -85,7 +89,7 @@ def photographs(settings, verbose=0):
     _check_batch(settings, len(data.train))
     _check_data(settings, records.describe(data, settings.dataset))
     trained = _trained(settings)
-    damaged = set()
+    damaged: set[str] = set()
     skipped = damaged if settings.skip_damaged else None
     with imagenet.errors_named():
         if skipped is not None and not any(imagenet.center_batches(data.validation, skipped=skipped)):
@@ -150,7 +154,7 @@ def _initialized(network, trained, settings):
     return network
 
 
-def freeze(network, until):
+def freeze(network: keras.Model, until: str | None) -> None:
     """Leaves the stages up to this one as they are; their batch normalisation works as in testing. None: freezes none.
 
     Raises:

@@ -3,8 +3,12 @@
 P1 is "Deep Residual Learning for Image Recognition" (arXiv 1512.03385).
 """
 
+import typing
+from collections.abc import Iterable
+
 import keras
 import keras_tuner
+import numpy as np
 
 from keras_resnet import models
 from keras_resnet.data import cifar, sources
@@ -37,13 +41,13 @@ class ResNetHyperModel(keras_tuner.HyperModel):
             127.5, is subtracted from the pixels: `normalization`.
     """
 
-    def __init__(self, depth=20, seed=0, **options):
+    def __init__(self, depth: int = 20, seed: int = 0, **options: typing.Any):
         super().__init__()
         self.depth = depth
         self.seed = seed
         self.options = {"normalization": (127.5, 1.0), **options}
 
-    def build(self, hp):
+    def build(self, hp: keras_tuner.HyperParameters) -> keras.Model:
         """A compiled network for images (batch, 32, 32, 3), RGB in [0, 255]."""
         shortcut = hp.Choice("shortcut", ["A", "B", "C"])
         lr = hp.Float("lr", *LEARNING_RATES, sampling="log", default=recipes.LEARNING_RATE)
@@ -56,7 +60,11 @@ class ResNetHyperModel(keras_tuner.HyperModel):
         compile_for_training(model, lr, weight_decay)
         return model
 
-    def fit(self, hp, model, x, y, *, validation_data, epochs=1, initial_epoch=0, callbacks=(), **options):
+    def fit(
+        self, hp: keras_tuner.HyperParameters, model: keras.Model, x: np.ndarray, y: np.ndarray, *,
+        validation_data: tuple[np.ndarray, np.ndarray], epochs: int = 1, initial_epoch: int = 0,
+        callbacks: Iterable[keras.callbacks.Callback] = (), **options: typing.Any,
+    ) -> keras.callbacks.History:  # fmt: skip
         """Trains a model of `build`, from epoch `initial_epoch` to epoch `epochs`.
 
         Args:

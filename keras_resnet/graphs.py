@@ -36,7 +36,7 @@ def recursion_limit(n: int) -> Iterator[None]:
             sys.setrecursionlimit(max(_at_rest + _wanted))
 
 
-def load_model(path):
+def load_model(path: str | os.PathLike) -> keras.Model:
     """Reads a network of any depth.
 
     Args:

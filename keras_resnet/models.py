@@ -15,7 +15,7 @@ from keras import KerasTensor, layers
 from keras_resnet import blocks
 from keras_resnet.blocks import Initializer
 from keras_resnet.graphs import recursion_limit
-from keras_resnet.normalization import UNKNOWN, mean_and_std, normalize
+from keras_resnet.normalization import UNKNOWN, Normalization, mean_and_std, normalize
 from keras_resnet.weights import WeightsError, load_weights, published, readers
 
 # Blocks in each of the four stages (P1 Table 1).

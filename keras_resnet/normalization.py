@@ -1,6 +1,7 @@
 """What becomes of RGB pixels in [0, 255] before the first convolution: by a network's first layer, or outside."""
 
 import typing
+from collections.abc import Sequence
 
 import keras
 import numpy as np
@@ -156,7 +157,9 @@ def preprocess_input(images: np.ndarray | Tensor, mode: str = "auto") -> np.ndar
 CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
 
-def decode_predictions(predictions, top=5, classes="imagenet"):
+def decode_predictions(
+    predictions: typing.Any, top: int = 5, classes: str | Sequence[str] = "imagenet"
+) -> list[list[tuple[str, str, float]]]:
     """Names the most probable classes, as the function of the same name in keras.applications.
 
     Args:

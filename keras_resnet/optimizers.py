@@ -7,7 +7,7 @@ import math
 import sys
 import typing
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
 import keras
 from keras import ops
@@ -143,7 +143,7 @@ class _DividedRate(keras.callbacks.Callback):
             self.model.stop_training = True
             self.model._initial_epoch = sys.maxsize  # as BackupAndRestore tells `fit` where to begin
 
-    def nothing_left(self):
+    def nothing_left(self) -> str:
         """Why training is over before it begins; "" where it is not."""
         made = self._ask()
         return f"the optimizer has made {made} iterations of {self.steps}" if made >= self.end else ""
@@ -309,13 +309,13 @@ class PlateauSchedule(_DividedRate):
         self.divisions = math.inf if divisions is None else divisions
         self.not_validated = 0  # the last so many epochs
 
-    def first_state(self):
+    def first_state(self) -> dict:
         return {**super().first_state(), "best": None, "epochs_since": 0, "drops": 0, "used_up": False}
 
     def drops(self, step: int) -> int:
         return self.state["drops"]
 
-    def nothing_left(self):
+    def nothing_left(self) -> str:
         return super().nothing_left() or "the error has plateaued at the last rate" * self.state["used_up"]
 
     def take_up(self, rate):

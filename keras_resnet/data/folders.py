@@ -47,12 +47,12 @@ class Files:
         """What `read` needs for the examples with these numbers, int (m,): paths, string (m,), and labels, (m,)."""
         return tuple(tf.gather(tensor, numbers) for tensor in self._tensors)
 
-    def check(self, number):
+    def check(self, number: int) -> None:
         """OSError where an example's file cannot be read."""
         with open(self.paths[number], "rb"):
             pass
 
-    def read(self, path, label):
+    def read(self, path: tf.Tensor, label: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """One example: the content of an image file, a string, and its label, int64."""
         return tf.io.read_file(path), label
 
@@ -152,7 +152,7 @@ def _hash(name, seed):
     return int.from_bytes(hashlib.sha256(text).digest()[:6]) / 2**48
 
 
-def is_divided(folder):
+def is_divided(folder: Path) -> bool:
     """Whether a folder of images has train/ and val/, not a folder for each class. Errors as of `load`."""
     return bool(_parts(folder))
 

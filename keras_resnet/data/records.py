@@ -59,7 +59,7 @@ class Records:
         """
         return (tf.ensure_shape(tf.numpy_function(self._contents, [numbers], tf.string), (None,)),)
 
-    def check(self, number):
+    def check(self, number: int) -> None:
         """OSError where an example's record cannot be read."""
         self._content(number)
 
@@ -101,7 +101,7 @@ class ArrayRecords(Records):
         with open(path, "rb"):  # OSError where it cannot be read at all
             return b""  # which is no example, and so damage for whoever parses it
 
-    def name(self, number):
+    def name(self, number: int) -> str:
         return f"{self.paths[self.files[number]]}, record {self.offsets[number]},"
 
 
@@ -181,10 +181,11 @@ def describe(data: folders.Photographs, dataset: str) -> dict[str, str]:
         A dictionary of `sources.digest`: of the files' names in each class of a folder, wherever the folder lies, and
         of those that were set aside; or of the classes and of each part of a data set.
     """
-    if isinstance(data.train, folders.Files):
-        names, start = {name: [] for name in data.classes}, len(os.path.join(dataset, ""))
-        for part in (data.train, data.validation):
-            for path, label in zip(part.paths, part.labels, strict=True):
+    if isinstance(data.train, folders.Files) and isinstance(data.validation, folders.Files):
+        names: dict[str, list[bytes]] = {name: [] for name in data.classes}
+        start = len(os.path.join(dataset, ""))
+        for files in (data.train, data.validation):
+            for path, label in zip(files.paths, files.labels, strict=True):
                 names[data.classes[label]].append(os.fsencode(path[start:]))
         if not folders.is_divided(dataset):
             names[ASIDE] = [os.fsencode(path[start:]) for path in data.validation.paths]

@@ -15,7 +15,10 @@ import numpy as np
 
 from keras_resnet.data import pickles, shapes
 from keras_resnet.data.pickles import Arrays
-from keras_resnet.files import DataError
+from keras_resnet.files import DataError, Path
+
+if typing.TYPE_CHECKING:
+    import tensorflow_datasets as tfds
 
 DATASETS = ("cifar10", "cifar100", "shapes")
 VALIDATION_EXAMPLES = {"cifar10": 5_000, "cifar100": 5_000, "shapes": 1_280}  # P1 4.2: 45k/5k

@@ -269,7 +269,7 @@ def default_crop(paths: Sequence[Path], models: Sequence[keras.Model]) -> int:
     return known.pop() if known else views.CROP
 
 
-def model_file(path):
+def model_file(path: Path) -> str:
     """The path of the file that `load_model` reads; argument and errors as there."""
     path = find(path)
     file = os.path.join(path, "model.keras") if os.path.isdir(path) else path
@@ -280,7 +280,7 @@ def model_file(path):
     return file
 
 
-def load_model(path):
+def load_model(path: Path) -> keras.Model:
     """Loads a classifier.
 
     Args:
@@ -341,10 +341,11 @@ def evaluate(
 
     n = int(examples.cardinality())  # negative where it is not known
     progress = keras.utils.Progbar(n * len(plan.passes) if n > 0 else None, unit_name="image", verbose=verbose)
-    labels, total = None, 0
+    labels: np.ndarray = np.zeros(0, "int64")
+    total: np.ndarray = np.zeros(())
     with imagenet.bar_ended(verbose):
         for one_pass in plan.passes:
-            indices, pass_labels, scores = [], [], []
+            indices, labels_of_batches, scores = [], [], []
             for batch_indices, batch, batch_labels in views.batches(examples, one_pass, batch_size):
                 if not 0 <= batch_labels.min() <= batch_labels.max() < len(classes):
                     found = f"{batch_labels.min()} to {batch_labels.max()}"
@@ -353,11 +354,11 @@ def evaluate(
                     )
                 scores.append(_mean_probabilities(members, softmax, batch, len(batch_indices)))
                 indices.append(batch_indices)
-                pass_labels.append(batch_labels)
+                labels_of_batches.append(batch_labels)
                 progress.add(len(batch_indices))
             order = np.argsort(np.concatenate(indices))
-            pass_labels = np.concatenate(pass_labels)[order].astype("int64")
-            if labels is not None and not np.array_equal(labels, pass_labels):
+            pass_labels = np.concatenate(labels_of_batches)[order].astype("int64")
+            if len(labels) and not np.array_equal(labels, pass_labels):
                 raise EvaluationError(
                     "the examples came in another order when they were read again; do not shuffle them"
                 )

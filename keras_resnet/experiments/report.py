@@ -8,14 +8,13 @@ import os
 import re
 import statistics
 import typing
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
-from matplotlib.figure import Figure
 
 from keras_resnet.experiments import experiments, figures
 from keras_resnet.experiments.experiments import Experiment
-from keras_resnet.files import Path, RunError, write_whole
+from keras_resnet.files import RunError, write_whole
 from keras_resnet.training import recipes
 from keras_resnet.training.settings import flags
 

@@ -14,6 +14,7 @@ import re
 import shutil
 import subprocess
 import sys
+import typing
 import zlib
 from collections.abc import Callable, Iterator
 

@@ -99,7 +99,7 @@ class History(keras.callbacks.Callback):
         self.title = title
         self.accumulate = accumulate
         self.batches = 0
-        self.state = {"rows": [], "learning_rate": None, "seconds": 0.0, "timed_seconds": 0.0, "timed_steps": 0}
+        self.state: dict = {"rows": [], "learning_rate": None, "seconds": 0.0, "timed_seconds": 0.0, "timed_steps": 0}
         self.state["waited"] = 0.0  # of the timed seconds
         self.last = time.perf_counter()
         self.warm = False

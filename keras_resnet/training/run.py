@@ -37,7 +37,7 @@ def error(labels: tf.Tensor, outputs: tf.Tensor) -> tf.Tensor:
     return ops.cast(ops.not_equal(ops.argmax(outputs, axis=-1), ops.cast(labels, "int32")), "float32")
 
 
-def top5_error(labels, outputs):
+def top5_error(labels: tf.Tensor, outputs: tf.Tensor) -> tf.Tensor:
     """1 where the label's output is not among the five largest, else 0."""
     return 1 - ops.cast(ops.in_top_k(ops.cast(labels, "int32"), outputs, 5), "float32")
 

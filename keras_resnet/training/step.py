@@ -19,12 +19,12 @@ def parts_of(images: int, bn_batch_size: int) -> int:
     return -(-images // bn_batch_size)
 
 
-def cores():
+def cores() -> int:
     """How many processor cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def choose_threads(parts):
+def choose_threads(parts: int) -> None:
     """Lets as many operations run at a time as there are parts, with an equal share of the cores for each.
 
     Nothing changes where there is one part, where the user has chosen (`TF_NUM_INTRAOP_THREADS`,

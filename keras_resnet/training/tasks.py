@@ -17,6 +17,7 @@ from keras_resnet.files import RunError, write_whole
 from keras_resnet.graphs import LOADING_DEPTH, recursion_limit
 from keras_resnet.training import distribution
 from keras_resnet.training.history import own_line
+from keras_resnet.training.settings import Settings
 from keras_resnet.weights import load_weights, readers
 
 # Kept with a run from its beginning: what its data are, and the colours of its photographs.

@@ -106,7 +106,7 @@ def fetch(weights: str, network: str | None) -> str:
         ) from error
 
 
-def package(name: str, path: str):
+def package(name: str, path: str | os.PathLike) -> typing.Any:
     """Imports what only some formats need."""
     try:
         return importlib.import_module(name)

@@ -10,7 +10,6 @@ import math
 import os
 import pickle
 import re
-import types
 import typing
 from collections.abc import Callable, Mapping
 
@@ -21,6 +20,7 @@ import numpy as np
 from keras_resnet import blocks, normalization
 from keras_resnet.blocks import BN_EPSILON
 from keras_resnet.graphs import load_model
+from keras_resnet.normalization import Normalization
 from keras_resnet.weights import families, published
 from keras_resnet.weights.published import WeightsError, package
 

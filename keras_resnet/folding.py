@@ -29,7 +29,13 @@ def fold(model: keras.Model, dtype: str = "float32", batch_norm: bool = True) ->
     Returns:
         A `keras.Model` of stock layers with the names of `model`'s, and the same structure of inputs and outputs. In
         float32 its outputs are the same within 1e-5.
+
+    Raises:
+        ValueError: a layer was changed by `quantize`.
     """
+    for layer in model.layers:
+        if getattr(layer, "quantization_mode", None):
+            raise ValueError(f"{model.name}: {layer.name} was changed by quantize(); fold before that")
     if isinstance(model, keras.Sequential):
         model = keras.Model(model.inputs[0], model.outputs[0], name=model.name)
     folded = _foldable(model) if batch_norm else {}

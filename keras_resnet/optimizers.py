@@ -214,7 +214,13 @@ class _DividedRate(keras.callbacks.Callback):
     def _set_rate(self):
         if self.current_rate != self.rate(self.step):
             self.current_rate = self.rate(self.step)
-            self.optimizer.learning_rate = self.current_rate
+            try:
+                self.optimizer.learning_rate = self.current_rate
+            except TypeError as error:
+                raise ValueError(
+                    f"{type(self).__name__} sets the learning rate, and this optimizer has a schedule of its own; "
+                    "compile with a number, or leave out the callback"
+                ) from error
 
     def _say(self, text):
         if verbose := (self.params or {}).get("verbose", 1):

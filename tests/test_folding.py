@@ -191,3 +191,10 @@ def test_every_output_of_a_network_stays(dtype, tolerance):
     for name, maps in expected.items():
         assert found[name].dtype == "float32"
         np.testing.assert_allclose(found[name], maps, atol=tolerance * np.abs(maps).max())
+
+
+def test_quantized_layers_are_refused():
+    model = keras_resnet.CifarResNet(8)
+    model.quantize("int8")
+    with pytest.raises(ValueError, match=r"fc was changed by quantize\(\); fold before that"):
+        fold(model)

@@ -485,3 +485,10 @@ def test_plateau_in_fit(capsys, verbose):
     model.fit(x, y, batch_size=16, epochs=5, **options)
     assert schedule.state["drops"] == 2 and len(recorder.rates) == 12
     assert ("for 1 epochs, learning rate -> 1e-10" in capsys.readouterr().out) == bool(verbose)
+
+
+def test_two_schedules_of_one_rate_are_refused():
+    model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1)])
+    model.compile(SGD(keras.optimizers.schedules.CosineDecay(0.1, 10)), "mse")
+    with pytest.raises(ValueError, match="StepSchedule sets the learning rate, and this optimizer has"):
+        model.fit(np.ones((4, 1)), np.ones((4, 1)), verbose=0, callbacks=[StepSchedule(0.1, (3,))])

@@ -97,7 +97,7 @@ def table(result, part, skipped, options):
         f"{' + '.join(options.models)} on {options.data}, {len(result.labels):,} images, {len(result.classes)} classes"
     )
     rows = [("images", part), *([("damaged, skipped", len(skipped))] if skipped else [])]
-    rows += [("top-1 error", f"{result.error(1):.2%}"), ("top-5 error", f"{result.error(5):.2%}")]
+    rows += [(f"top-{k} error", f"{result.error(k):.2%}") for k in (1, 5) if k < len(result.classes)]
     rows += [(f"protocol: {key}" if key == "name" else f"  {key}", words) for key, words in result.protocol.items()]
     return "\n".join([title, "-" * len(title), *(f"{name:<18}{value}" for name, value in rows)])
 

@@ -216,8 +216,15 @@ def _photographs(dataset, data_dir, part, models):
                 f"these runs set aside different parts of {dataset}, by different seeds: {', '.join(map(str, aside))}. "
                 "Test each by itself, or on other data."
             )
+        runs = {path: run_settings(path).get("dataset") for path in models}
+        others = [
+            f"{path} was trained on {runs[path]}"
+            for path in models
+            if path not in aside and runs[path] not in (None, *sources.DATASETS)
+        ]
         for data in aside.values():
-            return data.classes, data.validation, f"validation images, set aside in training by seed {seeds.pop()}"
+            which = f"validation images, set aside in training by seed {seeds.pop()}"
+            return data.classes, data.validation, "; ".join([which, *others])
     if part in (None, "all") and (found := records.load_part(dataset, "all", data_dir)):
         return *found, "all images"
     raise EvaluationError(f"{dataset} has no {part or 'test or validation'} images, or says no classes of them")

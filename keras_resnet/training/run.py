@@ -236,7 +236,7 @@ def _train(settings, replicas, verbose, profile):
 
     # From here on a step is one forward and backward pass, of which `accumulate` make one step of the optimizer.
     steps = settings.length(task.examples) * settings.accumulate
-    steps_per_epoch = task.examples // settings.batch_in_memory
+    steps_per_epoch = task.examples // settings.batch_size * settings.accumulate
     history = History(folder, f"{settings.network} on {settings.data}", settings.accumulate)
     with StopSignals() as stop, imagenet.errors_named():
         saver = Checkpoint(
@@ -349,9 +349,11 @@ def _describe(settings, task, replicas):
     together = _together(settings, replicas)
     if together != settings.bn_batch_size:
         parts = settings.accumulate * replicas * parts_of(settings.batch_in_memory // replicas, together)
+        why = [f"--accumulate {settings.accumulate}"] * (settings.accumulate > 1)
+        why += [f"{replicas} devices"] * (replicas > 1)
         print(
-            f"batch normalisation sees {together} images together, not the {settings.bn_batch_size} of "
-            f"--bn-batch-size: {settings.batch_size} are in {parts} parts"
+            f"batch normalisation sees {together} images together, not {settings.bn_batch_size}: "
+            f"{settings.batch_size} are in {parts} parts" + f", because of {' and '.join(why)}" * bool(why)
         )
 
 

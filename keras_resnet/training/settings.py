@@ -226,7 +226,7 @@ class Settings:
 
     def steps_in(self, epochs, examples):
         """How many whole steps so many epochs of so many images have, at least 1."""
-        return max(1, epochs * (examples // self.batch_in_memory) // self.accumulate)
+        return max(1, epochs * (examples // self.batch_size))
 
     def length(self, examples):
         """Steps of the whole run on so many images."""

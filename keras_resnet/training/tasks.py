@@ -12,6 +12,7 @@ import tensorflow as tf
 
 from keras_resnet import models
 from keras_resnet.data import cifar, color, imagenet, records, sources
+from keras_resnet.data.parts import Parts
 from keras_resnet.data.sources import DataError
 from keras_resnet.files import RunError, write_whole
 from keras_resnet.graphs import LOADING_DEPTH, recursion_limit
@@ -66,11 +67,13 @@ def small_images(settings: Settings) -> Task:
         return _initialized(network, trained, settings)
 
     def batches(step):
-        size, seed = settings.batch_in_memory, settings.seed
-        return distribution.datasets(
-            lambda parts: cifar.training_batches(
-                source.train, mean, batch_size=size, seed=seed, first_step=step, parts=parts
-            )
+        seed = settings.seed
+        return _parts_of_batches(
+            settings,
+            step,
+            lambda first_step, parts: cifar.training_batches(
+                source.train, mean, batch_size=settings.batch_size, seed=seed, first_step=first_step, parts=parts
+            ),
         )
 
     def evaluation(split):
@@ -114,18 +117,20 @@ def photographs(settings, verbose=0):
         return _initialized(network, trained, settings)
 
     def batches(step):
-        return distribution.datasets(
-            lambda parts: imagenet.training_batches(
+        return _parts_of_batches(
+            settings,
+            step,
+            lambda first_step, parts: imagenet.training_batches(
                 data.train,
-                batch_size=settings.batch_in_memory,
+                batch_size=settings.batch_size,
                 seed=settings.seed,
-                first_step=step,
+                first_step=first_step,
                 image_size=settings.image_size,
                 components=None if "color" in settings.without else colors.components,
                 skipped=skipped,
                 parts=parts,
                 **{choice: choice not in settings.without for choice in ("scale", "crop", "flip")},
-            )
+            ),
         )
 
     validation = distribution.datasets(
@@ -170,10 +175,21 @@ def freeze(network: keras.Model, until: str | None) -> None:
             layer.trainable = stage > until
 
 
+def _parts_of_batches(settings, step, training_batches):
+    """The data set from `step` on: a part of a batch for each device, or with --accumulate one after the other.
+
+    `step` counts what is in memory at a time; `training_batches` takes a step of whole batches, and `Parts`.
+    """
+    if settings.accumulate == 1:
+        return distribution.datasets(lambda parts: training_batches(step, parts))
+    whole, begun = divmod(step, settings.accumulate)
+    return training_batches(whole, Parts(settings.accumulate, range(settings.accumulate))).skip(begun)
+
+
 def _check_batch(settings, examples):
-    if settings.batch_in_memory > examples:
+    if settings.batch_size > examples:
         raise RunError(
-            f"--batch-size is at most the number of training examples, {examples}; found {settings.batch_in_memory}"
+            f"--batch-size is at most the number of training examples, {examples}; found {settings.batch_size}"
         )
 
 

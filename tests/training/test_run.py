@@ -1,6 +1,7 @@
 import concurrent.futures
 import contextlib
 import csv
+import dataclasses
 import errno
 import fcntl
 import json
@@ -418,6 +419,21 @@ def test_an_accumulating_run_counts_the_optimizers_steps_and_resumes(tmp_path, p
     train(arguments, verbose=0)
     assert "resuming from step 3" in capsys.readouterr().out
     assert [r["step"] for r in rows(tmp_path)] == ["6", "9"]
+
+
+def test_parts_of_a_batch_in_turn_are_the_same_epochs_and_images(tmp_path, monkeypatch):
+    """Steps end with epochs, whatever is left over; all of a batch's images are in its parts, in their order."""
+    monkeypatch.setattr(sources, "SHAPES_EXAMPLES", {"train": 39 + 32, "test": 48})
+    monkeypatch.setattr(sources, "VALIDATION_EXAMPLES", {"shapes": 32})
+    seen = {}
+    for name, accumulate in (("whole", 1), ("parts", 2)):
+        arguments = settings(tmp_path, name=name, steps=6, accumulate=accumulate)
+        batches = tasks.small_images(dataclasses.replace(arguments, output=str(tmp_path / "data"))).batches(0)
+        seen[name] = np.concatenate([labels for _, labels in batches.take(2 * accumulate)])
+        train(arguments, verbose=0)
+        with open(tmp_path / name / "history.csv") as file:
+            assert [row["step"] for row in csv.DictReader(file)] == ["2", "4", "6"]
+    assert np.array_equal(seen["whole"], seen["parts"])
 
 
 @pytest.mark.parametrize(

@@ -147,7 +147,8 @@ def check_classes(path: Path, classes: Iterable[str]) -> tuple[tuple[str, ...], 
     if unknown:
         raise EvaluationError(
             f"{path} was trained on other classes: {len(trained)} there, {len(classes)} in the data; there is no "
-            f"{', '.join(unknown[:8])} in its classes.json. Test it on data with the classes that it knows."
+            f"{', '.join(unknown[:8])} in its classes.json, or more than one. Test it on data with the classes that it "
+            "knows."
         )
     return trained, np.array([trained.index(name) for name in classes])
 

@@ -492,8 +492,9 @@ def the_program(monkeypatch, *arguments):
         return json.load(file), seen[0]
 
 
-def test_a_run_is_tested_as_it_was_trained(trained, monkeypatch):
+def test_a_run_is_tested_as_it_was_trained(trained, monkeypatch, capsys):
     found, result = the_program(monkeypatch, "run")
+    assert "\nimages            validation images, set aside in training by seed 1\n" in capsys.readouterr().out
     data = folders.load("photos", 1)
     n = len(data.validation)
     assert found["part"] == "validation images, set aside in training by seed 1" and found["examples"] == n
@@ -517,9 +518,54 @@ def test_photographs_that_are_not_a_runs_are_tested_whole(trained, monkeypatch):
 
 def test_data_that_changed_since_the_training(trained, monkeypatch):
     os.rename("photos/a/0.png", "photos/a/10.png")
-    with pytest.raises(SystemExit, match="photos has changed since run was trained on it.*--part all"):
-        main(monkeypatch, "run")
+    os.symlink("photos", "link")
+    for name in ("photos", "link"):
+        with pytest.raises(SystemExit, match=f"{name} has changed since run was trained on it.*--part all"):
+            main(monkeypatch, "run", "--data", name)
     assert the_program(monkeypatch, "run", "--part", "all")[0]["examples"] == 70
+
+
+def test_a_run_that_kept_no_description_of_its_data(trained, monkeypatch):
+    """As those of earlier versions: its seed is what there is."""
+    os.remove("run/data.json")
+    assert the_program(monkeypatch, "run")[0]["part"] == "validation images, set aside in training by seed 1"
+    os.rename("photos", "others")
+    assert the_program(monkeypatch, "run", "--data", "others")[0]["part"] == "all images"
+
+
+def test_a_changed_set_of_tensorflow_datasets(trained, monkeypatch):
+    """It is known by its name; elsewhere than in a folder there is no other."""
+    with open("run/args.json", "w") as file:
+        json.dump({"dataset": "tiny", "data_dir": "somewhere", "image_size": 16, "seed": 1}, file)
+    whole, asked = folders.load("photos"), []
+
+    def load_part(dataset, part, data_dir):
+        asked.append(data_dir)
+        return (whole.classes, whole.train) if part == "all" else None
+
+    monkeypatch.setattr(records, "load_part", load_part)
+    monkeypatch.setattr(records, "photographs", lambda dataset, data_dir, seed: whole)
+    with pytest.raises(SystemExit, match="tiny has changed since run was trained on it"):
+        main(monkeypatch, "run")
+    assert set(asked) == {"somewhere"}
+    assert the_program(monkeypatch, "run", "--data", "other")[0]["part"] == "all images"
+
+
+def test_classes_of_the_same_name(trained):
+    """ImageNet has two cranes. They are told apart only where the data have the run's own order."""
+    twice = ("crane", "dog", "crane")
+    make_run("cranes", twice)
+    names, numbers = protocols.check_classes("cranes", twice)
+    assert names == twice and list(numbers) == [0, 1, 2]
+    with pytest.raises(evaluation.EvaluationError, match="there is no crane in its classes.json, or more than one"):
+        protocols.check_classes("cranes", ("crane", "dog"))
+
+
+def test_the_crop_is_the_one_that_the_network_takes(folder):
+    paths = [str(folder / "0.keras")]
+    models = [evaluation.load_model(paths[0])]
+    assert evaluation.default_crop(paths, models) == 28
+    assert evaluation.default_crop(paths, [tiny()]) == 224
 
 
 def test_labels_are_those_of_the_run(trained, monkeypatch):

@@ -413,6 +413,10 @@ as_bfloat16 = lambda: keras.Sequential([ending(layers.Softmax()), layers.Activat
         (lambda: within(within(ending())), True),
         (lambda: averaged(ending(layers.Softmax()), ending(layers.Softmax())), False),
         (lambda: by_positions("softmax"), False),
+        (
+            lambda: ending(layers.Softmax(), layers.Reshape((1, 1, 10)), layers.AveragePooling2D(1), layers.Flatten()),
+            False,
+        ),
         (lambda: by_positions(None), True),
         (as_bfloat16, False),
         (lambda: fold(ending(layers.Dense(10, activation="softmax")), "bfloat16"), False),

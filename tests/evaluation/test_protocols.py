@@ -599,6 +599,14 @@ def test_combinations_of_runs_that_contradict_each_other(trained, monkeypatch):
     assert found["examples"] == len(folders.load("photos", 1).validation)
 
 
+def test_a_folder_with_the_name_of_a_built_in_set(trained, monkeypatch):
+    """It is not what the run was trained on."""
+    with open("run/args.json", "w") as file:
+        json.dump({"dataset": "shapes", "data_dir": None, "image_size": 224, "seed": 1}, file)
+    os.rename("photos", "shapes")
+    assert the_program(monkeypatch, "run", "--data", "./shapes", "--crop", "16")[0]["part"] == "all images"
+
+
 def test_validation_images_that_were_trained_on(trained, monkeypatch):
     with open("run/args.json", "w") as file:
         json.dump({"dataset": "shapes", "train_on_all": True, "data_dir": None, "image_size": 224}, file)

@@ -393,6 +393,19 @@ def by_positions(activation):
     return keras.Model(inputs, layers.GlobalAveragePooling2D()(layers.Conv2D(10, 1, activation=activation)(inputs)))
 
 
+def the_second_of_two_outputs():
+    inputs = keras.Input((8, 8, 3))
+    network = ending(layers.Softmax())
+    both = keras.Model(network.inputs, [network.layers[-2].output, network.output])
+    return keras.Model(inputs, both(inputs)[1])
+
+
+def the_second_of_two_calls():
+    network, flatten = ending(), layers.Flatten()
+    flatten(network.output)
+    return keras.Model(network.inputs, flatten(layers.Softmax()(network.output)))
+
+
 as_bfloat16 = lambda: keras.Sequential([ending(layers.Softmax()), layers.Activation("linear", dtype="bfloat16")])
 
 
@@ -418,6 +431,8 @@ as_bfloat16 = lambda: keras.Sequential([ending(layers.Softmax()), layers.Activat
             False,
         ),
         (lambda: by_positions(None), True),
+        (the_second_of_two_outputs, False),
+        (the_second_of_two_calls, False),
         (as_bfloat16, False),
         (lambda: fold(ending(layers.Dense(10, activation="softmax")), "bfloat16"), False),
     ],

@@ -116,7 +116,7 @@ class History(keras.callbacks.Callback):
         self.before = self.state["waited"], self.state["timed_seconds"]
 
     def on_train_batch_begin(self, batch, logs=None):
-        self.waited = getattr(self.model, "waited", 0.0)
+        self.waited = getattr(self.model, "waited", None) or 0.0
         if self.state["learning_rate"] is None:
             rate = keras.ops.convert_to_numpy(self.model.optimizer.learning_rate)
             self.state["learning_rate"] = float(f"{rate:.6g}")
@@ -127,13 +127,14 @@ class History(keras.callbacks.Callback):
         if self.warm:  # the first step of a process includes compilation
             self.state["timed_seconds"] += seconds
             self.state["timed_steps"] += 1
-            self.state["waited"] += getattr(self.model, "waited", 0.0) - self.waited
+            self.state["waited"] += (getattr(self.model, "waited", None) or 0.0) - self.waited
         self.warm = True
 
     def on_epoch_end(self, epoch, logs=None):
         self.lap()
         waited, timed = self.state["waited"] - self.before[0], self.state["timed_seconds"] - self.before[1]
-        logs["waiting"] = waited / max(timed, 1e-9)
+        if getattr(self.model, "waited", None) is not None:
+            logs["waiting"] = waited / max(timed, 1e-9)
         row = {
             "epoch": epoch + 1,
             "step": self.batches // self.accumulate,  # the optimizer counts none whose gradients overflow

@@ -400,7 +400,7 @@ def finish(settings, task, saved, parts, schedule, history, together):
         "warm_at_step": schedule.state["warm_at_step"],
         "normalized_together": together,
         "damaged_files": len(task.damaged),
-        "waiting": round(state["waited"] / max(state["timed_seconds"], 1e-9), 3),
+        "waiting": round(state["waited"] / max(state["timed_seconds"], 1e-9), 3) if "waiting" in rows[-1] else None,
         "images_per_second": round(images / max(state["timed_seconds"], 1e-9), 1),
         "seconds": round(state["seconds"], 1),
     }

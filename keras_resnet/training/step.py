@@ -67,14 +67,15 @@ class TrainingModel(keras.Model):
         jit_parts: whether XLA compiles what is computed of each part, up to its gradients. Unlike `jit_compile` it may
             be so on several replicas, whose gradients are summed between the compiled function and the update.
 
-    `waited` is for how many seconds `fit` has waited for batches.
+    `waited` is for how many seconds `fit` has waited for batches; None on several replicas, for which TensorFlow fetches
+    batches ahead.
     """
 
     def __init__(self, inputs, outputs, parts: int = 1, name: str | None = None, *, jit_parts: bool = False):
         super().__init__(inputs, outputs, name=name)
         self.parts = parts
         self.jit_parts = jit_parts
-        self.waited = 0.0
+        self.waited = 0.0 if self.distribute_strategy.num_replicas_in_sync == 1 else None
         # A function, so that one part is traced for all of them.
         self.part_step = tf.function(self._part_step, autograph=False, jit_compile=jit_parts or None)
         self.part_outputs = tf.function(lambda images: self(images, training=False), autograph=False)
@@ -98,7 +99,7 @@ class TrainingModel(keras.Model):
         """Keras' own, but that the batch is taken before the graph runs, so that the wait for it can be measured."""
         before = self.train_function
         super().make_train_function(force)
-        if self.train_function is not before:
+        if self.train_function is not before and self.waited is not None:
             step = self.train_function
 
             def timed(iterator):

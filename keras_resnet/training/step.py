@@ -67,8 +67,8 @@ class TrainingModel(keras.Model):
         jit_parts: whether XLA compiles what is computed of each part, up to its gradients. Unlike `jit_compile` it may
             be so on several replicas, whose gradients are summed between the compiled function and the update.
 
-    `waited` is for how many seconds `fit` has waited for batches; None on several replicas, for which TensorFlow fetches
-    batches ahead.
+    `waited` is for how many seconds `fit` has waited for batches; None on several replicas, for which TensorFlow
+    fetches them ahead.
     """
 
     def __init__(self, inputs, outputs, parts: int = 1, name: str | None = None, *, jit_parts: bool = False):

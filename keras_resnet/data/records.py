@@ -95,9 +95,8 @@ class ArrayRecords(Records):
 
     def _content(self, number):
         path, place = self.paths[self.files[number]], [int(self.offsets[number])]
-        for open_file in (_array_record, _array_record.__wrapped__):  # after damage a reader reads nothing any more
-            with contextlib.suppress(RuntimeError, IndexError):
-                return open_file(path).read(place)[0]
+        with contextlib.suppress(RuntimeError, IndexError):
+            return _array_record(path).read(place)[0]
         with open(path, "rb"):  # OSError where it cannot be read at all
             return b""  # which is no example, and so damage for whoever parses it
 

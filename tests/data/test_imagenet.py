@@ -191,7 +191,7 @@ def test_the_window_of_a_tiny_image_is_not_empty():
 def test_augment_against_resize_then_crop(photographs_dir):
     """The same random numbers, the whole photograph resized, then cropped: as close as half a pixel allows."""
     rng, differences, two_pixels_off = np.random.default_rng(0), [], []
-    for path in folders.load(photographs_dir).validation.paths:
+    for path in folders.list_classes(photographs_dir)[1].paths[::5]:
         data = tf.io.read_file(path)
         side, place, flip = int(rng.integers(256, 481)), rng.random(2).astype("float32"), bool(rng.random() < 0.5)
         shift = rng.normal(size=3).astype("float32")

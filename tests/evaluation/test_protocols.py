@@ -568,6 +568,17 @@ def test_the_crop_is_the_one_that_the_network_takes(folder):
     assert evaluation.default_crop(paths, [tiny()]) == 224
 
 
+def test_the_crop_of_a_run_on_small_images_is_not_its_setting_for_photographs(trained):
+    with open("run/args.json", "w") as file:
+        json.dump({"dataset": "shapes", "image_size": 224}, file)
+    assert evaluation.default_crop(["run"], [tiny(16)]) == 16
+
+
+def test_data_for_models_of_no_file(trained):
+    classes, examples, words = evaluation.load_data("photos")
+    assert classes == CLASSES and words == "all images" and examples.cardinality() == 70
+
+
 def test_labels_are_those_of_the_run(trained, monkeypatch):
     """The data have some of its classes, in another order than it."""
     make_run("backwards", CLASSES[::-1])

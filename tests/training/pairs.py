@@ -51,7 +51,7 @@ SMALL_IMAGES = {
 PHOTOGRAPHS = {
     "base": ({"dataset": DATA, "steps": 4, "batch_size": 8, "lr": 0.001, "checkpoint_every": 3},),
     "network": (
-        {"depth": 18, "preactivation": True},
+        {"depth": 18, "activation_order": "full_preactivation"},
         {"depth": 18, "plain": True},
         {"depth": 18, "init_from": TRAINED, "freeze_until": "conv3"},
         {"depth": 50},

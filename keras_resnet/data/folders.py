@@ -7,6 +7,7 @@ import hashlib
 import os
 import typing
 import warnings
+from collections.abc import Callable
 
 import numpy as np
 import tensorflow as tf
@@ -14,14 +15,21 @@ import tensorflow as tf
 from keras_resnet.data.sources import DataError
 from keras_resnet.files import Path
 
-if typing.TYPE_CHECKING:
-    from keras_resnet.data.records import Records
-
-Examples: typing.TypeAlias = "Files | Records"
-
 ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif")  # in small or capital letters
 VALIDATION_PART = 0.1  # of DIR/CLASS/FILE
 PARTS = {"train", "training", "val", "valid", "validation", "test", "testing"}  # names of folders that are no classes
+
+
+class Examples(typing.Protocol):
+    """What `Files` and `records.Records` have in common: examples on disk, which `read` reads within a graph."""
+
+    def __len__(self) -> int: ...
+    def part(self, numbers: np.ndarray) -> "Examples": ...
+    def rows(self, numbers: np.ndarray | tf.Tensor) -> tuple[tf.Tensor, ...]: ...
+    @property
+    def read(self) -> Callable[..., tuple[tf.Tensor, tf.Tensor]]: ...
+    def check(self, number: int) -> None: ...
+    def name(self, number: int) -> str: ...
 
 
 @dataclasses.dataclass(frozen=True)

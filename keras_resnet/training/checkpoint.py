@@ -15,7 +15,6 @@ import numpy as np
 
 from keras_resnet.files import Path, RunError, write_whole
 from keras_resnet.optimizers import sync_variables
-from keras_resnet.training.distribution import AgreedStop
 
 
 class Stopped(Exception):
@@ -25,6 +24,13 @@ class Stopped(Exception):
         super().__init__(f"stopped by {signal.Signals(signal_number).name} at step {step}")
         self.step = step
         self.signal_number = signal_number
+
+
+class Stop(typing.Protocol):
+    """Says which signal asks the run to stop, None for none."""
+
+    @property
+    def received(self) -> int | None: ...
 
 
 class StopSignals:
@@ -67,12 +73,12 @@ class Checkpoint(keras.callbacks.Callback):
         steps_per_epoch: steps in an epoch.
         steps: steps of the whole run; the last one is always saved.
         callbacks: those with a `state`, a dictionary that JSON can hold.
-        stop: `StopSignals` to obey.
+        stop: whom to obey, `StopSignals` for example.
     """
 
     def __init__(
         self, path: Path, model: keras.Model, *, every: int, steps_per_epoch: int, steps: int,
-        callbacks: Iterable[keras.callbacks.Callback], stop: StopSignals | AgreedStop,
+        callbacks: Iterable[keras.callbacks.Callback], stop: Stop,
     ) -> None:  # fmt: skip
         super().__init__()
         self.path = path

@@ -14,7 +14,6 @@ import re
 import shutil
 import subprocess
 import sys
-import typing
 import zlib
 from collections.abc import Callable, Iterator
 
@@ -27,10 +26,8 @@ from keras_resnet.data.parts import Parts
 from keras_resnet.files import RunError
 from keras_resnet.optimizers import sync_variables
 from keras_resnet.training import precision
+from keras_resnet.training.checkpoint import Stop
 from keras_resnet.training.step import choose_threads, cores, moving_statistics
-
-if typing.TYPE_CHECKING:
-    from keras_resnet.training.checkpoint import StopSignals
 
 STRATEGIES = ("auto", "none", "mirrored", "multiworker")
 KERAS_VERSIONS = ("3.15.1",)  # those whose `fit` was tested with the adapter below
@@ -308,7 +305,7 @@ class AgreedStop:
 
     EVERY = 8
 
-    def __init__(self, stop: "StopSignals"):
+    def __init__(self, stop: Stop):
         self.stop = stop
         self.questions = 0
 

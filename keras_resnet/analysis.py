@@ -4,7 +4,7 @@ P1 is "Deep Residual Learning for Image Recognition" (arXiv 1512.03385).
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import keras
 import numpy as np
@@ -136,6 +136,59 @@ def gradient_norms(model: keras.Model, images: np.ndarray | Tensor, labels: np.n
     layers = _layers(copy, (keras.layers.Conv2D, keras.layers.Dense))
     norm = lambda layer: float(np.linalg.norm(keras.ops.convert_to_numpy(gradients[layer.kernel.path])))
     return {layer.name: norm(layer) for layer in layers}
+
+
+def class_activation_map(
+    model: keras.Model, images: np.ndarray | Tensor, class_index: int | Sequence[int] | np.ndarray | None = None,
+    batch_size: int = 128,
+) -> np.ndarray:  # fmt: skip
+    """What each position of the last feature map says for a class (Zhou et al., arXiv 1512.04150, section 2).
+
+    Behind the last feature map stand global average pooling and one fully connected layer. So the logit of a class is
+    the mean of this map over all positions, plus the class's bias.
+
+    Args:
+        model: a network of this package with its top, or another functional or sequential Keras model that ends with
+            global average pooling, one fully connected layer, and at most an activation.
+        images: (n, height, width, channels), as the model takes them.
+        class_index: the class in [0, classes), one for all images or one for each; None: each image's most probable.
+        batch_size: images in a forward pass.
+
+    Raises:
+        ValueError: the model ends otherwise, or `class_index` is no class, or names another number of them.
+
+    Returns:
+        (n, rows, columns), float32, of the last feature map's size. Positive values speak for the class. In a network
+        of this package row i and column j look at an area about the pixel (stride i, stride j), where stride is the
+        input's size divided by the map's: 32, 4 in the networks for small images, or the `output_stride`.
+    """
+    pool, fc = _pool_and_fc(model)
+    with recursion_limit(LOADING_DEPTH):
+        probe = keras.Model(model.inputs[0], [pool.input, fc.output])
+    maps, scores = (np.asarray(x, "float32") for x in probe.predict(images, batch_size, verbose=0))
+    classes = scores.argmax(axis=-1) if class_index is None else np.asarray(class_index)
+    if classes.shape not in {(), (len(maps),)} or classes.dtype.kind not in "iu":
+        raise ValueError(
+            f"class_index is an integer or one for each of {len(maps)} images; found {classes.dtype} {classes.shape}"
+        )
+    if not ((classes >= 0) & (classes < scores.shape[-1])).all():
+        raise ValueError(f"{model.name} has the classes 0 to {scores.shape[-1] - 1}; found class_index={class_index}")
+    kernel = np.asarray(keras.ops.convert_to_numpy(fc.kernel), "float32")
+    return np.einsum("nijc,nc->nij", maps, kernel.T[np.broadcast_to(classes, len(maps))])
+
+
+def _pool_and_fc(model):
+    """The two layers that a classifier ends with, before its last activation."""
+    fc = model.outputs[0]._keras_history.operation
+    if isinstance(fc, (keras.layers.Activation, keras.layers.Softmax)):
+        fc = fc.input._keras_history.operation
+    pool = fc.input._keras_history.operation if isinstance(fc, keras.layers.Dense) else None
+    if not isinstance(pool, keras.layers.GlobalAveragePooling2D):
+        raise ValueError(
+            f"{model.name} does not end with global average pooling and one fully connected layer of its own; "
+            "of a network of this package give the whole one, with its top"
+        )
+    return pool, fc
 
 
 def _layers(model, kind):

@@ -1,12 +1,16 @@
 import math
+import os
+import subprocess
+import sys
 
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from conftest import randomize
 
 import keras_resnet
-from keras_resnet.analysis import count_macs, gradient_norms, recalibrate_bn, response_std
+from keras_resnet.analysis import class_activation_map, count_macs, gradient_norms, recalibrate_bn, response_std
 from keras_resnet.data import shapes
 
 IMAGE = (224, 224, 3)
@@ -198,3 +202,125 @@ def test_a_network_without_3x3_convolutions():
     model = keras.Sequential([keras.Input((8, 8, 3)), keras.layers.Conv2D(4, 1)], name="flat")
     with pytest.raises(ValueError, match="flat has no 3x3 convolution"):
         response_std(model, np.zeros((1, 8, 8, 3)))
+
+
+CLASSIFIERS = [
+    lambda: keras_resnet.CifarResNet(8),
+    lambda: keras_resnet.CifarPlainNet(8, normalization="cifar10"),
+    lambda: keras_resnet.CifarResNet(11, block="bottleneck", activation_order="full_preactivation", classes=7),
+    lambda: keras_resnet.CifarResNet(8, classifier_activation=None, normalization=((120, 125, 130), 64)),
+    lambda: keras_resnet.ResNet18(input_shape=(32, 48, 3), classes=6, output_stride=8, normalization="caffe"),
+    lambda: keras_resnet.ResNet18(classes=6, output_stride=16),
+]
+
+
+def pictures(model, n=5):
+    return np.random.default_rng(0).uniform(0, 255, (n, *(size or 48 for size in model.input_shape[1:]))).astype("f4")
+
+
+@pytest.mark.parametrize("classes, build", [*zip((2, [3, 0, 1, 5, 3], None) * 2, CLASSIFIERS, strict=True)])
+def test_the_mean_of_a_class_activation_map_is_the_logit(classes, build):
+    model = build()
+    randomize(model)
+    x = pictures(model) if "normalization" in (layer.name for layer in model.layers) else pictures(model) / 128 - 1
+    logits = keras_resnet.models.logits(model).predict(x, verbose=0)
+    bias = np.asarray(model.get_layer("fc").bias)
+    assert np.ptp(logits, axis=0).max() > 1e-2  # images differ
+    index = logits.argmax(axis=1) if classes is None else np.broadcast_to(classes, 5)
+    maps = class_activation_map(model, x, classes, batch_size=2)
+    assert maps.dtype == np.float32 and maps.std(axis=(1, 2)).min() > 1e-3
+    expected = logits[np.arange(5), index] - bias[index]
+    assert np.allclose(maps.mean(axis=(1, 2)), expected, rtol=1e-4, atol=1e-4 * np.abs(logits).max())
+
+
+def test_a_class_activation_map_is_the_last_feature_map_times_a_column_of_the_last_layer():
+    model = keras_resnet.ResNet18(input_shape=(64, 96, 3), classes=4, output_stride=8)
+    randomize(model)
+    x = pictures(model) / 128 - 1
+    features = keras_resnet.features(model).predict(x, verbose=0)["conv5"].astype("float64")
+    found = class_activation_map(model, x, 3)
+    assert found.shape == (5, 8, 12)
+    assert np.allclose(found, features @ np.asarray(model.get_layer("fc").kernel)[:, 3], rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    "build, stride, off",
+    [
+        (lambda: keras_resnet.CifarResNet(8, shortcut="B"), 4, 0),
+        (lambda: keras_resnet.CifarPlainNet(8), 4, 0),
+        (lambda: keras_resnet.CifarResNet(8, input_shape=(64, 64, 3)), 4, 0),
+        # Of equal pixels max pooling takes the first, which is one position of stride 2 to the left.
+        (lambda: keras_resnet.ResNet18(input_shape=(512, 512, 3), classes=10), 32, -2),
+    ],
+)
+def test_where_a_class_activation_map_looks(build, stride, off):
+    """The pixels that change a position lie about (stride i, stride j), as many on each side."""
+    model = build()
+    for layer in model.layers:
+        if hasattr(layer, "kernel"):
+            layer.kernel.assign(np.full(layer.kernel.shape, 1 / np.prod(layer.kernel.shape[:-1])))
+    size = model.input_shape[1]
+    i = size // stride // 2
+    center, x = stride * i, np.ones((1, size, size, 3), "float32")
+    with tf.GradientTape() as tape:
+        image = tf.Variable(x)
+        position = keras.Model(model.input, model.get_layer("pool").input)(image)[0, i, i]
+    seen = np.flatnonzero(np.abs(tape.gradient(position, image)[0]).sum(axis=(1, 2)) > 0)
+    assert seen[0] > 0 and seen[-1] < size - 1 and (seen[0] + seen[-1]) / 2 == center + off
+
+
+def test_a_class_activation_map_of_other_networks(images):
+    x = images[0][:4].astype("float32")
+    inner = keras_resnet.CifarResNet(8, include_top=False)
+    pool, fc = keras.layers.GlobalAveragePooling2D(), keras.layers.Dense(3, activation="softmax")
+    model = keras.Sequential([keras.Input((32, 32, 3)), inner, pool, fc])
+    logits = pool(inner(x)) @ fc.kernel + fc.bias
+    assert np.allclose(class_activation_map(model, x, 1).mean(axis=(1, 2)), logits[:, 1], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
+def test_a_class_activation_map_of_other_precisions(images, policy):
+    exact = keras_resnet.CifarResNet(8, normalization="torch")
+    keras.config.set_dtype_policy(policy)
+    try:
+        model = keras_resnet.CifarResNet(8, normalization="torch")
+    finally:
+        keras.config.set_dtype_policy("float32")
+    model.set_weights(exact.get_weights())
+    x = images[0][:4].astype("float32")
+    expected, found = class_activation_map(exact, x, 1), class_activation_map(model, x, 1)
+    assert found.dtype == np.float32 and np.abs(found - expected).max() < 0.05 * np.abs(expected).max()
+
+
+def test_a_class_activation_map_is_refused(images):
+    x = images[0][:4]
+    model = keras_resnet.CifarResNet(8)
+    for wrong in (10, -1, [0, 1, 2, 10]):
+        with pytest.raises(ValueError, match="has the classes 0 to 9; found class_index="):
+            class_activation_map(model, x, wrong)
+    for wrong in ([0, 1], 1.0, [[0], [1], [2], [3]]):
+        with pytest.raises(ValueError, match="one for each of 4 images; found"):
+            class_activation_map(model, x, wrong)
+    nested_model, _ = nested()
+    for model in (
+        nested_model,
+        keras_resnet.CifarResNet(8, include_top=False),
+        keras_resnet.CifarResNet(8, include_top=False, pooling="avg"),
+        keras.Sequential([keras.Input((8, 8, 3)), keras.layers.Flatten(), keras.layers.Dense(2)]),
+        keras.Sequential([keras.Input((8, 8, 3)), keras.layers.GlobalMaxPooling2D(), keras.layers.Dense(2)]),
+    ):
+        with pytest.raises(ValueError, match=f"{model.name} does not end with global average pooling"):
+            class_activation_map(model, x)
+
+
+@pytest.mark.parametrize("backend", ["jax", "torch"])
+def test_a_class_activation_map_on_other_backends(backend):
+    code = """
+import keras, keras_resnet, numpy as np
+from keras_resnet.analysis import class_activation_map
+model = keras_resnet.CifarResNet(8, normalization="cifar10")
+x = np.random.default_rng(0).uniform(0, 255, (3, 32, 32, 3)).astype("float32")
+logits = keras_resnet.models.logits(model).predict(x, verbose=0)
+assert np.allclose(class_activation_map(model, x, [1, 2, 3]).mean(axis=(1, 2)), logits[[0, 1, 2], [1, 2, 3]], atol=1e-5)
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, env=os.environ | {"KERAS_BACKEND": backend})

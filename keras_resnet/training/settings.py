@@ -149,7 +149,7 @@ class Settings:
             raise RunError(f"--boundaries ascend and lie within --{unit} {length}; found {found}")
         if self.schedule == "plateau" and self.boundaries:
             raise RunError("--boundaries are for --schedule steps; found --schedule plateau, which finds them itself")
-        if self.schedule == "plateau" and self.train_on_all:
+        if self.schedule == "plateau" and self.train_on_all and not self.photographs:
             raise RunError("--schedule plateau needs the validation error, and --train-on-all leaves none")
         if self.schedule != "plateau" and self.patience != recipes.PATIENCE:
             raise RunError(f"--patience {self.patience} is for --schedule plateau")

@@ -266,7 +266,7 @@ def test_array_records_need_their_package(array_dir, monkeypatch):
 def test_small_images_in_array_records(data_dir, array_dir):
     """Whose sizes are alike."""
 
-    class Drawn(TinyPhotographs):
+    class Drawn(TinyPhotographs, skip_registration=True):
         name = "cifar10"
 
         def _generate_examples(self, n, seed=0):

@@ -545,6 +545,7 @@ def test_a_changed_set_of_tensorflow_datasets(trained, monkeypatch):
 
     monkeypatch.setattr(records, "load_part", load_part)
     monkeypatch.setattr(records, "photographs", lambda dataset, data_dir, seed: whole)
+    monkeypatch.setattr(folders, "is_divided", lambda folder: True)
     with pytest.raises(SystemExit, match="tiny has changed since run was trained on it"):
         main(monkeypatch, "run")
     assert set(asked) == {"somewhere"}

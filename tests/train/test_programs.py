@@ -65,7 +65,7 @@ def test_help_shows_every_default_and_choice(program, monkeypatch, name):
 def test_every_setting_has_a_flag_and_an_experiment_takes_all_but_its_own(program, monkeypatch):
     monkeypatch.setattr(argparse.ArgumentParser, "parse_args", lambda self, words: self)
     fit, reproduce = ({action.dest for action in program(name).parse([])._actions} for name in ("fit", "reproduce"))
-    assert fit - reproduce == {*DECIDED, "export"} - {"name"}  # of the experiment
+    assert fit - reproduce == {*DECIDED, "export", "profile"} - {"name"}  # of the experiment
     assert {"strategy", "batch_size", "skip_damaged", "sync_bn", "jit", "checkpoint_every", "deterministic"} < reproduce
 
 

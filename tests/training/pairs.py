@@ -139,7 +139,7 @@ def tested(settings):
         return pixels, labels, imagenet.examples(data.validation), data.classes, "center", settings.image_size
     pixels, labels = sources.load("shapes").test
     examples = tf.data.Dataset.from_tensor_slices((pixels, labels))
-    return pixels, labels, examples, sources.shapes.CLASSES, "single", None
+    return pixels, labels, examples, sources.shapes.CLASSES, "single", 32
 
 
 def stop(rows):

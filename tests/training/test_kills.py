@@ -24,6 +24,8 @@ context.set_forkserver_preload(["keras_resnet.training.run"])
 SHAPES = {"dataset": "shapes", "depth": 8, "batch_size": 64, "steps": 210, "checkpoint_every": 7, "warmup": True}
 PHOTOGRAPHS = {"depth": 18, "batch_size": 8, "steps": 20, "checkpoint_every": 1, "image_size": 32, "lr": 0.01}
 
+TIMES = ("seconds", "waiting")  # columns that differ from run to run
+
 
 @pytest.fixture
 def photographs(tmp_path):
@@ -79,8 +81,8 @@ def left(settings):
     state = json.loads(arrays.pop("state").tobytes())
     history = state["callbacks"].pop("History")
     with open(os.path.join(settings.folder, "history.csv")) as file:
-        table = [{name: value for name, value in row.items() if name != "seconds"} for row in csv.DictReader(file)]
-    rows = [{name: value for name, value in row.items() if name != "seconds"} for row in history["rows"]]
+        table = [{name: value for name, value in row.items() if name not in TIMES} for row in csv.DictReader(file)]
+    rows = [{name: value for name, value in row.items() if name not in TIMES} for row in history["rows"]]
     with open(os.path.join(settings.folder, RESULT)) as file:
         result = {name: value for name, value in json.load(file).items() if name.endswith("error")}
     return arrays, (state, rows, table, result)

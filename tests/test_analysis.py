@@ -315,6 +315,7 @@ def test_a_class_activation_map_is_refused(images):
 
 @pytest.mark.parametrize("backend", ["jax", "torch"])
 def test_a_class_activation_map_on_other_backends(backend):
+    pytest.importorskip(backend, reason=f"{backend} is not installed")
     code = """
 import keras, keras_resnet, numpy as np
 from keras_resnet.analysis import class_activation_map

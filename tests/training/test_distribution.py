@@ -120,7 +120,7 @@ def test_two_devices(start, one_device):
     process = start(
         {"name": "sync", "strategy": "mirrored", "sync_bn": True},
         {"name": "local", "strategy": "mirrored"},
-        {"name": "xla", "strategy": "mirrored", "jit": True},
+        {"name": "two-xla", "strategy": "mirrored", "jit": True},
         {"name": "frozen", "strategy": "mirrored", "init_from": str(start.runs / "one"), "freeze_until": "conv4"},
         devices=2,
     )
@@ -136,7 +136,7 @@ def test_two_devices(start, one_device):
     one, frozen = (keras.saving.load_model(start.runs / name / "model.keras") for name in ("one", "frozen"))
     same = {v.path for v, w in zip(one.weights, frozen.weights, strict=True) if np.array_equal(v.numpy(), w.numpy())}
     assert {v.path for v in one.weights} - same == {"fc/kernel", "fc/bias"}
-    for replicas, compiled in zip(variables, process.result("xla")[1], strict=True):
+    for replicas, compiled in zip(variables, process.result("two-xla")[1], strict=True):
         assert np.allclose(replicas, compiled, rtol=1e-4, atol=1e-4)
     assert "Warning" not in process.output.read_text()
 

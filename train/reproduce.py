@@ -27,13 +27,13 @@ import quiet  # noqa: F401, first, before anything that imports TensorFlow
 
 # isort: split
 import arguments
-from fit import add_settings
 
 from keras_resnet.data.sources import DataError
 from keras_resnet.evaluation import EvaluationError
 from keras_resnet.experiments import experiments, report
 from keras_resnet.files import RunError
 from keras_resnet.training.checkpoint import Stopped
+from keras_resnet.training.command_line import add_settings
 
 EXIT_STATUS = 128  # plus the number of the signal, as shells do
 

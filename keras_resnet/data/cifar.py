@@ -9,7 +9,7 @@ wherever the run was resumed.
 import numpy as np
 import tensorflow as tf
 
-from keras_resnet.data.parts import WHOLE, Parts, evaluation_ranges, training_order
+from keras_resnet.data.parts import WHOLE, Parts, evaluation_ranges, steps_per_epoch, training_order
 from keras_resnet.data.sources import Split
 
 PADDING = 4
@@ -66,9 +66,7 @@ def training_batches(
         ValueError: there are fewer examples than `batch_size`.
     """
     n = len(split.labels)
-    steps = n // batch_size
-    if not steps:
-        raise ValueError(f"a batch of {batch_size} is larger than the training data, {n} examples")
+    steps = steps_per_epoch(n, batch_size)
     images, labels, mean = tf.constant(split.images), tf.constant(split.labels), tf.constant(mean)
     first_epoch, skipped = divmod(first_step, steps)
 

@@ -24,12 +24,12 @@ class Examples(typing.Protocol):
     """What `Files` and `records.Records` have in common: examples on disk, which `read` reads within a graph."""
 
     def __len__(self) -> int: ...
-    def part(self, numbers: np.ndarray) -> "Examples": ...
-    def rows(self, numbers: np.ndarray | tf.Tensor) -> tuple[tf.Tensor, ...]: ...
+    def part(self, indices: np.ndarray) -> "Examples": ...
+    def rows(self, indices: np.ndarray | tf.Tensor) -> tuple[tf.Tensor, ...]: ...
     @property
     def read(self) -> Callable[..., tuple[tf.Tensor, tf.Tensor]]: ...
-    def check(self, number: int) -> None: ...
-    def name(self, number: int) -> str: ...
+    def check(self, index: int) -> None: ...
+    def name(self, index: int) -> str: ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,31 +42,31 @@ class Files:
     def __len__(self) -> int:
         return len(self.paths)
 
-    def part(self, numbers: np.ndarray) -> "Files":
-        """The examples with these numbers, an integer array."""
-        return Files([self.paths[i] for i in numbers], self.labels[numbers])
+    def part(self, indices: np.ndarray) -> "Files":
+        """The examples with these indices, an integer array."""
+        return Files([self.paths[i] for i in indices], self.labels[indices])
 
     @functools.cached_property
     def _tensors(self):
         with tf.init_scope():  # outside the graph that asks for them: they would be copied into it
             return tf.constant([*map(os.fsencode, self.paths)]), tf.constant(self.labels)
 
-    def rows(self, numbers: np.ndarray | tf.Tensor) -> tuple[tf.Tensor, ...]:
-        """What `read` needs for the examples with these numbers, int (m,): paths, string (m,), and labels, (m,)."""
-        return tuple(tf.gather(tensor, numbers) for tensor in self._tensors)
+    def rows(self, indices: np.ndarray | tf.Tensor) -> tuple[tf.Tensor, ...]:
+        """What `read` needs for the examples with these indices, int (m,): paths, string (m,), and labels, (m,)."""
+        return tuple(tf.gather(tensor, indices) for tensor in self._tensors)
 
-    def check(self, number: int) -> None:
+    def check(self, index: int) -> None:
         """OSError where an example's file cannot be read."""
-        with open(self.paths[number], "rb"):
+        with open(self.paths[index], "rb"):
             pass
 
     def read(self, path: tf.Tensor, label: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """One example: the content of an image file, a string, and its label, int64."""
         return tf.io.read_file(path), label
 
-    def name(self, number: int) -> str:
+    def name(self, index: int) -> str:
         """What to call an example, a string."""
-        return self.paths[number]
+        return self.paths[index]
 
 
 class Photographs(typing.NamedTuple):
@@ -147,10 +147,10 @@ def held_out(names, labels, seed):
     hashes = np.array([_hash(name, seed) for name in names])
     aside = hashes < VALIDATION_PART
     members = [np.flatnonzero(labels == label) for label in np.unique(labels)]
-    both = [numbers for numbers in members if len(numbers) > 1] or [np.arange(len(names))]
-    for numbers in both:
-        aside[numbers[hashes[numbers].argmin()]] = True
-        aside[numbers[hashes[numbers].argmax()]] = False
+    both = [indices for indices in members if len(indices) > 1] or [np.arange(len(names))]
+    for indices in both:
+        aside[indices[hashes[indices].argmin()]] = True
+        aside[indices[hashes[indices].argmax()]] = False
     return aside
 
 

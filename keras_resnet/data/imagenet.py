@@ -23,7 +23,7 @@ import tensorflow as tf
 
 from keras_resnet.data import color
 from keras_resnet.data.folders import Examples
-from keras_resnet.data.parts import WHOLE, Parts, evaluation_ranges, training_order
+from keras_resnet.data.parts import WHOLE, Parts, evaluation_ranges, steps_per_epoch, training_order
 from keras_resnet.data.sources import DataError
 
 IMAGE_SIZE = 224
@@ -88,32 +88,32 @@ def shorter_sides(size: int) -> tuple[int, int]:
     return least, greatest
 
 
-def crop_window(shape: tf.Tensor, size: int, shorter_side: tf.Tensor | int, place: tf.Tensor) -> tf.Tensor:
+def crop_window(shape: tf.Tensor, size: int, shorter_side: tf.Tensor | int, position: tf.Tensor) -> tf.Tensor:
     """Where in the original is a crop of the resized image, in whole pixels.
 
     Args:
         shape: int32 (2,), height and width of the original.
         size: height and width of the crop.
         shorter_side: of the resized image, in pixels.
-        place: float32 (2,) in [0, 1), where vertically and horizontally, among all places in the resized image.
+        position: float32 (2,) in [0, 1), where vertically and horizontally, among all positions in the resized image.
 
     Returns:
         int32 (4,), top, left, height and width, each edge rounded to the nearest pixel of the original.
     """
     resized = resized_shape(shape, shorter_side)
-    corner = tf.floor(place * tf.cast(resized - size + 1, "float32"))
+    corner = tf.floor(position * tf.cast(resized - size + 1, "float32"))
     edges = tf.stack([corner, corner + size]) * tf.cast(shape, "float32") / tf.cast(resized, "float32")
     begin, end = tf.unstack(tf.cast(tf.round(edges), "int32"))
     begin = tf.minimum(begin, shape - 1)  # an image of a few pixels: the window has at least one of them
     return tf.concat([begin, tf.maximum(end - begin, 1)], 0)
 
 
-def cut(data: tf.Tensor, size: int, shorter_side: tf.Tensor | int, place: tf.Tensor, flip: tf.Tensor) -> tf.Tensor:
+def cut(data: tf.Tensor, size: int, shorter_side: tf.Tensor | int, position: tf.Tensor, flip: tf.Tensor) -> tf.Tensor:
     """One random crop: chosen, decoded, mirrored and resized; of a JPEG file little else is decoded.
 
     Args:
         data: a string, the content of an image file.
-        size, shorter_side, place: as for `crop_window`.
+        size, shorter_side, position: as for `crop_window`.
         flip: bool, whether to mirror.
 
     Returns:
@@ -123,7 +123,7 @@ def cut(data: tf.Tensor, size: int, shorter_side: tf.Tensor | int, place: tf.Ten
     """
 
     def window(shape):
-        return crop_window(shape, size, shorter_side, place)
+        return crop_window(shape, size, shorter_side, position)
 
     def shrinking(shape):
         return tf.cast(tf.reduce_min(shape), "float32") / shorter_side
@@ -157,10 +157,10 @@ def cut(data: tf.Tensor, size: int, shorter_side: tf.Tensor | int, place: tf.Ten
 
 
 def augment(
-    data: tf.Tensor, size: int, shorter_side: tf.Tensor | int, place: tf.Tensor, flip: tf.Tensor, shift: tf.Tensor,
+    data: tf.Tensor, size: int, shorter_side: tf.Tensor | int, position: tf.Tensor, flip: tf.Tensor, shift: tf.Tensor,
 ) -> tf.Tensor:  # fmt: skip
     """One random crop of `cut` with `shift`, float32 (3,), added to every pixel: float32 (size, size, 3)."""
-    crop = cut(data, size, shorter_side, place, flip)
+    crop = cut(data, size, shorter_side, position, flip)
     # As rows of numbers: to add three to every pixel takes thirty times as long.
     return tf.reshape(tf.reshape(crop, (size, 3 * size)) + tf.tile(shift, [size]), (size, size, 3))
 
@@ -182,22 +182,22 @@ def attempt(
     Returns:
         Places in the batch, int32 (m,); those that were left out, int32 (batch - m,); the tuple of tensors (m, ...).
     """
-    numbers = tf.range(tf.shape(tf.nest.flatten(rows)[0])[0])
-    made = tf.data.Dataset.from_tensor_slices((numbers, rows))
-    made = made.map(lambda number, row: (number, make(*row)), num_parallel_calls=parallel).ignore_errors()
+    indices = tf.range(tf.shape(tf.nest.flatten(rows)[0])[0])
+    made = tf.data.Dataset.from_tensor_slices((indices, rows))
+    made = made.map(lambda index, row: (index, make(*row)), num_parallel_calls=parallel).ignore_errors()
     nothing = tf.nest.map_structure(lambda spec: tf.zeros(spec.shape, spec.dtype), made.element_spec)
     made = made.concatenate(tf.data.Dataset.from_tensors(nothing))  # so that there is one at least
-    made = made.batch(tf.size(numbers, tf.int64) + 1).get_single_element()
-    places, made = tf.nest.map_structure(lambda tensor: tensor[:-1], made)
-    return places, tf.boolean_mask(numbers, tf.reduce_all(numbers[:, None] != places, 1)), made
+    made = made.batch(tf.size(indices, tf.int64) + 1).get_single_element()
+    positions, made = tf.nest.map_structure(lambda tensor: tensor[:-1], made)
+    return positions, tf.boolean_mask(indices, tf.reduce_all(indices[:, None] != positions, 1)), made
 
 
-def _read(files, numbers, image, arguments, skipped):
+def _read(files, indices, image, arguments, skipped):
     """Reads the images of a batch, several at a time.
 
     Args:
         files: a `folders.Files` or `records.Records`.
-        numbers: int (batch,), which of them.
+        indices: int (batch,), which of them.
         image: a function from a file's content and a row of each of `arguments` to a float32 tensor of known shape.
         arguments: tensors (batch, ...).
         skipped: None or a set, as for `training_batches`.
@@ -211,43 +211,43 @@ def _read(files, numbers, image, arguments, skipped):
         data, label = files.read(*row)
         return image(data, *arguments), label
 
-    places, lost, (images, labels) = attempt(example, (files.rows(numbers), arguments), os.cpu_count())
-    lost = tf.gather(numbers, lost)
+    positions, lost, (images, labels) = attempt(example, (files.rows(indices), arguments), os.cpu_count())
+    lost = tf.gather(indices, lost)
     look = lambda: tf.numpy_function(lambda lost: _check_lost(files, lost, skipped), [lost], [], stateful=True)
     with tf.control_dependencies([tf.cond(tf.size(lost) > 0, look, tf.no_op)]):
-        return tf.identity(places), tf.identity(images), tf.identity(labels)
+        return tf.identity(positions), tf.identity(images), tf.identity(labels)
 
 
-def _check_lost(files, numbers, skipped):
+def _check_lost(files, indices, skipped):
     """Of examples that failed, finds out why: only what cannot be decoded may be skipped."""
-    for number in numbers:
-        if _load(files, number, skipped):
-            raise _failure(UNREADABLE, files, number, "it failed once and can be read now; is memory short?")
+    for index in indices:
+        if _load(files, index, skipped):
+            raise _failure(UNREADABLE, files, index, "it failed once and can be read now; is memory short?")
 
 
-def _load(files, number, skipped):
+def _load(files, index, skipped):
     """An example, read at once: image, uint8 (height, width, 3), and label; None where it is damaged and skipped."""
     try:
-        row = (tensor[0] for tensor in files.rows(np.array([number])))
+        row = (tensor[0] for tensor in files.rows(np.array([index])))
         data, label = files.read(*row)
         return decode(data).numpy(), label.numpy()
     except tf.errors.InvalidArgumentError as error:
         try:
-            files.check(number)
+            files.check(index)
         except OSError as unreadable:
-            raise _failure(UNREADABLE, files, number, unreadable) from error
+            raise _failure(UNREADABLE, files, index, unreadable) from error
         if skipped is None:
-            raise _failure(DAMAGED, files, number, error) from error
-        skipped.add(files.name(number))
+            raise _failure(DAMAGED, files, index, error) from error
+        skipped.add(files.name(index))
     except tf.errors.OpError as error:
-        raise _failure(UNREADABLE, files, number, error) from error
+        raise _failure(UNREADABLE, files, index, error) from error
 
 
-def _failure(what, files, number, error):
+def _failure(what, files, index, error):
     """What TensorFlow hands on as a text alone; `errors_named` reads it."""
     reason = str(error).splitlines()[0]
     reason = re.sub(r"^\{\{.*?\}\} *|^\w+Error: | *\[Op:\w+\].*", "", reason)
-    return ValueError(f"{what} {json.dumps([files.name(number), reason])}")
+    return ValueError(f"{what} {json.dumps([files.name(index), reason])}")
 
 
 def examples(files: Examples, skipped: set[str] | None = None) -> tf.data.Dataset:
@@ -258,9 +258,9 @@ def examples(files: Examples, skipped: set[str] | None = None) -> tf.data.Datase
     """
     nothing = np.zeros((0, 0, 3), "uint8"), np.int64(-1)
 
-    def example(number):
-        load = lambda number: _load(files, number, skipped) or nothing
-        image, label = tf.numpy_function(load, [number], (tf.uint8, tf.int64), stateful=True)
+    def example(index):
+        load = lambda index: _load(files, index, skipped) or nothing
+        image, label = tf.numpy_function(load, [index], (tf.uint8, tf.int64), stateful=True)
         return tf.ensure_shape(image, (None, None, 3)), tf.ensure_shape(label, ())
 
     found = tf.data.Dataset.range(len(files)).map(example, num_parallel_calls=tf.data.AUTOTUNE)
@@ -328,9 +328,7 @@ def training_batches(
         ValueError: there are fewer examples than `batch_size`.
     """
     n = len(files)
-    steps = n // batch_size
-    if not steps:
-        raise ValueError(f"a batch of {batch_size} is larger than the training data, {n} examples")
+    steps = steps_per_epoch(n, batch_size)
     first_epoch, skipped_steps = divmod(first_step, steps)
     size = batch_size // parts.total
     least, greatest = shorter_sides(image_size)
@@ -344,23 +342,23 @@ def training_batches(
         batches = tf.data.Dataset.from_tensor_slices((order, *(tf.gather(draw, order) for draw in draws)))
         return batches.skip(tf.where(number == first_epoch, tf.constant(skipped_steps * len(parts.own), "int64"), 0))
 
-    def batch(numbers, uniform, normal):
+    def batch(indices, uniform, normal):
         sides = least + tf.floor(uniform[:, 0] * (greatest - least + 1 if scale else 0))
         middle = np.nextafter(0.5, 0, dtype="float32")  # a half is rounded down, as in `center_crop`
         where = uniform[:, 1:3] if crop else tf.fill([size, 2], middle)
         flips = uniform[:, 3] < (0.5 if flip else 0.0)
         shifts = color.shifts(components, normal) if components else tf.zeros([size, 3])
-        places, images, labels = _read(
+        positions, images, labels = _read(
             files,
-            numbers,
+            indices,
             lambda data, *choices: augment(data, image_size, *choices),
             (sides, where, flips, shifts),
             skipped,
         )
         if skipped is not None:
-            with tf.control_dependencies([tf.debugging.assert_positive(tf.size(places), NOTHING)]):
-                count = tf.size(places)  # not 0, by which the next line divides
-            nearest = tf.searchsorted(places, tf.range(size)) % count
+            with tf.control_dependencies([tf.debugging.assert_positive(tf.size(positions), NOTHING)]):
+                count = tf.size(positions)  # not 0, by which the next line divides
+            nearest = tf.searchsorted(positions, tf.range(size)) % count
             images, labels = tf.gather(images, nearest), tf.gather(labels, nearest)
         return tf.ensure_shape(images, (size, image_size, image_size, 3)), tf.ensure_shape(labels, (size,))
 
@@ -382,8 +380,8 @@ def center_batches(
     """
 
     def batch(ends):
-        numbers = tf.range(ends[0], ends[1])
-        _, images, labels = _read(files, numbers, lambda data: center_crop(decode(data), image_size), (), skipped)
+        indices = tf.range(ends[0], ends[1])
+        _, images, labels = _read(files, indices, lambda data: center_crop(decode(data), image_size), (), skipped)
         if parts.total > 1:
             tf.debugging.assert_positive(tf.size(labels), NOTHING)
         return tf.ensure_shape(images, (None, image_size, image_size, 3)), labels

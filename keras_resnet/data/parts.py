@@ -34,6 +34,13 @@ def training_order(order: tf.Tensor, batch_size: int, parts: Parts = WHOLE) -> t
     return tf.reshape(batches[:, parts.own.start : parts.own.stop], (-1, size))
 
 
+def steps_per_epoch(n: int, batch_size: int) -> int:
+    """How many whole batches n training examples give; ValueError where it is none."""
+    if batch_size > n:
+        raise ValueError(f"a batch of {batch_size} is larger than the training data, {n} examples")
+    return n // batch_size
+
+
 def evaluation_ranges(n: int, batch_size: int, parts: Parts = WHOLE) -> tf.data.Dataset:
     """All of n examples, each in one range, as evenly cut as it goes: every part has as many ranges, none is empty.
 

@@ -1,6 +1,6 @@
 """Image classification sets of TensorFlow Datasets, read in any order.
 
-A TFRecord file is made to be read from its beginning to its end. Here the places of its records are noted first, by
+A TFRecord file is made to be read from its beginning to its end. Here the locations of its records are noted first, by
 hopping from header to header, so that an epoch can have any order and a run can go on anywhere in it. Files of
 array_record have an index of their own.
 """
@@ -43,39 +43,39 @@ class Records:
     def __len__(self) -> int:
         return len(self.files)
 
-    def part(self, numbers: np.ndarray) -> "Records":
-        """The examples with these numbers, an integer array."""
-        return type(self)(self.paths, self.keys, *(array[numbers] for array in self.places))
+    def part(self, indices: np.ndarray) -> "Records":
+        """The examples with these indices, an integer array."""
+        return type(self)(self.paths, self.keys, *(array[indices] for array in self.locations))
 
     @property
-    def places(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def locations(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Where the examples lie: the arrays `files`, `offsets` and `lengths`."""
         return self.files, self.offsets, self.lengths
 
-    def rows(self, numbers):
-        """What `read` needs for the examples with these numbers, int (m,): their records, string (m,).
+    def rows(self, indices):
+        """What `read` needs for the examples with these indices, int (m,): their records, string (m,).
 
         A record is empty where it cannot be read; `check` says why.
         """
-        return (tf.ensure_shape(tf.numpy_function(self._contents, [numbers], tf.string), (None,)),)
+        return (tf.ensure_shape(tf.numpy_function(self._contents, [indices], tf.string), (None,)),)
 
-    def check(self, number: int) -> None:
+    def check(self, index: int) -> None:
         """OSError where an example's record cannot be read."""
-        self._content(number)
+        self._content(index)
 
-    def _contents(self, numbers):
+    def _contents(self, indices):
         with concurrent.futures.ThreadPoolExecutor(READERS) as pool:
-            return np.array(list(pool.map(self._content_or_nothing, numbers)), object)
+            return np.array(list(pool.map(self._content_or_nothing, indices)), object)
 
-    def _content_or_nothing(self, number):
+    def _content_or_nothing(self, index):
         try:
-            return self._content(number)
+            return self._content(index)
         except OSError:
             return b""
 
-    def _content(self, number):
-        with open(self.paths[self.files[number]], "rb", buffering=0) as file:
-            return os.pread(file.fileno(), self.lengths[number], self.offsets[number])
+    def _content(self, index):
+        with open(self.paths[self.files[index]], "rb", buffering=0) as file:
+            return os.pread(file.fileno(), self.lengths[index], self.offsets[index])
 
     def read(self, record: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """One example: the content of an image file, a string, and its label, int64."""
@@ -85,23 +85,23 @@ class Records:
         image, label = (example[key] for key in self.keys)
         return image, label
 
-    def name(self, number: int) -> str:
+    def name(self, index: int) -> str:
         """What to call an example, a string."""
-        return f"{self.paths[self.files[number]]}, record at byte {self.offsets[number]},"
+        return f"{self.paths[self.files[index]]}, record at byte {self.offsets[index]},"
 
 
 class ArrayRecords(Records):
     """Examples in array_record files: there `offsets` and `lengths` count records, so that each length is 1."""
 
-    def _content(self, number):
-        path, place = self.paths[self.files[number]], [int(self.offsets[number])]
+    def _content(self, index):
+        path, record = self.paths[self.files[index]], int(self.offsets[index])
         with contextlib.suppress(RuntimeError, IndexError):
-            return _array_record(path).read(place)[0]
+            return _array_record(path).read([record])[0]
         with open(path, "rb"):  # OSError where it cannot be read at all
             return b""  # which is no example, and so damage for whoever parses it
 
-    def name(self, number: int) -> str:
-        return f"{self.paths[self.files[number]]}, record {self.offsets[number]},"
+    def name(self, index: int) -> str:
+        return f"{self.paths[self.files[index]]}, record {self.offsets[index]},"
 
 
 @functools.lru_cache(OPEN_FILES)
@@ -193,7 +193,7 @@ def describe(data: folders.Photographs, dataset: str) -> dict[str, str]:
     for part in ("train", "validation"):
         split = getattr(data, part)
         paths = "\n".join(map(os.path.basename, split.paths)).encode()
-        found[part] = sources.digest(len(split), paths, *map(np.ascontiguousarray, split.places))
+        found[part] = sources.digest(len(split), paths, *map(np.ascontiguousarray, split.locations))
     return found
 
 
@@ -217,26 +217,26 @@ def _index(builder, split, keys):
     """The `Records` of a split."""
     paths, lengths = builder.info.splits[split].filepaths, builder.info.splits[split].shard_lengths
     of_arrays = sources.is_array_record(builder.name, builder)
-    kind, find = (ArrayRecords, _array_places) if of_arrays else (Records, _places)
-    places = []
+    kind, find = (ArrayRecords, _array_locations) if of_arrays else (Records, _locations)
+    locations = []
     for path, expected in zip(map(os.fspath, paths), lengths, strict=True):
         found = find(path)
         if len(found) != expected:
             raise DataError(f"{path} is damaged: it should hold {expected} records; found {len(found)}")
-        places.append(found)
+        locations.append(found)
     files = np.repeat(np.arange(len(paths), dtype="int32"), lengths)
-    return kind([os.fspath(path) for path in paths], keys, files, *np.concatenate(places).T)
+    return kind([os.fspath(path) for path in paths], keys, files, *np.concatenate(locations).T)
 
 
-def _array_places(path):
-    """The numbers of the records of an array_record file, and ones: int64 (n, 2)."""
+def _array_locations(path):
+    """The indices of the records of an array_record file, and ones: int64 (n, 2)."""
     n = _array_record.__wrapped__(path).num_records()
     return np.stack([np.arange(n), np.ones(n, "int64")], 1)
 
 
-def _places(path):
+def _locations(path):
     """Where each record of a TFRecord file begins, and how long it is: int64 (n, 2)."""
-    places, position, size = [], 0, os.path.getsize(path)
+    locations, position, size = [], 0, os.path.getsize(path)
     with open(path, "rb", buffering=0) as file:
         while position + LENGTH.size <= size:
             (length,) = LENGTH.unpack(os.pread(file.fileno(), LENGTH.size, position))
@@ -244,5 +244,5 @@ def _places(path):
             position = begin + length + CHECKSUM_BYTES
             if position > size:
                 break
-            places.append((begin, length))
-    return np.array(places, "int64").reshape(-1, 2)
+            locations.append((begin, length))
+    return np.array(locations, "int64").reshape(-1, 2)

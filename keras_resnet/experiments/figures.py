@@ -203,8 +203,8 @@ def draw_search(trials, note):
         for axes, name in zip(grid, names, strict=True):
             values = [trial.values[name] for trial in trials]
             continuous = all(isinstance(value, float) and value > 0 for value in values)
-            places = sorted(set(values), key=lambda value: (str(type(value)), value))
-            at = {value: value if continuous else places.index(value) for value in places}
+            choices = sorted(set(values), key=lambda value: (str(type(value)), value))
+            at = {value: value if continuous else choices.index(value) for value in choices}
             for epochs in rungs:
                 shown = [trial for trial in trials if trial.epochs == epochs]
                 x, y = [at[trial.values[name]] for trial in shown], [100 * trial.error for trial in shown]
@@ -215,8 +215,8 @@ def draw_search(trials, note):
             if continuous:
                 axes.set_xscale("log")
             else:
-                words = [("no", "yes")[value] if isinstance(value, bool) else str(value) for value in places]
-                axes.set(xticks=range(len(places)), xticklabels=words, xlim=(-0.5, len(places) - 0.5))
+                names = [("no", "yes")[value] if isinstance(value, bool) else str(value) for value in choices]
+                axes.set(xticks=range(len(choices)), xticklabels=names, xlim=(-0.5, len(choices) - 0.5))
         grid[0].set_ylabel("validation error (%)")
         grid[-1].legend(loc="upper left", bbox_to_anchor=(1, 1))
         _entitle(figure, note)

@@ -16,7 +16,7 @@ from keras_resnet.experiments import experiments, figures
 from keras_resnet.experiments.experiments import Experiment
 from keras_resnet.files import RunError, write_whole
 from keras_resnet.training import recipes
-from keras_resnet.training.settings import flags
+from keras_resnet.training.command_line import flags
 
 
 class Entry(typing.NamedTuple):

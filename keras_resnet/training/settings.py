@@ -4,9 +4,8 @@ import dataclasses
 import json
 import math
 import os
-import shlex
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 import keras
 
@@ -23,18 +22,6 @@ POSITIVE = (
     "checkpoint_every",
 )  # fmt: skip
 PREPARATIONS = ("scale", "crop", "flip", "color", "mean")
-
-
-def flags(values: Mapping[str, object]) -> str:
-    """Settings as words of a command line: {"depth": 56, "plain": True} is "--depth 56 --plain"."""
-    words = []
-    for name, value in values.items():
-        flag = name.replace("_", "-")
-        if isinstance(value, bool):
-            words.append(f"--{flag}" if value else f"--no-{flag}")
-        else:
-            words += [f"--{flag}", *map(str, value if isinstance(value, (list, tuple)) else [value])]
-    return shlex.join(words)
 
 
 AS_RECIPE: typing.Any = None  # what `recipes` says for the data: a `Settings` that is made has it in place of None

@@ -149,7 +149,7 @@ def test_a_description_tells_data_apart(data_dir):
     assert other["classes"] == found["classes"] and other["train"] != found["train"]
     renamed = records.describe(data._replace(classes=("dawn", "dusk", "noon")), "tiny_tested")
     assert renamed["classes"] != found["classes"] and renamed["train"] == found["train"]
-    moved = records.Records([f"/elsewhere{path}" for path in data.train.paths], data.train.keys, *data.train.places)
+    moved = records.Records([f"/elsewhere{path}" for path in data.train.paths], data.train.keys, *data.train.locations)
     assert records.describe(data._replace(train=moved), "tiny_tested") == found
     moved.paths[0] += "x"
     assert records.describe(data._replace(train=moved), "tiny_tested")["train"] != found["train"]

@@ -17,7 +17,8 @@ from keras_resnet.experiments.experiments import EXPERIMENTS, Experiment, Row
 from keras_resnet.files import RunError
 from keras_resnet.training import recipes, tasks
 from keras_resnet.training.checkpoint import Stopped
-from keras_resnet.training.settings import Settings, flags
+from keras_resnet.training.command_line import flags
+from keras_resnet.training.settings import Settings
 
 
 @pytest.fixture

@@ -124,7 +124,9 @@ COLORS = dict(zip(DEPTHS, ("#0072B2", "#009E73", "#D55E00"), strict=False))
 figure, axes = plt.subplots(1, 2, figsize=(8, 3.4), sharey=True, layout="constrained")
 for axis, kind in zip(axes, NETWORKS, strict=True):
     for depth in DEPTHS:
-        axis.plot(range(1, EPOCHS + 1), errors[kind, depth], "o-", color=COLORS[depth], label=f"{depth} layers")
+        axis.plot(
+            range(1, EPOCHS + 1), errors[kind, depth], "o-", color=COLORS[depth], label=f"{depth} layers", clip_on=False
+        )
     axis.set(title=f"{kind} networks", xlabel="epoch", ylim=(0, 100), xticks=range(1, EPOCHS + 1))
     axis.grid(alpha=0.3)
 axes[0].set_ylabel("training error in %")

@@ -214,7 +214,7 @@ def identity(settings: Settings) -> str:
     """A name that says all that decides on a run's result: "cifar10-resnet-20-steps-16000-seed-0"."""
     elsewhere = ("dataset", "depth", "plain", "activation_order", "shortcut_variant", "steps", "seed")
     rest = {name: value for name, value in settings.changes.items() if name not in elsewhere}
-    rest |= {"steps": settings.steps, "seed": settings.seed}
+    rest |= {"seed": settings.seed} if settings.epochs else {"steps": settings.steps, "seed": settings.seed}
     words = flags(rest).replace("--", "").replace(" ", "-").replace("_", "-")
     return f"{settings.data}-{settings.network.lower()}-{words}"
 

@@ -43,7 +43,7 @@ def entries(experiment: Experiment, records: Sequence[dict]) -> list[Entry]:
                 if experiment.dataset is None:
                     conditions["data"] = record["settings"]["dataset"]
                 groups.setdefault(json.dumps(conditions, sort_keys=True), (conditions, []))[1].append(record)
-        by_steps = sorted(groups.values(), key=lambda group: -group[1][0]["settings"]["steps"])
+        by_steps = sorted(groups.values(), key=lambda group: -_steps(group[1][0]))
         by_seed = lambda record: record["settings"]["seed"]
         found += [Entry(row, conditions, sorted(runs, key=by_seed)) for conditions, runs in by_steps]
         if not groups:
@@ -60,11 +60,11 @@ def groups(found):
     for entry in found:
         if entry.records:
             by_conditions.setdefault(json.dumps(entry.conditions, sort_keys=True), []).append(entry)
-    return sorted(by_conditions.values(), key=lambda group: (-len(group), -_steps(group[0])))
+    return sorted(by_conditions.values(), key=lambda group: (-len(group), -_steps(group[0].records[0])))
 
 
-def _steps(entry):
-    return entry.records[0]["settings"]["steps"]
+def _steps(record):
+    return int(record["history"]["step"][-1])
 
 
 def ours(errors: Sequence[float]) -> str:
@@ -144,9 +144,8 @@ def _mean(entry, values):
 def _schedule(experiment, entry):
     """The conditions, for people."""
     whole = (recipes.SMALL_IMAGES if experiment.dataset else recipes.PHOTOGRAPHS)["steps"]
-    found = [f"{_steps(entry):,} steps"]
-    if _steps(entry) != whole:
-        found[0] = f"{_steps(entry):,} of {whole:,} steps"
+    steps = _steps(entry.records[0])
+    found = [f"{steps:,} steps" if steps == whole else f"{steps:,} of {whole:,} steps"]
     others = {name: value for name, value in entry.conditions.items() if name not in ("steps", "data")}
     if "data" in entry.conditions:
         found.append(entry.conditions["data"])

@@ -183,7 +183,7 @@ def _draw_curves(rows, title, test_error):
         if column in rows[0]:
             percent = [100 * row[column] for row in rows]
             width, marker = 1 if style == "--" else 2.5, "." if len(rows) < 10 else ""
-            axes.plot(steps, percent, style, color="C0", linewidth=width, marker=marker, label=label)
+            axes.plot(steps, percent, style, color="C0", linewidth=width, marker=marker, label=label, clip_on=False)
     if test_error is not None:
         axes.plot(steps[-1], 100 * test_error, "o", color="C3", clip_on=False, label="test, at the end")
     axes.set(title=title, xlabel="iterations (thousands)", ylabel="error (%)", xlim=(0, None))

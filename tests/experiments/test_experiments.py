@@ -152,6 +152,11 @@ def test_a_network_that_is_named_twice_is_one():
     assert len(EXPERIMENTS["fig6"].settings(["plain-20", "plain-20"])) == 1
 
 
+def test_a_run_has_its_length_in_its_name():
+    names = [EXPERIMENTS["fig6"].settings(["ResNet-20"], **length)[0][1].name for length in ({}, {"epochs": 20})]
+    assert names == ["cifar10-resnet-20-steps-64000-seed-0", "cifar10-resnet-20-epochs-20-seed-0"]
+
+
 def test_flags_are_those_of_the_settings():
     settings = Settings(depth=110, warmup=False, shortcut="C", lr=0.03, data_dir="x", seed=2)
     assert flags(settings.changes) == "--depth 110 --shortcut C --lr 0.03 --no-warmup --seed 2"

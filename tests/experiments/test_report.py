@@ -19,7 +19,8 @@ from keras_resnet.models import cifar_row
 def made_up(experiment, settings, error):
     """A record as `experiments.run` writes it, of a run that nobody made."""
     epochs, rng = 12, np.random.default_rng(settings.seed + settings.depth)
-    step = np.linspace(settings.steps / epochs, settings.steps, epochs)
+    steps = settings.length(50_000)
+    step = np.linspace(steps / epochs, steps, epochs)
     falling = error + 0.6 * 0.5 ** np.arange(epochs)
     noisy = falling * rng.uniform(1, 1.2, epochs)
     history = {"step": step.tolist(), "error": (falling * 0.7).tolist()}
@@ -273,3 +274,12 @@ def test_the_program(tmp_path, monkeypatch, capsys):
     importlib.import_module("report").main()
     assert capsys.readouterr().out.split()[0] == str(tmp_path / "pages" / "report.html")
     assert len(os.listdir(tmp_path / "pages")) == 4
+
+
+def test_a_length_in_epochs_stands_beside_one_in_steps():
+    epochs = runs("fig6", 0.2, ["ResNet-20"], epochs=20)  # of 390 steps
+    found = report.entries(EXPERIMENTS["fig6"], [*runs("fig6", 0.3, ["ResNet-20"], steps=7799), *epochs])
+    first, second = (entry for entry in found if entry.row.name == "ResNet-20")
+    assert (first.errors, second.errors) == ([20.0], [30.0])  # the longest first
+    assert report.command("fig6", first, {}) == "python train/reproduce.py fig6 --only ResNet-20 --epochs 20"
+    assert "7,800 of 64,000 steps" in drawn("fig6", epochs).get_suptitle()

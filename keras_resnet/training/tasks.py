@@ -48,10 +48,11 @@ class Task(typing.NamedTuple):
 
 def small_images(settings: Settings) -> Task:
     """CIFAR or the built-in shapes (P1 4.2): in memory, the per-pixel mean in the network's first layer."""
+    trained = _trained(settings)  # first: a path with a typing error is noticed before data are downloaded
     source = sources.load(settings.dataset, settings.data_dir, settings.train_on_all)
     _check_batch(settings, len(source.train.labels))
     _check_data(settings, sources.describe(source))
-    mean, trained = cifar.per_pixel_mean(source.train.images), _trained(settings)
+    mean = cifar.per_pixel_mean(source.train.images)
 
     def build():
         keras.utils.set_random_seed(settings.seed)
@@ -89,10 +90,10 @@ def photographs(settings, verbose=0):
 
     `verbose` is as for `run.train`.
     """
+    trained = _trained(settings)
     data = records.photographs(settings.dataset, settings.data_dir, settings.seed)
     _check_batch(settings, len(data.train))
     _check_data(settings, records.describe(data, settings.dataset))
-    trained = _trained(settings)
     damaged: set[str] = set()
     skipped = damaged if settings.skip_damaged else None
     with imagenet.errors_named():

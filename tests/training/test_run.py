@@ -22,7 +22,7 @@ from PIL import Image
 
 import keras_resnet
 from keras_resnet import files
-from keras_resnet.data import shapes, sources
+from keras_resnet.data import records, shapes, sources
 from keras_resnet.files import RunError
 from keras_resnet.models import logits
 from keras_resnet.optimizers import PlateauSchedule, StepSchedule
@@ -532,6 +532,14 @@ def test_fine_tuning_that_cannot_be(tmp_path, small_shapes, changes, message):
     options = {"depth": 8, "init_from": str(tmp_path / "pretrained.keras"), **changes}
     with pytest.raises(RunError, match=message):
         train(settings(tmp_path, **options), verbose=0)
+
+
+@pytest.mark.parametrize("data", [{"dataset": "cifar10"}, {"dataset": "imagenet2012", "depth": 50}])
+def test_a_source_of_weights_is_looked_for_before_the_data(tmp_path, data, monkeypatch):
+    monkeypatch.setattr(sources, "load", lambda *_: pytest.fail("the data were loaded"))
+    monkeypatch.setattr(records, "photographs", lambda *_: pytest.fail("the data were loaded"))
+    with pytest.raises(RunError, match="the weights 'nowhere.pth' do not exist"):
+        train(Settings(**data, output=str(tmp_path), init_from="nowhere.pth"), verbose=0)
 
 
 def test_an_output_that_cannot_be_written(tmp_path):

@@ -3,6 +3,7 @@ import math
 import os
 import pathlib
 import pickle
+import re
 import signal
 import struct
 
@@ -34,6 +35,20 @@ def shared(*path):
     return folder
 
 
+def blocks(page, heading=""):
+    """The fenced blocks of a page, or of one of its sections, by language, as users would paste them."""
+    text = page.read_text().partition(f"{heading}\n")[2] if heading else page.read_text()
+    level = heading.partition(" ")[0]
+    fence, found = re.compile(r"^```(\w*)\n(.*?)^```$", re.M | re.S), {}
+    if heading:
+        text = re.split(
+            rf"^{level} ", fence.sub(lambda match: match[0].replace(f"\n{level} ", "\n"), text), flags=re.M
+        )[0]
+    for language, content in fence.findall(text):
+        found.setdefault(language, []).append(content)
+    return found
+
+
 # Why a test may be skipped where STRICT_SKIPS is set, as CI does; any other reason fails the tests.
 MAY_SKIP = (
     "the data of this test are not in",
@@ -41,6 +56,7 @@ MAY_SKIP = (
     "tensorflow_model_server is not on PATH",
     "torch is not installed",
     "transformers is not installed",
+    "kserve is not installed",
     "that is for TensorFlow",  # the tests of the optimizer run again on the other backends
     "Keras has none on PyTorch",
 )

@@ -3,11 +3,13 @@
 The graph of a SavedModel holds everything: decoding, resizing, cropping, the network and the classes' names.
 """
 
+import pathlib
 import typing
 from collections.abc import Iterator, Sequence
 
 import keras
 import tensorflow as tf
+from tensorflow.core.protobuf import saved_model_pb2
 from tensorflow_serving.apis import classification_pb2, model_pb2, predict_pb2, prediction_log_pb2
 
 from keras_resnet.data import imagenet
@@ -89,6 +91,26 @@ def save(
     methods = tf.compat.v1.saved_model.signature_def_utils.MethodNameUpdater(path)
     methods.replace_method_name(CLASSIFY, tf.compat.v1.saved_model.CLASSIFY_METHOD_NAME)
     methods.save()
+
+
+def describe(path: Path) -> dict[str, dict[str, dict[str, dict]]]:
+    """The signatures of a SavedModel, for clients that have no TensorFlow.
+
+    Returns:
+        {signature: {"inputs" and "outputs": {name: {"dtype": for example "float32", "shape": a list}}}}; a length that
+        may be any is None.
+    """
+    saved = saved_model_pb2.SavedModel.FromString(pathlib.Path(path, "saved_model.pb").read_bytes())
+    tensors = lambda infos: {
+        name: {"dtype": tf.dtypes.as_dtype(info.dtype).name, "shape": tf.TensorShape(info.tensor_shape).as_list()}
+        for name, info in sorted(infos.items())
+    }
+    signatures = sorted(saved.meta_graphs[0].signature_def.items())
+    return {
+        name: {"inputs": tensors(found.inputs), "outputs": tensors(found.outputs)}
+        for name, found in signatures
+        if found.inputs  # not the operation that initialises
+    }
 
 
 def decode(files: tf.Tensor, preprocess: Preprocessing, max_pixels: int = MAX_PIXELS) -> tf.Tensor:

@@ -6,14 +6,10 @@ import os
 import pathlib
 import pickle
 import resource
-import shutil
-import socket
 import struct
 import subprocess
 import sys
-import threading
 import time
-import urllib.request
 import zlib
 
 import keras
@@ -568,95 +564,6 @@ def test_the_program_exports_a_run(small, tmp_path):
     assert failed.returncode == 1
     message = f"{run.parent} holds no model.keras; a run has one when it is finished"
     assert failed.stderr == f"export.py: {message}\n"
-
-
-def free_port():
-    with socket.socket() as found:
-        found.bind(("localhost", 0))
-        return found.getsockname()[1]
-
-
-def post(url, body):
-    request = urllib.request.Request(url, json.dumps(body).encode())
-    with urllib.request.urlopen(request, timeout=30) as reply:
-        return json.load(io.TextIOWrapper(reply))
-
-
-@pytest.mark.skipif(not shutil.which("tensorflow_model_server"), reason="tensorflow_model_server is not on PATH")
-def test_a_version_is_swapped_under_load(small, tmp_path):
-    """gRPC and REST; not one request may fail while version 2 takes the place of version 1."""
-    import grpc
-    from tensorflow_serving.apis import prediction_service_pb2_grpc
-
-    folder = tmp_path / "small"
-    serving.export(small, folder, classes=CLASSES)
-    grpc_port, rest_port = free_port(), free_port()
-    command = [
-        "tensorflow_model_server", "--model_name=small", f"--model_base_path={folder}", f"--port={grpc_port}",
-        f"--rest_api_port={rest_port}", "--file_system_poll_wait_seconds=1",
-    ]  # fmt: skip
-    url = f"http://localhost:{rest_port}/v1/models/small"
-    images, expected = pixels(), small.predict(pixels(), verbose=0)
-    body = {
-        "signature_name": "predict_bytes",
-        "instances": [{"b64": base64.b64encode(png(image)).decode()} for image in images],
-    }
-    request = predict_pb2.PredictRequest(inputs={"images": tf.make_tensor_proto(images)})
-    request.model_spec.name, request.model_spec.signature_name = "small", "predict_uint8"
-    versions, failures, stop = [], [], threading.Event()
-
-    def available():
-        with urllib.request.urlopen(url, timeout=5) as reply:
-            states = json.load(reply)["model_version_status"]
-        return {state["version"] for state in states if state["state"] == "AVAILABLE"}
-
-    def wait(version):
-        end = time.monotonic() + 120
-        while time.monotonic() < end:
-            try:
-                if version in available():
-                    return
-            except OSError:
-                assert server.poll() is None, "the server has ended"
-            time.sleep(0.2)
-        pytest.fail(f"version {version} was not served within two minutes")
-
-    def load(ask):
-        while not stop.is_set():
-            try:
-                ask()
-            except Exception as error:  # whatever fails is what the test is about
-                failures.append(error)
-
-    def by_rest():
-        rows = post(f"{url}:predict", body)["predictions"]
-        np.testing.assert_allclose([row["probabilities"] for row in rows], expected, atol=1e-4)
-
-    def by_grpc():
-        answer = stub.Predict(request, timeout=30)
-        versions.append(answer.model_spec.version.value)
-        np.testing.assert_allclose(tf.make_ndarray(answer.outputs["probabilities"]), expected, atol=1e-4)
-
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as server:
-        try:
-            wait("1")
-            with grpc.insecure_channel(f"localhost:{grpc_port}") as channel:
-                stub = prediction_service_pb2_grpc.PredictionServiceStub(channel)
-                clients = [threading.Thread(target=load, args=[ask]) for ask in (by_rest, by_grpc)]
-                for client in clients:
-                    client.start()
-                time.sleep(1)
-                serving.export(small, folder, classes=CLASSES, keep=1)
-                wait("2")
-                time.sleep(2)
-                stop.set()
-                for client in clients:
-                    client.join()
-        finally:
-            stop.set()
-            server.terminate()
-    assert not failures, failures[0]
-    assert set(versions) == {1, 2} and versions == sorted(versions)
 
 
 def rounded(network):

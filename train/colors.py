@@ -28,7 +28,7 @@ def parse(words=None):
     add("file", metavar="FILE.npz", help="the output file")
     add("--data-dir", metavar="DIR", help="copies of data sets, as for fit.py (default: download)")
     add("--image-size", type=int, default=imagenet.IMAGE_SIZE, help="size of the crops (default %(default)s)")
-    add("--images", type=int, default=imagenet.COLOR_SAMPLE, help="size of the random sample (default %(default)s)")
+    add("--images", type=int, default=imagenet.COLOR_SAMPLE, help="at most this many at random (default %(default)s)")
     add("--seed", type=int, default=0, help="of the random sample (default 0)")
     add("--skip-damaged", action="store_true", help="leave out files that cannot be read, and count them")
     return parser.parse_args(words)

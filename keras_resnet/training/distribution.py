@@ -38,9 +38,9 @@ def strategy(name: str = "auto", parts: int = 1) -> tf.distribute.Strategy:
     """Chooses the devices to train on. Has to be called before TensorFlow computes anything.
 
     Args:
-        name: "mirrored" for all GPUs of this machine or, where it has none, its logical CPUs; "multiworker" for all
+        name: "mirrored" for all GPUs of this machine or, if it has none, its logical CPUs; "multiworker" for all
             machines of the cluster that TF_CONFIG or SLURM describes; "none" for a single device; "auto" for
-            multiworker where a cluster is described, otherwise mirrored where there are several GPUs, otherwise none.
+            multiworker if a cluster is described, otherwise mirrored if there are several GPUs, otherwise none.
         parts: the number of parts of a batch on all devices together, as in `TrainingModel`.
 
     Returns:

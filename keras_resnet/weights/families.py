@@ -46,7 +46,7 @@ class Family(typing.NamedTuple):
     small: dict[tuple[int, int], str] = {}
 
     def tensor(self, layer: str, kind: str) -> str | None:
-        """Their name of the variable `kind` of this package's `layer`; None where they have no such layer."""
+        """Their name of the variable `kind` of this package's `layer`; None if they have no such layer."""
         match = BLOCK.fullmatch(layer)
         if match:
             key = ("shortcut" if match["conv"] == "shortcut" else "conv") + (match["bn"] or "")

@@ -1,4 +1,4 @@
-"""What there is to measure on a network.
+"""Measurements on a network.
 
 P1 is "Deep Residual Learning for Image Recognition" (arXiv 1512.03385).
 """
@@ -20,7 +20,7 @@ def count_macs(model: keras.Model, input_shape: tuple[int, ...] | None = None) -
 
     Args:
         model: a functional or sequential Keras model with one image input. Depthwise convolutions are counted too.
-        input_shape: (height, width, channels), needed where the model takes any size.
+        input_shape: (height, width, channels), needed if the model takes any size.
 
     Raises:
         ValueError: the model takes any size and no `input_shape` was given, or it contains another model, or a layer
@@ -43,9 +43,9 @@ def count_macs(model: keras.Model, input_shape: tuple[int, ...] | None = None) -
 def response_std(model: keras.Model, images: np.ndarray | Tensor, batch_size: int = 128) -> dict[str, float]:
     """The standard deviation of the responses of each 3x3 convolution (P1 Fig. 7).
 
-    That is, of what follows it: after batch normalisation, before the nonlinearity and the addition. Where none
-    follows, of its own output: so it is of the last convolution of a block with pre-activation, while the others are
-    followed by the next one's batch normalisation.
+    The response is taken after the batch normalisation that follows the convolution, before the nonlinearity and the
+    addition. Without one it is the convolution's own output. In a pre-activation block this is the case for the last
+    convolution; the others are followed by the batch normalisation of the next one.
 
     Args:
         model: a network of this package, or another functional or sequential Keras model.
@@ -56,8 +56,8 @@ def response_std(model: keras.Model, images: np.ndarray | Tensor, batch_size: in
         ValueError: the model has no 3x3 convolution, or it contains another model.
 
     Returns:
-        A dictionary from the convolutions' names, in the order of their depth, to floats: over images, positions and
-        channels.
+        A dictionary from the convolutions' names, in the order of their depth, to standard deviations over images,
+        positions and channels.
     """
     convolutions = [layer for layer in _layers(model, keras.layers.Conv2D) if layer.kernel_size == (3, 3)]
     if not convolutions:
@@ -67,7 +67,7 @@ def response_std(model: keras.Model, images: np.ndarray | Tensor, batch_size: in
     with recursion_limit(LOADING_DEPTH):
         probe = keras.Model(model.inputs[0], keras.ops.stack(moments, axis=1))
     means = probe.predict(images, batch_size, verbose=0).mean(axis=0, dtype="float64")
-    variances = np.maximum(means[:, 1] - means[:, 0] ** 2, 0)  # rounding
+    variances = np.maximum(means[:, 1] - means[:, 0] ** 2, 0)  # rounding can make it negative
     return {layer.name: float(std) for layer, std in zip(convolutions, np.sqrt(variances), strict=True)}
 
 
@@ -78,13 +78,13 @@ def _moments(responses):
 
 
 def recalibrate_bn(model: keras.Model, batches: Iterable[np.ndarray | Tensor]) -> None:
-    """Replaces the moving averages of all batch normalisations by the mean over batches of training images.
+    """Replaces the moving averages of all batch normalisations with the mean over batches of training images.
 
-    The released models of P1 were made so: "the statistics are the average of a sufficiently large training batch,
-    after training".
+    P1's released models did this: "the statistics are the average of a sufficiently large training batch, after
+    training".
 
     Args:
-        model: a Keras model; its averages change, frozen ones and those of models that it contains too. Its weights
+        model: a Keras model. Its averages change, including those of frozen layers and of nested models. Its weights
             do not.
         batches: arrays or tensors of images, as the model takes them, without labels.
 
@@ -107,7 +107,7 @@ def recalibrate_bn(model: keras.Model, batches: Iterable[np.ndarray | Tensor]) -
 
 
 def gradient_norms(model: keras.Model, images: np.ndarray | Tensor, labels: np.ndarray | Tensor) -> dict[str, float]:
-    """The norm of the loss's gradient in each layer's kernel: whether it vanishes on its way to the first layers.
+    """The norm of the loss gradient for each layer's kernel, to see whether it vanishes towards the first layers.
 
     Args:
         model: a network of this package with its top.
@@ -115,8 +115,8 @@ def gradient_norms(model: keras.Model, images: np.ndarray | Tensor, labels: np.n
 
     Returns:
         A dictionary from the names of convolutions and fully connected layers, in the order of their depth, to the
-        L2 norms of the cross-entropy's gradient, batch normalisation in training mode, frozen layers too. They are
-        computed in float32, for a network of another dtype as well, where small ones would vanish by rounding.
+        L2 norms of the cross-entropy's gradient, with batch normalisation in training mode; frozen layers are included.
+        They are always computed in float32, because rounding in a smaller dtype would make small ones vanish.
     """
 
     def in_float32(layer):
@@ -142,9 +142,9 @@ def class_activation_map(
     model: keras.Model, images: np.ndarray | Tensor, class_index: int | Sequence[int] | np.ndarray | None = None,
     batch_size: int = 128,
 ) -> np.ndarray:  # fmt: skip
-    """What each position of the last feature map says for a class (Zhou et al., arXiv 1512.04150, section 2).
+    """The evidence for a class at each position of the last feature map (Zhou et al., arXiv 1512.04150, section 2).
 
-    Behind the last feature map stand global average pooling and one fully connected layer. So the logit of a class is
+    The last feature map is followed by global average pooling and one fully connected layer. So the logit of a class is
     the mean of this map over all positions, plus the class's bias.
 
     Args:
@@ -155,12 +155,12 @@ def class_activation_map(
         batch_size: images in a forward pass.
 
     Raises:
-        ValueError: the model ends otherwise, or `class_index` is no class, or names another number of them.
+        ValueError: the model ends differently, or `class_index` is no class, or is not one for each image.
 
     Returns:
-        (n, rows, columns), float32, of the last feature map's size. Positive values speak for the class. In a network
-        of this package row i and column j look at an area about the pixel (stride i, stride j), where stride is the
-        input's size divided by the map's: 32, 4 in the networks for small images, or the `output_stride`.
+        (n, rows, columns), float32, of the last feature map's size. Positive values are evidence for the class. In a
+        network of this package the value at (i, j) has a receptive field around the pixel (stride i, stride j), where
+        stride is the input's size divided by the map's: 32, 4 in the networks for small images, or the `output_stride`.
     """
     pool, fc = _pool_and_fc(model)
     with recursion_limit(LOADING_DEPTH):

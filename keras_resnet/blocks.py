@@ -19,8 +19,8 @@ BN_MOMENTUM = 0.9
 BN_EPSILON = 1e-5
 GATE_BIAS = -6.0  # the best of those that P2 Table 1 tried: gates are closed at first
 
-# What stands in a block, as in P2 Fig. 4 (a) to (e): W is a convolution, + the addition of the shortcut. Three
-# convolutions, of a bottleneck, have the same between them as two.
+# The operations of a block in order, as in P2 Fig. 4 (a) to (e): W is a convolution, + the addition of the shortcut.
+# Bottlenecks repeat what is between the two W between all three of their convolutions.
 ORDERS = {
     "original": "W BN ReLU W BN + ReLU",
     "bn_after_addition": "W BN ReLU W + BN ReLU",
@@ -28,13 +28,13 @@ ORDERS = {
     "relu_only_preactivation": "ReLU W BN ReLU W BN +",
     "full_preactivation": "BN ReLU W BN ReLU W +",
 }
-# Not in P2: as full_preactivation, but with nothing behind conv1, so that the first block starts from its bare output;
-# and with nothing behind the last block either.
+# Not in P2: as full_preactivation, but with nothing after conv1, so that the first block starts from its bare output;
+# and with nothing after the last block either.
 BARE_STEM, BARE_ENDS = "bare_stem_preactivation", "bare_ends_preactivation"
 OTHER_ORDERS = dict.fromkeys((BARE_STEM, BARE_ENDS), ORDERS["full_preactivation"])
 
-POST = "post"  # what stands before each convolution stands behind the last block, too, under this name (P2, appendix)
-# Layers that only networks of one order have, by which a saved one is recognised; `N` is a block's last convolution.
+POST = "post"  # the name of the activation after the last block, the same as before each convolution (P2, appendix)
+# Layers that only networks of one order have; a saved network is recognised by them. `N` is a block's last convolution.
 ORDER_MARKS = {
     f"{POST}_bn": "full_preactivation",
     f"{POST}_relu": "relu_only_preactivation",
@@ -44,9 +44,9 @@ ORDER_MARKS = {
 
 
 class Order(typing.NamedTuple):
-    """What stands `before` each convolution, `behind` each but the last, behind the `last`, and after the addition.
+    """The operations `before` each convolution, `behind` each but the last, after the `last`, and after the addition.
 
-    Each is a tuple of "BN" and "ReLU". The layers of the first are named after the convolution behind them.
+    Each is a tuple of "BN" and "ReLU". The layers in `before` are named after the convolution that follows them.
     """
 
     before: tuple[str, ...]
@@ -56,10 +56,10 @@ class Order(typing.NamedTuple):
 
 
 def read_order(drawing: str) -> Order:
-    """The `Order` that one of ORDERS draws."""
+    """Parses one of ORDERS."""
     path, added = drawing.split("+")
     before, between, last = (part.split() for part in path.split("W"))
-    behind = between[: len(between) - len(before)]  # the rest stands before the next convolution
+    behind = between[: len(between) - len(before)]  # the rest belongs to the next convolution's `before`
     return Order(tuple(before), tuple(behind), tuple(last), tuple(added.split()))
 
 
@@ -73,10 +73,10 @@ class Convolution(typing.NamedTuple):
 
 
 def basic(filters: int, strides: int, dilation: tuple[int, int], stride_in: str) -> tuple[Convolution, ...]:
-    """Two 3x3 convolutions (P1 Fig. 5 left). The stride is in the first; `stride_in` does not apply.
+    """Two 3x3 convolutions (P1 Fig. 5 left). The first has the stride; `stride_in` does not apply.
 
-    `dilation` has two rates: of a convolution up to the stride, and of one behind it. They differ where the stride has
-    been traded for dilation.
+    `dilation` has two rates: for convolutions up to the one with the stride, and for those after it. They differ where
+    the stride has been replaced by dilation.
     """
     before, behind = dilation
     return Convolution(3, filters, strides, before), Convolution(3, filters, 1, behind)
@@ -85,8 +85,8 @@ def basic(filters: int, strides: int, dilation: tuple[int, int], stride_in: str)
 def bottleneck(filters: int, strides: int, dilation: tuple[int, int], stride_in: str) -> tuple[Convolution, ...]:
     """1x1, 3x3 and 1x1 to four times `filters` (P1 Fig. 5 right).
 
-    The paper's stride is in the first 1x1; in the 3x3 it costs 6 % more and is what later networks do ("v1.5").
-    `dilation` as in `basic`.
+    In the paper the first 1x1 has the stride. Later networks ("v1.5") have it in the 3x3, which costs 6 % more.
+    `dilation` is as in `basic`.
     """
     before, behind = dilation
     if stride_in == "1x1":
@@ -104,11 +104,11 @@ def block(
 
     Args:
         x: a tensor (batch, height, width, channels).
-        convolutions: of `basic` or `bottleneck`.
-        name: of the block and its output.
-        option, initializer: of the shortcut.
-        order: where batch normalisation and the nonlinearity stand.
-        activated: whether `x` has already been through what stands before the first convolution.
+        convolutions: those of `basic` or `bottleneck`.
+        name: the name of the block and its output.
+        option, initializer: those of the shortcut.
+        order: the positions of batch normalisation and the nonlinearity.
+        activated: whether `order.before` has already been applied to `x`.
         variant: None, or one of SHORTCUT_VARIANTS.
     """
     filters, strides = convolutions[-1].filters, max(convolution.strides for convolution in convolutions)
@@ -127,7 +127,7 @@ def block(
         )
         if variant:
             x, y = SHORTCUT_VARIANTS[variant](x, y, name)
-        # In this order Keras, which walks a graph recursively, needs the least depth.
+        # Keras walks a graph recursively; this order of the inputs needs the least depth.
         y = layers.Add(name=f"{name}_add" if order.added else name)([x, y])
     return activate(y, order.added, name, relu_name=name)
 
@@ -142,8 +142,8 @@ def shortcut(
     B: identity; where the shape changes, a 1x1 projection.
     C: a 1x1 projection everywhere.
 
-    `normalized`: whether batch normalisation follows a projection. `initializer` is the projection's; "average" lets it
-    start as the mean of its inputs.
+    `normalized`: whether batch normalisation follows a projection. `initializer` is the projection's; with "average" it
+    starts as the mean of its inputs.
     """
     channels = x.shape[-1]
     changes = strides > 1 or channels != filters
@@ -165,7 +165,7 @@ def convolve(
     x: KerasTensor, name: str, kernel_size: int, filters: int, strides: int = 1, dilation: int = 1,
     initializer: Initializer = None,
 ) -> KerasTensor:  # fmt: skip
-    """Convolution without bias, symmetrically padded."""
+    """Convolution without bias, padded symmetrically."""
     if strides > 1:
         x = pad(x, kernel_size // 2, name)
     return layers.Conv2D(
@@ -181,7 +181,7 @@ def convolve(
 
 
 def pad(x: KerasTensor, pixels: int, name: str) -> KerasTensor:
-    """Zeros on all four sides. Keras' `padding="same"` would pad a strided layer right and below only."""
+    """Zeros on all four sides. Keras' `padding="same"` would pad a strided layer on the right and below only."""
     return layers.ZeroPadding2D(pixels, name=f"{name}_pad")(x) if pixels else x
 
 
@@ -196,12 +196,12 @@ def activate(x: KerasTensor, steps: tuple[str, ...], name: str, relu_name: str |
 
 
 def he_normal() -> initializers.Initializer:
-    """Gaussian with standard deviation sqrt(2 / fan_in) (P1 3.4); Keras' `he_normal` cuts its tails off."""
+    """Gaussian with standard deviation sqrt(2 / fan_in) (P1 3.4); Keras' `he_normal` truncates the tails."""
     return initializers.VarianceScaling(2.0, mode="fan_in", distribution="untruncated_normal")
 
 
 def classifier_normal() -> initializers.Initializer:
-    """Gaussian with standard deviation 0.01, for the last layer: P1 does not say; its authors' later papers do.
+    """Gaussian with standard deviation 0.01, for the last layer: P1 does not state it; its authors' later papers do.
 
     Identity shortcuts add up the variance of all blocks, and with `he_normal` the first loss is 5 instead of ln(10)
     (Goyal et al., arXiv 1706.02677, 5.1).
@@ -215,19 +215,19 @@ def _fresh(initializer):
     return initializer if keeps_state or not isinstance(initializer, initializers.Initializer) else initializer.clone()
 
 
-# P2 Table 1: what is done to shortcut and residual before they are added. Each has layers whose names end in one of
-# these, by which a saved network is recognised.
+# P2 Table 1: operations on shortcut and residual before the addition. The names of their layers end in one of these; a
+# saved network is recognised by them.
 HALF, GATED, CLOSED, DROPOUT = "_half", "_gated", "_closed", "_dropout"
 
 
 def constant_scaling(x: KerasTensor, residual: KerasTensor, name: str) -> tuple[KerasTensor, KerasTensor]:
-    """Both halved (P2 Fig. 2 b)."""
+    """Shortcut and residual are halved (P2 Fig. 2 b)."""
     halved = layers.Rescaling(0.5, name=f"{name}{HALF}")(residual)
     return layers.Rescaling(0.5, name=f"{name}_half_shortcut")(x), halved
 
 
 def exclusive_gate(x: KerasTensor, residual: KerasTensor, name: str) -> tuple[KerasTensor, KerasTensor]:
-    """What a gate lets through of the residual, it keeps back of the shortcut (P2 Fig. 2 c)."""
+    """A gate g scales the residual, and 1 - g scales the shortcut (P2 Fig. 2 c)."""
     gate = _gate(x, name)
     return _closed(x, gate, name), layers.Multiply(name=f"{name}{GATED}")([residual, gate])
 
@@ -265,5 +265,5 @@ SHORTCUT_VARIANTS = {
     "shortcut_gate": shortcut_gate,
     "dropout": dropout,
 }
-# Both gates have a closed one, so that they are looked for in this order.
+# Both gates have a CLOSED layer, so the order of this table matters.
 VARIANT_MARKS = {"constant_scaling": HALF, "exclusive_gate": GATED, "shortcut_gate": CLOSED, "dropout": DROPOUT}

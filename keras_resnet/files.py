@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, by the one process that writes, and one run's lock."""
+"""Atomic writes, made by only one of several processes, and the lock of a run."""
 
 import contextlib
 import errno
@@ -10,12 +10,12 @@ from collections.abc import Callable, Iterator
 
 Path: typing.TypeAlias = str | os.PathLike
 
-writes = True  # whether this process does: of several workers only one; `written_if` changes it
+writes = True  # whether this process writes files; of several workers only one does. `written_if` changes it
 
 
 @contextlib.contextmanager
 def written_if(chief: bool) -> Iterator[None]:
-    """Within it, this process writes only if it is the chief of those that work together."""
+    """Inside this context, the process writes files only if it is the chief of the workers."""
     global writes
     before, writes = writes, chief
     try:
@@ -25,21 +25,21 @@ def written_if(chief: bool) -> Iterator[None]:
 
 
 class RunError(Exception):
-    """A run cannot start or go on. The message says what was wrong, what was found and what to do."""
+    """A run cannot start or continue. The message says what was wrong, what was found and what to do."""
 
 
 class DataError(Exception):
-    """The data set cannot be had. The message says what was looked for, what was found and what to do."""
+    """The data set cannot be loaded. The message says what was looked for, what was found and what to do."""
 
 
 @contextlib.contextmanager
 def whole(path: Path) -> Iterator[Path]:
-    """Gives the path of a temporary file, which takes the place of `path` when it is complete, or not at all.
+    """Yields the path of a temporary file, which replaces `path` when the context ends without an error.
 
-    It lies in the same folder and ends in the same suffix. Where `path` is a device such as /dev/stdout, it is `path`.
+    It is in the same folder and has the same suffix. If `path` is a device such as /dev/stdout, it is yielded itself.
 
     Raises:
-        RunError: the disk is full, the folder has vanished or the like. What was at `path` is still there.
+        RunError: the disk is full, the folder has vanished or the like. The old file at `path` is still there.
     """
     target = os.path.realpath(path)
     stem, suffix = os.path.splitext(target)
@@ -52,7 +52,7 @@ def whole(path: Path) -> Iterator[Path]:
             yield temporary
             _sync(temporary)
             os.replace(temporary, target)
-            _sync(os.path.dirname(target))  # so that the new name, too, survives a power cut
+            _sync(os.path.dirname(target))  # so that the new name survives a power cut, too
         finally:
             with contextlib.suppress(OSError):
                 os.remove(temporary)  # it is still there only if something failed
@@ -74,12 +74,12 @@ def _sync(path):
 
 
 def write_whole(path: Path, write: Callable[[typing.BinaryIO], object]) -> None:
-    """Calls `write` with a binary file that takes the place of `path` when it is complete, or not at all.
+    """Calls `write` with a binary file that replaces `path` once it is complete.
 
-    Where this process is not the one that `writes`, nothing happens.
+    Nothing happens if this process is not the one that `writes`.
 
     Raises:
-        RunError: as `whole`.
+        RunError: as in `whole`.
     """
     if writes:
         with whole(path) as temporary, open(temporary, "wb") as file:
@@ -88,10 +88,10 @@ def write_whole(path: Path, write: Callable[[typing.BinaryIO], object]) -> None:
 
 @contextlib.contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Keeps the file `path` locked, so that one process at a time trains a run. The file stays; it means nothing.
+    """Keeps the file `path` locked, so that only one process at a time trains a run. A leftover file means nothing.
 
-    The lock is the operating system's, which releases it when the process ends, however it ends. It holds on local
-    disks and between the machines of a shared file system, NFS among them. On one that knows no locks a line says so.
+    The lock is the operating system's, which releases it when the process ends, however it ends. It works on local
+    disks and between machines that share a file system, NFS included. If the file system has no locks, a line says so.
 
     Raises:
         RunError: another process has locked it, or it cannot be written.

@@ -1,4 +1,4 @@
-"""Networks for inference: batch normalisation folded into the convolutions, weights in another type.
+"""Networks for inference: batch normalisation folded into the convolutions, weights in another dtype.
 
 P1 is "Deep Residual Learning for Image Recognition" (arXiv 1512.03385).
 """
@@ -15,20 +15,20 @@ from keras_resnet.graphs import LOADING_DEPTH, recursion_limit
 def fold(model: keras.Model, dtype: str = "float32", batch_norm: bool = True) -> keras.Model:
     """A copy of a network for inference.
 
-    A trained batch normalisation multiplies each channel by a number and adds another one. Right after a convolution
-    both can be had from the convolution: its kernel is multiplied, and it gets a bias.
+    At inference batch normalisation multiplies each channel by a constant and adds another one. Right after a
+    convolution both can be folded into the convolution: its kernel is scaled, and it gets a bias.
 
     Args:
-        model: a functional `keras.Model`. It stays as it is.
+        model: a functional `keras.Model`. It does not change.
         dtype: of weights and arithmetic, for example "float32" or "bfloat16". Input, normalization, softmax and output
             stay float32.
-        batch_norm: whether to fold batch normalisations. One stays that does not follow a convolution (as after the
-            additions of pre-activation networks), that normalises another axis than the channels, or whose convolution
+        batch_norm: whether to fold batch normalisations. Those remain that do not follow a convolution (as after the
+            additions of pre-activation networks), that normalise another axis than the channels, or whose convolution
             is applied twice, feeds another layer as well or is an output.
 
     Returns:
-        A `keras.Model` of stock layers with the names of `model`'s, and the same structure of inputs and outputs. In
-        float32 its outputs are the same within 1e-5.
+        A `keras.Model` of stock layers with the same names as in `model`, and the same structure of inputs and outputs.
+        In float32 its outputs are the same within 1e-5.
 
     Raises:
         ValueError: a layer was changed by `quantize`.
@@ -74,15 +74,15 @@ def _to_float32(output):
 
 
 def _is_exact(layer):
-    """Whether a layer stands before or after a network, where it is cheap and not to be rounded."""
+    """Whether a layer belongs to the input or output of a network, where float32 is cheap and rounding would harm."""
     if isinstance(layer, layers.Activation):
         return layer.activation is keras.activations.softmax
     return isinstance(layer, (layers.Rescaling, layers.Normalization, layers.Softmax))
 
 
 def _foldable(model):
-    """The batch normalisations that alone follow a convolution, by the convolution's name."""
-    nodes = [node for nodes in model._nodes_by_depth.values() for node in nodes]  # a layer has those of all its models
+    """The batch normalisations that are the only layer after a convolution, by the convolution's name."""
+    nodes = [node for nodes in model._nodes_by_depth.values() for node in nodes]  # a layer's own are of all its models
     makers = {id(tensor): node.operation for node in nodes for tensor in node.outputs}
     calls = collections.Counter(id(node.operation) for node in nodes)
     uses = collections.Counter(map(id, [*model.outputs, *(tensor for node in nodes for tensor in node.input_tensors)]))

@@ -1,4 +1,4 @@
-"""Keras walks the graph of a network recursively, also when it reads one; the deepest ones need a higher limit."""
+"""Keras walks the graph of a network recursively, also when it loads one; deep networks need a higher limit."""
 
 import contextlib
 import os
@@ -8,9 +8,9 @@ from collections.abc import Iterator
 
 import keras
 
-LOADING_DEPTH = 20_000  # of the recursion in which Keras reads a network; ResNet-1202 needs up to 2,000
+LOADING_DEPTH = 20_000  # recursion limit while Keras loads a network; ResNet-1202 needs up to 2,000
 
-# The limit is the process's, so all threads count: the one at rest, and those that are wanted at the moment.
+# The process has one limit for all threads: the limit outside this context, and those requested inside it right now.
 _lock = threading.Lock()
 _at_rest: list[int] = []
 _wanted: list[int] = []
@@ -20,8 +20,8 @@ _wanted: list[int] = []
 def recursion_limit(n: int) -> Iterator[None]:
     """Lets Python recurse `n` calls deep; building a network takes several calls for each block.
 
-    Python has one limit for all threads of a process. It is the highest that any of them wants within this context,
-    and what it was before when the last one has left it.
+    Python has one limit for all threads of a process. Inside this context it is the highest that any of them requests.
+    When the last one leaves, the old limit is restored.
     """
     with _lock:
         if not _wanted:
@@ -37,10 +37,10 @@ def recursion_limit(n: int) -> Iterator[None]:
 
 
 def load_model(path: str | os.PathLike) -> keras.Model:
-    """Reads a network of any depth.
+    """Loads a network of any depth.
 
     Args:
-        path: a `.keras` or `.h5` file of Keras.
+        path: a `.keras` or `.h5` file.
 
     Returns:
         The `keras.Model`, not compiled.
@@ -55,6 +55,6 @@ def load_model(path: str | os.PathLike) -> keras.Model:
 
 
 def _flip():
-    """The operation in front of "caffe" networks: an .h5, unlike a .keras, does not say where its class is."""
+    """The operation in front of "caffe" networks: unlike a .keras file, an .h5 file does not say where its class is."""
     pixels = keras.Input((None, None, 3))
     return type(keras.Model(pixels, keras.ops.flip(pixels, -1)).operations[-1])

@@ -1,4 +1,4 @@
-"""How pictures show people's own names."""
+"""Names chosen by the user, such as class names, in figures."""
 
 import contextlib
 import functools
@@ -10,10 +10,10 @@ from matplotlib import font_manager
 
 @contextlib.contextmanager
 def lettering(*texts: str) -> Iterator[Callable[[str], str]]:
-    """Within it, matplotlib draws these texts as they are: a `$` begins no formula, and all scripts have their fonts.
+    """Inside this context, matplotlib draws these texts literally: `$` begins no formula, every script finds a font.
 
     Yields:
-        A function from a text to what is to be drawn: characters that no installed font has are \\uXXXX in it.
+        A function from a text to the text to draw, in which characters that no installed font has are \\uXXXX.
     """
     families, missing = _fonts(frozenset("".join(texts)) - {"\n"})
     escapes = str.maketrans({character: character.encode("unicode_escape").decode() for character in missing})
@@ -23,7 +23,7 @@ def lettering(*texts: str) -> Iterator[Callable[[str], str]]:
 
 @functools.cache
 def _fonts(characters):
-    """Families of fonts, the usual ones first, that together have all characters but those that are returned too."""
+    """Font families, the usual ones first, that together have all characters, and the characters that none has."""
     families, missing = list(matplotlib.rcParams["font.family"]), set(characters)
     missing -= _characters(font_manager.findfont(font_manager.FontProperties(family=families)))
     for font in font_manager.fontManager.ttflist if missing else ():
@@ -35,7 +35,7 @@ def _fonts(characters):
 
 
 def _characters(path):
-    """What a font file has; nothing where matplotlib cannot draw it, as those of pictures in place of letters."""
+    """The characters of a font file; none if matplotlib cannot draw it, such as fonts made of bitmaps."""
     try:
         font = font_manager.get_font(path)
         return set(map(chr, font.get_charmap())) if font.scalable else set()

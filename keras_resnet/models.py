@@ -70,35 +70,36 @@ def ResNet50(
         include_top: whether to end with average pooling, the fully connected layer and the softmax.
         weights: None; a path or a Keras model, of this package, torchvision, timm, transformers, keras.applications,
             keras_hub, akamaster, kuangliu, chenyaofo or pytorchcv (docs/weights.md); or "imagenet" for the published
-            weights of `ResNet18` to `ResNet152`, "cifar10" for those of CIFAR networks that this package brings; with
-            another number of `classes` the last layer is new.
+            weights of `ResNet18` to `ResNet152`, "cifar10" for those of CIFAR networks that this package contains. If
+            `classes` differs from these weights, the last layer is newly initialised.
         input_tensor: a Keras tensor to build the network on, instead of a new input. The model's inputs are those that
             it was computed from.
-        input_shape: (height, width, channels); None for a size is any size. Default: any size, three channels.
-        pooling: without the top: None for the last feature map, "avg" or "max" to pool it over all positions.
+        input_shape: (height, width, channels); a height or width of None allows any. Default: any size, three channels.
+        pooling: without the top: None for the last feature map, "avg" or "max" for global pooling.
         classes: number of classes.
         classifier_activation: "softmax", or None for logits.
         name: the model's name.
-        shortcut: "A" (identity, zeros as new channels), "B" (projection where the shape changes) or
+        shortcut: "A" (identity, new channels filled with zeros), "B" (projection where the shape changes) or
             "C" (projection everywhere), P1 4.1.
-        stride_in: where a bottleneck has its stride: "1x1" (the paper) or "3x3" (Facebook, torchvision, "v1.5").
-            Basic blocks have theirs in the first 3x3. Default: that of the weights; without, "1x1".
+        stride_in: which convolution of a bottleneck has the stride: "1x1" (the paper) or "3x3" (Facebook, torchvision,
+            "v1.5"). Basic blocks have it in the first 3x3. Default: as in the weights; without weights, "1x1".
         stem: "7x7" (stride 2, then 3x3 max pooling) or "3x3" (stride 1, no pooling: for small images).
         shortcut_initializer: initializer of the projections; default He. "average" fills them with
             1 / input channels. As everywhere in Keras, one with an integer seed gives the same values each time.
-        normalization: a first layer for pixels in [0, 255]: "caffe", "torch", "cifar10" or "cifar100" (RGB;
-            `normalization.NAMED`), or (mean, std), each a number, one number a channel or an image. "auto": that of
-            the weights, so that the network takes pixels; without weights, none. None: none; the input is normalised
-            outside, by `preprocess_input(images, mode)`.
-        output_stride: None, or 8 or 16 for feature maps at that fraction of the input's size: the last strides become
-            dilation, with the same parameters. The values at the positions of the undilated network remain the same.
+        normalization: what the first layer does with pixels in [0, 255]: "caffe", "torch", "cifar10" or "cifar100"
+            (RGB; `normalization.NAMED`), or (mean, std), each a number, one number per channel or an image. "auto": as
+            the weights need it, so that the network takes pixels; without weights there is no such layer. None: no such
+            layer; the input is normalised outside, by `preprocess_input(images, mode)`.
+        output_stride: None, or 8 or 16 for the ratio of the input's size to the last feature map's: the last strides
+            are replaced by dilation, with the same parameters. At the positions of the undilated network the values
+            stay the same.
 
     Returns:
         A `keras.Model`. Input: (batch, height, width, channels), float. Output: (batch, classes) probabilities, or
-        the features. Block 1 of stage 3 ends in the layer `conv3_1`; its convolutions are `conv3_1_1`, `conv3_1_2`.
+        the features. Block 1 of stage 3 ends with the layer `conv3_1`; its convolutions are `conv3_1_1`, `conv3_1_2`.
 
     Raises:
-        ValueError: an argument is none of the above, or the weights do not fit; the message says which ones do.
+        ValueError: an argument is none of the above, or the weights do not fit; the message says what is possible.
     """
     return _imagenet("resnet50", 50, locals())
 
@@ -214,7 +215,7 @@ def PlainNet34(
 
 
 def cifar_row(depth: int, block: str) -> tuple[typing.Callable, tuple[int, ...]]:
-    """The block function and the number of blocks in each stage of a CIFAR network; ValueError where there is none."""
+    """The block function and the number of blocks in each stage of a CIFAR network; ValueError if there is none."""
     _choose("block", block, CIFAR_BLOCKS)
     try:
         depth = operator.index(depth)
@@ -246,11 +247,11 @@ def CifarResNet(
         block: "basic" (two 3x3 convolutions) or "bottleneck" (1x1, 3x3, 1x1).
         shortcut: "A" (the paper's), "B", "C", or None for a plain network.
         activation_order: an order of P2 Fig. 4 by name: "original", "bn_after_addition", "relu_before_addition",
-            "relu_only_preactivation" or "full_preactivation" (P2's networks); or the last one with nothing behind
-            conv1, "bare_stem_preactivation", as pytorchcv's networks, and with nothing behind the last block either,
-            "bare_ends_preactivation", as kuangliu's.
-        shortcut_variant: what P2 Table 1 does to the shortcut: None, "constant_scaling", "exclusive_gate",
-            "shortcut_gate" or "dropout". Its 1x1 convolution is option C.
+            "relu_only_preactivation" or "full_preactivation" (P2's networks). Two more are full pre-activation with
+            nothing after conv1, "bare_stem_preactivation" (pytorchcv's networks), and with nothing after the last block
+            either, "bare_ends_preactivation" (kuangliu's).
+        shortcut_variant: a variant of the shortcut in P2 Table 1: None, "constant_scaling", "exclusive_gate",
+            "shortcut_gate" or "dropout". The 1x1 convolution of that table is option C.
         classes, input_shape, include_top, weights, input_tensor, pooling, classifier_activation, name, stride_in,
             shortcut_initializer, normalization, output_stride: as in `ResNet50`.
 
@@ -276,19 +277,19 @@ def CifarPlainNet(
 
 
 def from_weights(source: readers.Readable, normalization: Normalization = "auto") -> keras.Model:
-    """The network that any weights are of, as their tensors describe it, with these weights.
+    """Builds the network that the tensors of `source` describe, with these weights.
 
     Args:
-        source: as `weights` in `ResNet50`, but "imagenet" and `.weights.h5`, which describe no network.
-        normalization: as in `ResNet50`. "auto": the source's own. Networks for small images in files of PyTorch often
-            do not say it; then it is asked for.
+        source: as `weights` in `ResNet50`, except "imagenet" and `.weights.h5`, which describe no network.
+        normalization: as in `ResNet50`. "auto": the source's own. PyTorch files of networks for small images often do
+            not state it; then it has to be given.
 
     Returns:
         A `keras.Model`, which takes pixels in [0, 255] if it normalises them. It has a top if the source has one. What
-        a Keras model tells beyond its tensors is kept: the last activation, the pooling, the output stride.
+        a Keras model states beyond its tensors is kept: the last activation, the pooling, the output stride.
 
     Raises:
-        WeightsError: the source cannot be read, or is of no network that this module builds, or nothing says how its
+        WeightsError: the source cannot be read, or is no network that this module builds, or does not state how its
             input was normalised.
     """
     found = readers.read(source)
@@ -325,7 +326,7 @@ def from_weights(source: readers.Readable, normalization: Normalization = "auto"
 
 
 def logits(model: keras.Model) -> keras.Model:
-    """The same network up to `fc`: what is trained, because cross-entropy on logits is exact.
+    """The same network up to `fc`. This is what is trained, because cross-entropy on logits is numerically exact.
 
     Args:
         model: a network of this module with its top.
@@ -347,7 +348,7 @@ def features(model: keras.Model) -> keras.Model:
         (batch, height, width, channels) each: "conv2" to "conv5", P1's names; CIFAR networks end with "conv4".
 
     Raises:
-        ValueError: `model` is another network, or contains the network as a layer; the message says which.
+        ValueError: `model` is not a network of this package, or contains one as a layer; the message says which.
     """
     ends = [re.fullmatch(r"(conv\d+)_\d+", layer.name) for layer in readers.own_layers(model)]
     outputs = {end[1]: model.get_layer(end[0]).output for end in ends if end}  # the last block of a stage stays
@@ -366,13 +367,13 @@ def _build(
     classifier_activation, shortcut, stem, normalization, input_tensor=None, pooling=None, name=None, stride_in=None,
     shortcut_initializer=None, output_stride=None, activation_order="original", shortcut_variant=None,
 ):  # fmt: skip
-    """Reads one row: `repetitions` blocks in each stage, `width` filters in the first, twice as many in the next."""
+    """Builds one row: `repetitions` blocks in each stage, `width` filters in the first, twice as many in the next."""
     _check_graph(shortcut, stride_in, stem, pooling, activation_order, shortcut_variant)
     _check_stride(output_stride, stem, len(repetitions))
     _check_shape(input_shape)
     inputs = layers.Input(input_shape or (None, None, 3), name="images") if input_tensor is None else input_tensor
     by_name = isinstance(weights, str) and weights in published.PUBLISHED
-    if by_name:  # before anything is fetched
+    if by_name:  # before anything is downloaded
         _check_published(
             weights,
             default_name,
@@ -407,7 +408,7 @@ def _build(
         initializer=shortcut_initializer,
     )
     if activation_order != blocks.BARE_ENDS:
-        x = blocks.activate(x, order.before, blocks.POST)  # of the last block's sum (P2, appendix)
+        x = blocks.activate(x, order.before, blocks.POST)  # after the last addition (P2, appendix)
     x = _head(x, include_top, pooling, classes, classifier_activation)
 
     if input_tensor is not None:
@@ -415,7 +416,7 @@ def _build(
         inputs = inputs[0] if len(inputs) == 1 else inputs
     model = _model(inputs, x, name or default_name, sum(repetitions))
     if source:
-        new_top = by_name and include_top and classes != published.PUBLISHED[weights].classes  # it is to be trained
+        new_top = by_name and include_top and classes != published.PUBLISHED[weights].classes  # still to be trained
         loaded = _model(inputs, model.get_layer("pool").output, model.name, sum(repetitions)) if new_top else model
         load_weights(loaded, source)
     if unknown:
@@ -437,13 +438,13 @@ def _conv1(x, stem, width, bare):
     if stem == "3x3":
         return blocks.activate(blocks.convolve(x, "conv1", 3, width), activation, "conv1")
     x = blocks.activate(blocks.convolve(x, "conv1", 7, width, strides=2), activation, "conv1")
-    return layers.MaxPooling2D(3, 2, name="pool1")(blocks.pad(x, 1, "pool1"))  # zeros: x is not negative
+    return layers.MaxPooling2D(3, 2, name="pool1")(blocks.pad(x, 1, "pool1"))  # zeros will do: x is not negative
 
 
 def _conv2_to_conv5(
     x, convolutions, repetitions, width, *, stride, output_stride, stride_in, activated, **options
 ):  # fmt: skip
-    """The stages conv2_x to conv5_x (P1 Table 1), of CIFAR networks to conv4_x; `stride` is that of `x`."""
+    """The stages conv2_x to conv5_x (P1 Table 1), in CIFAR networks to conv4_x; `stride` is that of `x`."""
     dilation = 1
     for stage, blocks_in_stage in enumerate(repetitions, 2):
         for i in range(1, blocks_in_stage + 1):
@@ -456,14 +457,14 @@ def _conv2_to_conv5(
                 x,
                 convolutions(width * 2 ** (stage - 2), strides, (before, dilation), stride_in),
                 f"conv{stage}_{i}",
-                activated=activated and (stage, i) == (2, 1),  # by conv1's (P2, appendix)
+                activated=activated and (stage, i) == (2, 1),  # conv1 has activated it (P2, appendix)
                 **options,
             )
     return x
 
 
 def _head(x, include_top, pooling, classes, classifier_activation):
-    """Average pooling, the fully connected layer, softmax (P1 Table 1); without the top the last feature map."""
+    """Average pooling, the fully connected layer, softmax (P1 Table 1), or without the top the last feature map."""
     if include_top or pooling == "avg":
         x = layers.GlobalAveragePooling2D(name="pool")(x)
     elif pooling == "max":
@@ -495,7 +496,7 @@ def _check_graph(shortcut, stride_in, stem, pooling, activation_order, shortcut_
     _choose("shortcut_variant", shortcut_variant, (None, *blocks.SHORTCUT_VARIANTS))
     if shortcut is None and (activation_order != "original" or shortcut_variant):
         raise ValueError("a plain network has no shortcut, so it takes no other order of activations and no variant")
-    if activation_order in blocks.OTHER_ORDERS and stem != "3x3":  # pooling that pads with zeros needs positive values
+    if activation_order in blocks.OTHER_ORDERS and stem != "3x3":  # max pooling with zero padding needs positive values
         raise ValueError(f'activation_order={activation_order!r} is of networks with stem="3x3"')
     if keras.config.image_data_format() != "channels_last":
         raise ValueError('these networks are "channels_last"; call keras.config.set_image_data_format("channels_last")')
@@ -519,7 +520,7 @@ def _check_shape(input_shape):
 
 
 def _check_published(weights, network, **found):
-    """ValueError where the network with published weights differs from this one in more than its last layer."""
+    """ValueError if the network with published weights differs from this one in more than its last layer."""
     found_there = published.PUBLISHED[weights]
     if network not in found_there.files:
         return  # `readers.read` says which there are

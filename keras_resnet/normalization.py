@@ -1,4 +1,4 @@
-"""What becomes of RGB pixels in [0, 255] before the first convolution: by a network's first layer, or outside."""
+"""Normalisation of RGB pixels in [0, 255] before the first convolution, by a network's first layer or outside."""
 
 import typing
 from collections.abc import Sequence
@@ -8,7 +8,7 @@ import numpy as np
 from keras import KerasTensor, layers, ops
 from keras.applications import imagenet_utils
 
-# What is subtracted from an image and what it is then divided by, for pixels in [0, 255].
+# Mean and standard deviation, for pixels in [0, 255].
 CAFFE_MEAN_BGR = (103.939, 116.779, 123.68)
 TORCH_MEAN, TORCH_STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
 NAMED: dict[str, tuple] = {
@@ -19,17 +19,17 @@ NAMED: dict[str, tuple] = {
     # 255 times (.5070 .4865 .4409) and (.2673 .2564 .2761): chenyaofo
     "cifar100": ((129.285, 124.0575, 112.4295), (68.1615, 65.382, 70.4055)),
 }
-UNKNOWN = "unknown"  # of weights: somehow normalised, and nothing says how
+UNKNOWN = "unknown"  # of weights: trained on normalised images, and nothing says how they were normalised
 
 NAME = "normalization"  # of the layer
-FLIP = "Flip"  # Keras' class of what reverses the channels for "caffe"
+FLIP = "Flip"  # Keras' class for the operation that reverses the channels for "caffe"
 
 Normalization: typing.TypeAlias = str | tuple | list | None  # as in `ResNet50`
-Tensor: typing.TypeAlias = typing.Any  # of the backend that runs Keras: they have no class in common
+Tensor: typing.TypeAlias = typing.Any  # of the current backend: the backends' tensors have no common class
 
 
 def normalize(x: KerasTensor, normalization: Normalization) -> KerasTensor:
-    """The first layer: from pixels in [0, 255] to what the network was trained on."""
+    """The first layer: normalises pixels in [0, 255] as the network needs it."""
     shape = tuple(x.shape[1:])
     if isinstance(normalization, str) and normalization in NAMED and shape[-1] != 3:
         raise ValueError(
@@ -49,7 +49,7 @@ def normalize(x: KerasTensor, normalization: Normalization) -> KerasTensor:
 
 
 def mean_and_std(normalization: Normalization) -> tuple[np.ndarray, np.ndarray]:
-    """The mean and what is divided by, float64; "caffe" has them in the order BGR."""
+    """The mean and the standard deviation, float64; "caffe" has them in the order BGR."""
     if isinstance(normalization, str) and normalization in NAMED:
         normalization = NAMED[normalization]
     if not (isinstance(normalization, (tuple, list)) and len(normalization) == 2):
@@ -63,7 +63,7 @@ def mean_and_std(normalization: Normalization) -> tuple[np.ndarray, np.ndarray]:
 
 
 def same(one: Normalization, other: Normalization) -> bool:
-    """Whether two normalizations do the same, to the precision of float32."""
+    """Whether two normalizations are the same function, to the precision of float32."""
     if (one == "caffe") != (other == "caffe"):
         return False  # only this one reverses the channels
     try:
@@ -75,10 +75,10 @@ def same(one: Normalization, other: Normalization) -> bool:
 
 
 def of(model: keras.Model) -> Normalization:
-    """What a Keras model does with its input before the first convolution, as `normalization` in `ResNet50`.
+    """How a Keras model normalises its input before the first convolution, as `normalization` in `ResNet50`.
 
-    That is this package's first layer, or stock `Rescaling` and `Normalization` layers. Layers that act in training
-    only, such as `RandomFlip`, are passed over. None where there is nothing, UNKNOWN where anything else stands there.
+    Read from this package's first layer, or from stock `Rescaling` and `Normalization` layers. Layers that act in
+    training only, such as `RandomFlip`, are ignored. None if there are no such layers, UNKNOWN if there are any others.
     """
     scale, offset, found, reversed_channels = np.ones(()), np.zeros(()), False, False
     for operation in getattr(model, "operations", model.layers):
@@ -105,7 +105,7 @@ def of(model: keras.Model) -> Normalization:
 
 
 def _affine(layer):
-    """What a `Rescaling` or a `Normalization` multiplies by and then adds: numbers, one a channel, or images."""
+    """Factor and offset of a `Rescaling` or `Normalization`: numbers, one number per channel, or images."""
     if isinstance(layer, layers.Rescaling):
         return np.asarray(layer.scale, "float64"), np.asarray(layer.offset, "float64")
     mean, variance = (np.asarray(ops.convert_to_numpy(x), "float64")[0] for x in (layer.mean, layer.variance))
@@ -126,21 +126,21 @@ def described(normalization: Normalization) -> str:
 def preprocess_input(images: np.ndarray | Tensor, mode: str = "auto") -> np.ndarray | Tensor:
     """Prepares images for a network of this package, as the function of the same name in keras.applications.
 
-    A network built with `weights=` takes pixels: its first layer normalises them (`normalization="auto"`). The default
-    therefore returns the images as they are, and code that was written for keras.applications stays right. One built
-    with `normalization=None` needs the mode that its weights were trained with.
+    A network built with `weights=` takes pixels: its first layer normalises them (`normalization="auto"`). By default
+    this function therefore returns the images unchanged, and code written for keras.applications stays correct. A
+    network built with `normalization=None` needs the mode that its weights were trained with.
 
     Args:
         images: (height, width, 3) or (batch, height, width, 3), RGB in [0, 255], an array or a tensor.
-        mode: "auto": nothing, for networks that normalise their input themselves. "caffe": the authors' own weights and
-            those of keras.applications. "torch": those of torchvision, timm, transformers, keras_hub and akamaster.
-            "cifar10", "cifar100": those of most CIFAR networks for PyTorch.
+        mode: "auto": no change, for networks that normalise their input themselves. "caffe": for the authors' own
+            weights and those of keras.applications. "torch": for those of torchvision, timm, transformers, keras_hub
+            and akamaster. "cifar10", "cifar100": for those of most CIFAR networks for PyTorch.
 
     Returns:
-        The images, with a mode normalised and float; the argument is not changed.
+        The images; normalised and float unless the mode is "auto". The argument does not change.
 
     Raises:
-        ValueError: there is no such mode.
+        ValueError: `mode` is none of these.
     """
     if mode not in ("auto", *NAMED):
         raise ValueError(f"mode is one of 'auto', {', '.join(map(repr, NAMED))}; found {mode!r}")
@@ -165,14 +165,14 @@ def decode_predictions(
     Args:
         predictions: (batch, classes) probabilities.
         top: how many classes.
-        classes: "imagenet", whose list of 1000 keras.applications fetches once; "cifar10"; or the names in their order.
+        classes: "imagenet", whose 1000 names keras.applications downloads once; "cifar10"; or the names in their order.
 
     Returns:
-        For each image a list of (identifier, name, probability), the most probable first. The identifier is ImageNet's
-        of WordNet, and for other classes their number, such as "3".
+        For each image a list of (identifier, name, probability), the most probable first. The identifier is the WordNet
+        ID for ImageNet, and the class index, such as "3", for other classes.
 
     Raises:
-        ValueError: there are not as many classes as names.
+        ValueError: the numbers of classes and names differ.
     """
     predictions = ops.convert_to_numpy(predictions)
     if isinstance(classes, str) and classes == "imagenet":

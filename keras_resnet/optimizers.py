@@ -1,4 +1,4 @@
-"""The paper's optimizer and its learning rate, for any Keras backend.
+"""The paper's optimizer and learning-rate schedules, for any Keras backend.
 
 P1 is "Deep Residual Learning for Image Recognition" (arXiv 1512.03385).
 """
@@ -31,27 +31,27 @@ def _logged(logs, name, needed):
 
 
 def _check(name, value, zero=False):
-    """Refuses nan, too."""
+    """ValueError if a number is out of range or nan."""
     if not (0 < value < math.inf or (zero and value == 0)):
         raise ValueError(f"{name} is {'not negative' if zero else 'positive'} and finite; found {value}")
 
 
 @keras.saving.register_keras_serializable("keras_resnet")
 class SGD(keras.optimizers.SGD):
-    """SGD with momentum and weight decay inside the gradient, as in P1 3.4 and its Caffe models.
+    """SGD with momentum whose weight decay is part of the gradient, as in P1 3.4 and its Caffe models.
 
         m = momentum m - learning_rate (gradient + weight_decay w)
         w = w + m
 
-    Keras' own `weight_decay` stands outside the momentum, which makes it 1 / (1 - momentum) = ten times weaker;
-    as a regulariser, `L2(weight_decay / 2)` would be right but shows in the loss. All trainable variables decay, but
-    those of `exclude_from_weight_decay`.
+    Keras' own `weight_decay` bypasses the momentum, which makes it 1 / (1 - momentum) = ten times weaker. The
+    regulariser `L2(weight_decay / 2)` would be equivalent, but it adds to the loss. All trainable variables decay
+    except those of `exclude_from_weight_decay`.
 
     Args:
         learning_rate: a float, a schedule or a callable, as in `keras.optimizers.SGD`.
         momentum: in [0, 1].
-        weight_decay: not negative; None is 0. It can be set later, and as the momentum it counts for training
-            functions that are made from then on.
+        weight_decay: not negative; None is 0. Like the momentum it can be set later, which affects only training
+            functions that are made after that.
         kwargs: as in `keras.optimizers.SGD`.
 
     Raises:
@@ -77,7 +77,7 @@ class SGD(keras.optimizers.SGD):
         self._weight_decay = float(value or 0.0)
 
     def _apply_weight_decay(self, variables):
-        """Nothing: Keras' decay, outside the gradient."""
+        """Disables Keras' own decay, which is not part of the gradient."""
 
     def update_step(self, gradient: Tensor, variable: keras.Variable, learning_rate: Tensor) -> None:
         if self.weight_decay and self._use_weight_decay(variable):
@@ -87,9 +87,9 @@ class SGD(keras.optimizers.SGD):
 
 
 class _DividedRate(keras.callbacks.Callback):
-    """What both schedules share: the warm-up, the optimizer's iterations, and rates that are tenths of the first.
+    """The base of both schedules: the warm-up, the optimizer's iterations, and the rate's division by 10.
 
-    `drops` says how often the rate has been divided by 10. The state is documented with `StepSchedule`.
+    `drops` is how often the rate has been divided by 10. `StepSchedule` documents the state.
     """
 
     def __init__(self, learning_rate, warmup_rate, warmup_error, steps, warmup_steps):
@@ -106,13 +106,13 @@ class _DividedRate(keras.callbacks.Callback):
             raise ValueError(f"warmup_steps {warmup_steps} need a warmup_rate to start from")
         self.state = self.first_state()
         self.optimizer = None  # the one that `state` belongs to
-        self.step = 0  # iterations made, or more: batches are counted, and the optimizer is asked when it matters
+        self.step = 0  # iterations done, or more: batches are counted here, and the optimizer is asked when it matters
         self.end = math.inf if steps is None else steps
         self.current_rate = None
         self.warmed_by = None  # the error that ended the warm-up in this epoch
 
     def first_state(self) -> dict:
-        """What `state` is before training."""
+        """The `state` before training."""
         return {"trained": False, "warm_at_step": 0 if self.warmup_rate is None else self.warmup_steps}
 
     def warming_up(self, step):
@@ -144,7 +144,7 @@ class _DividedRate(keras.callbacks.Callback):
             self.model._initial_epoch = sys.maxsize  # as BackupAndRestore tells `fit` where to begin
 
     def nothing_left(self) -> str:
-        """Why training is over before it begins; "" where it is not."""
+        """Why no training is left to do; "" if some is."""
         made = self._ask()
         return f"the optimizer has made {made} iterations of {self.steps}" if made >= self.end else ""
 
@@ -158,7 +158,7 @@ class _DividedRate(keras.callbacks.Callback):
             self.take_up(float(ops.convert_to_numpy(self.optimizer.learning_rate)))
 
     def take_up(self, rate: float) -> None:
-        """Completes a state that nobody restored from the rate of the optimizer's last iteration."""
+        """If nobody restored the state, infers it from the optimizer's last learning rate."""
         if self.state["warm_at_step"] is None:
             warm = self.learning_rate / 10 ** self.drops(self.step - 1)
             if math.isclose(rate, warm, rel_tol=1e-3):
@@ -174,7 +174,7 @@ class _DividedRate(keras.callbacks.Callback):
         if batch + 1 == self.params.get("steps"):
             self._end_warm_up(logs)  # now, so that BackupAndRestore, which may be an earlier callback, saves this rate
         if self.step >= self.end or self.rate(self.step) != self.current_rate:
-            # It may be so far; an iteration may also be several batches, or left out. Asking waits for the device.
+            # Only perhaps: an iteration can be several batches, or skipped. Asking the optimizer waits for the device.
             self.model.stop_training |= self._ask() >= self.end
             if late := self.passed():
                 warnings.warn(
@@ -184,21 +184,21 @@ class _DividedRate(keras.callbacks.Callback):
                 )
 
     def passed(self) -> list[int]:
-        """Iterations at which something was to change, and that lie before the last one already."""
+        """Iterations at which a change was due and that have already passed."""
         return [self.steps] if self.steps is not None and self.steps < self.step else []
 
     def on_epoch_end(self, epoch, logs=None):
-        self._end_warm_up(logs)  # of an epoch whose length nobody knew
+        self._end_warm_up(logs)  # in case the length of the epoch was unknown
         if self.warmed_by is not None:
             self._say(
                 f"step {self.step}: training error {self.warmed_by:.1%} is below {self.warmup_error:.0%}, "
                 f"learning rate {self.warmup_rate:g} -> {self.current_rate:g}"
             )
             self.warmed_by = None
-        self._set_rate()  # now, so that who saves the optimizer finds it
+        self._set_rate()  # now, so that a callback that saves the optimizer saves this rate
 
     def _end_warm_up(self, logs):
-        """Ends it where `logs`, those of a whole epoch, have a low error."""
+        """Ends the warm-up if the error in `logs`, those of a whole epoch, is low enough."""
         if self.state["warm_at_step"] is None:
             error = _logged(logs, "error", "compile the model with a metric of that name")
             if error < self.warmup_error:
@@ -206,7 +206,7 @@ class _DividedRate(keras.callbacks.Callback):
                 self._set_rate()
 
     def _ask(self):
-        """Iterations made, from the optimizer. In `fit`, JAX hands variables back only when it is asked to."""
+        """The optimizer's number of iterations. In `fit`, JAX updates the variables only when asked to."""
         getattr(self.model, "jax_state_sync", lambda: None)()
         self.step = int(ops.convert_to_numpy(self.optimizer.iterations))
         return self.step
@@ -224,38 +224,38 @@ class _DividedRate(keras.callbacks.Callback):
 
     def _say(self, text):
         if verbose := (self.params or {}).get("verbose", 1):
-            print("\n" * (verbose != 2) + text, flush=True)  # a bar may stand in the line
+            print("\n" * (verbose != 2) + text, flush=True)  # the line may have a progress bar
 
 
 class StepSchedule(_DividedRate):
-    """The learning rate by iteration: divided by 10 at each boundary (P1 4.2).
+    """Divides the learning rate by 10 at each boundary, a number of iterations (P1 4.2).
 
     With `warmup_rate`, the rule of P1 4.2 for 110 layers and more: that rate until the training error of an epoch is
-    below `warmup_error`, then the schedule. In the paper that took about 400 iterations, which is one epoch.
+    below `warmup_error`, then the schedule. In the paper this took about 400 iterations, which is one epoch.
 
     With `warmup_steps` as well, the gradual warm-up of Goyal et al. (arXiv 1706.02677, 2.2) for large batches: from
-    `warmup_rate`, theirs for a batch of 256, the rate grows by the same amount in each of so many iterations.
+    `warmup_rate`, theirs for a batch of 256, the rate grows by the same amount in each of these iterations.
 
-    Iterations are the optimizer's: where gradients are accumulated, one is several batches, and a step that
-    `LossScaleOptimizer` leaves out is none. So training goes on where the optimizer is, restored by whatever means.
-    `state` is what a resumed run has to restore; where nobody does, as behind BackupAndRestore, the optimizer's rate
-    tells whether the warm-up is over. A model with another optimizer starts with a new state.
+    Iterations are counted by the optimizer: with gradient accumulation one iteration is several batches, and a step
+    skipped by `LossScaleOptimizer` is none. So training continues from the optimizer's iteration, however it was
+    restored. `state` is what a resumed run has to restore. If nobody restores it, as with BackupAndRestore, the
+    optimizer's learning rate tells whether the warm-up is over. A model with another optimizer starts with a new state.
 
-    Within one execution of `steps_per_execution` the rate cannot change: a boundary inside is met at its end, which a
-    warning says.
+    The rate cannot change within one execution of `steps_per_execution` steps: a boundary inside takes effect at the
+    end of the execution, with a warning.
 
     Args:
         learning_rate: the first rate.
-        boundaries: iterations at which the rate is divided by 10, ascending.
+        boundaries: iterations at which the rate is divided by 10, in ascending order.
         warmup_rate: None for no warm-up, or the rate to start with.
         warmup_error: in [0, 1].
         steps: None, or the iteration after which training stops.
-        warmup_steps: None, or the iterations in which the rate grows from `warmup_rate` to `learning_rate`.
+        warmup_steps: None, or the number of iterations in which the rate grows from `warmup_rate` to `learning_rate`.
 
     Raises:
         ValueError: an argument is out of its range.
 
-    The model is to be compiled with a metric named "error" where `warmup_rate` is given without `warmup_steps`.
+    If `warmup_rate` is given without `warmup_steps`, the model has to be compiled with a metric named "error".
     """
 
     def __init__(
@@ -284,18 +284,19 @@ class StepSchedule(_DividedRate):
 
 
 class PlateauSchedule(_DividedRate):
-    """The learning rate by validation error: divided by 10 when it plateaus (P1 3.4).
+    """Divides the learning rate by 10 when the validation error plateaus (P1 3.4).
 
-    That is, when the best error of all epochs is `patience` epochs old; the paper does not say how it judged. Epochs
-    of the warm-up do not count, and those without a validation only make the best one older. BackupAndRestore belongs
-    behind it: before, it saves the rate that an epoch had, not the next one's.
+    That is, when the best error of all epochs is `patience` epochs old; the paper does not state its criterion. Epochs
+    of the warm-up do not count; epochs without validation count towards `patience` but set no best error.
+    BackupAndRestore has to come after this callback; before it, it saves the rate of the epoch that ended, not of the
+    next one.
 
     Args:
         learning_rate, warmup_rate, warmup_error, steps, warmup_steps: as in `StepSchedule`.
         patience: epochs, at least 1.
-        divisions: None, or how often the rate is divided. At the plateau that follows, training stops.
+        divisions: None, or how often the rate is divided. Training stops at the next plateau after that.
 
-    The model is to be compiled with a metric named "error" and fitted with validation data.
+    The model has to be compiled with a metric named "error" and fitted with validation data.
     """
 
     def __init__(
@@ -313,7 +314,7 @@ class PlateauSchedule(_DividedRate):
         _check("divisions", divisions or 0, zero=True)
         self.patience = patience
         self.divisions = math.inf if divisions is None else divisions
-        self.not_validated = 0  # the last so many epochs
+        self.not_validated = 0  # how many of the last epochs
 
     def first_state(self) -> dict:
         return {**super().first_state(), "best": None, "epochs_since": 0, "drops": 0, "used_up": False}
@@ -355,7 +356,7 @@ class PlateauSchedule(_DividedRate):
             )
 
     def _validation_error(self, logs):
-        """None where the epoch was not validated, which may be so with `validation_freq`, but not for long."""
+        """None if the epoch was not validated, which `validation_freq` allows, but not for `patience` epochs."""
         if any(name.startswith("val_") for name in logs or {}):
             self.not_validated = 0
             return _logged(logs, "val_error", 'compile the model with a metric named "error"')

@@ -1,13 +1,13 @@
-"""Which code this is."""
+"""The version of the code that runs."""
 
 import os
 import subprocess
 
 
 def commit() -> str | None:
-    """The git commit of this package, with "-dirty" where its files are changed; None where git does not keep them.
+    """The git commit of this package, with "-dirty" if its files were changed; None if git does not track them.
 
-    A package that is merely installed inside of somebody's repository is not of that repository's commit.
+    A package installed inside another repository does not have that repository's commit.
     """
     try:
         _git("ls-files", "--error-unmatch", "__init__.py")

@@ -1,4 +1,4 @@
-"""Chooses a backend of Keras that is installed, for programs that run on any of them; the first of several."""
+"""Chooses the first installed Keras backend, for programs that run on any of them."""
 
 import importlib.util
 import os

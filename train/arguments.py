@@ -1,4 +1,4 @@
-"""What the programs' command lines have in common."""
+"""The common part of the programs' command lines."""
 
 import argparse
 
@@ -6,7 +6,7 @@ import keras_resnet
 
 
 def parser(description, **options):
-    """An `ArgumentParser` whose help has the description as it is written, and which has --version."""
+    """An `ArgumentParser` with --version whose help prints the description without reformatting it."""
     found = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter, **options
     )

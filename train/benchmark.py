@@ -1,14 +1,14 @@
-"""Measures speed and memory. Everything is measured in turn within one run, so that the ratios hold on a noisy machine.
+"""Measures speed and memory. All variants are measured in turn within one run, so that ratios hold on a noisy machine.
 
 python train/benchmark.py step     fit.py in float32 and bfloat16 against a bare compiled step, Keras as it is and, if
                                    installed, PyTorch, eager and compiled; --depth 50 against keras.applications
 python train/benchmark.py scaling  two logical devices and two workers against two independent processes
 python train/benchmark.py input    batches of augmented images against training steps
 python train/benchmark.py input --data FOLDER
-                                   batches of augmented photographs against other ways to make them
-python train/benchmark.py start    time until the first step is done, and peak memory
+                                   batches of augmented photographs against other input pipelines
+python train/benchmark.py start    time until the end of the first step, and peak memory
 python train/benchmark.py checkpoint
-                                   how much later training is because of a checkpoint
+                                   the delay of training by a checkpoint
 python train/benchmark.py serve    exports of ResNet-50 against that of keras.applications
 """
 
@@ -40,7 +40,7 @@ BENCHMARKS = {
 
 
 def positive(text):
-    """A number for argparse, which says what was wrong with another."""
+    """A positive integer for argparse, with a message for anything else."""
     if not text.isdecimal() or not int(text):
         raise argparse.ArgumentTypeError(f"a number from 1 on; found {text}")
     return int(text)
@@ -50,11 +50,11 @@ def main():
     parser = arguments.parser(__doc__)
     parser.add_argument("what", choices=BENCHMARKS)
     parser.add_argument("--depth", type=positive, help="of the CIFAR network (default 20; start, checkpoint: 110)")
-    parser.add_argument("--batch-size", type=positive, help="images in a step (default 128; of 224x224 16)")
+    parser.add_argument("--batch-size", type=positive, help="images in a step (default 128; for 224x224: 16)")
     parser.add_argument("--data", help="input: a folder of images")
-    parser.add_argument("--rounds", type=positive, help="turns to take the median of (default 7; start: 3)")
-    parser.add_argument("--steps", type=positive, help="steps in a turn (default 20; of 224x224 2)")
-    parser.add_argument("--mixed-precision", choices=PRECISIONS, help="scaling: as of fit.py (default float32)")
+    parser.add_argument("--rounds", type=positive, help="turns over which the median is taken (default 7; start: 3)")
+    parser.add_argument("--steps", type=positive, help="steps in a turn (default 20; for 224x224: 2)")
+    parser.add_argument("--mixed-precision", choices=PRECISIONS, help="scaling: as in fit.py (default float32)")
     options = parser.parse_args()
     options.depth = options.depth or (110 if options.what in ("start", "checkpoint") else 20)
     options.rounds = options.rounds or (3 if options.what == "start" else 7)

@@ -1,12 +1,12 @@
-"""Measures what photographs look like on average, for `fit.py --colors FILE`.
+"""Measures the mean and the colour statistics of photographs, for `fit.py --colors FILE`.
 
     python train/colors.py IMAGENET imagenet.npz                    photographs in IMAGENET/{train,val}/CLASS/
-    python train/colors.py imagenet2012 imagenet.npz                of TensorFlow Datasets
+    python train/colors.py imagenet2012 imagenet.npz                from TensorFlow Datasets
     python train/colors.py IMAGENET small.npz --image-size 112      for `fit.py --image-size 112`
 
 The file holds the mean of the training images' center crops, which the network subtracts (P1 3.4), and the principal
-components of their colours, along which AlexNet's colour noise is drawn. fit.py measures both by itself, once a run;
-this is for many runs with the same numbers, or for more images.
+components of their colours for AlexNet's colour noise. fit.py measures both by itself, once per run; this program is
+for several runs with the same numbers, or for more images.
 """
 
 import sys
@@ -25,11 +25,11 @@ def parse(words=None):
     parser = arguments.parser(__doc__)
     add = parser.add_argument
     add("dataset", help="a folder of photographs, or a data set of TensorFlow Datasets")
-    add("file", metavar="FILE.npz", help="what is written")
+    add("file", metavar="FILE.npz", help="the output file")
     add("--data-dir", metavar="DIR", help="copies of data sets, as for fit.py (default: download)")
     add("--image-size", type=int, default=imagenet.IMAGE_SIZE, help="size of the crops (default %(default)s)")
-    add("--images", type=int, default=imagenet.COLOR_SAMPLE, help="at most so many are drawn (default %(default)s)")
-    add("--seed", type=int, default=0, help="of which are drawn (default 0)")
+    add("--images", type=int, default=imagenet.COLOR_SAMPLE, help="at most this many at random (default %(default)s)")
+    add("--seed", type=int, default=0, help="of the random sample (default 0)")
     add("--skip-damaged", action="store_true", help="leave out files that cannot be read, and count them")
     return parser.parse_args(words)
 

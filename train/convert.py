@@ -1,15 +1,15 @@
-"""Brings trained weights here, and takes networks of this package to PyTorch.
+"""Converts trained weights of others to Keras, and networks of this package to PyTorch.
 
     python train/convert.py resnet50.pth r50.keras            torchvision, timm; also .safetensors
     python train/convert.py model.safetensors r50.keras       Hugging Face transformers, its config.json beside it
-    python train/convert.py resnet50_weights.h5 r50.keras     keras.applications; also a whole .keras or .h5 of it
+    python train/convert.py resnet50_weights.h5 r50.keras     keras.applications; also its whole models in .keras or .h5
     python train/convert.py resnet20.th r20.keras             akamaster's CIFAR networks
-    python train/convert.py r50.keras r50.safetensors         the way back, by torchvision's names
+    python train/convert.py r50.keras r50.safetensors         the way back, under torchvision's names
 
-The network follows from the tensors. OUT.keras takes RGB pixels in [0, 255], as train/evaluate.py gives them. A tensor
-too many, too few or of another shape is an error, and then nothing is written. docs/weights.md has what is checked.
-Files of PyTorch networks for small images often do not say how the input was normalised; then --normalization does.
-It runs on any backend of Keras, without TensorFlow too.
+The architecture is inferred from the tensors. OUT.keras takes RGB pixels in [0, 255], as from train/evaluate.py. If
+tensors are missing, left over or misshapen, the program ends with an error and writes nothing. docs/weights.md lists
+the checks. PyTorch files of networks for small images often do not state how the input was normalised; then give
+--normalization. The program runs on any Keras backend and does not need TensorFlow.
 """
 
 import os
@@ -36,13 +36,13 @@ def parse(words=None):
         default="auto",
         metavar="N",
         help=f"{', '.join(normalization.NAMED)}, none (the input is normalised outside), or mean and std of pixels in "
-        "[0, 255], as 125,123,114/63,62,67. Default: what the source says",
+        "[0, 255], such as 125,123,114/63,62,67 (default: that of the source)",
     )
     return parser.parse_args(words)
 
 
 def check(options):
-    """What can be said to be wrong before anything is read."""
+    """What is wrong with the arguments, before anything is read; None if nothing is."""
     if not options.out.endswith((".keras", ".safetensors")):
         return f"OUT ends in .keras or .safetensors; found {options.out!r}"
     if not os.path.isdir(os.path.dirname(options.out) or "."):
@@ -56,7 +56,7 @@ def check(options):
 
 
 def parse_normalization(word):
-    """`normalization` of `from_weights`; ValueError where the word says none."""
+    """`normalization` of `from_weights`; ValueError if the word is not valid."""
     if word in ("auto", "none", *normalization.NAMED):
         return None if word == "none" else word
     mean, std = ([float(number) for number in part.split(",")] for part in word.split("/"))

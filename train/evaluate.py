@@ -1,25 +1,25 @@
-"""Tests one classifier, or several as an ensemble, as the paper does.
+"""Evaluates one classifier, or several as an ensemble, as in the paper.
 
-    python train/evaluate.py runs/cifar10-resnet-20                     a run of fit.py, on its own data's test images
-    python train/evaluate.py model.keras --data PHOTOGRAPHS             one crop, from the shorter side 256
+    python train/evaluate.py runs/cifar10-resnet-20                     a run of fit.py, on the test images of its data
+    python train/evaluate.py model.keras --data PHOTOGRAPHS             center crop, from a shorter side of 256
     python train/evaluate.py model.keras --data PHOTOGRAPHS --protocol 10-crop
     python train/evaluate.py a.keras b.keras --data PHOTOGRAPHS --protocol multi-scale      an ensemble
     python train/evaluate.py model.keras --data imagenet2012 --data-dir ~/tensorflow_datasets
-    python train/evaluate.py vgg.keras --data PHOTOGRAPHS --preprocess vgg16      of keras.applications, without its own
+    python train/evaluate.py vgg.keras --data PHOTOGRAPHS --preprocess vgg16      a model of keras.applications
 
-A model is any classifier in a .keras file, or a folder of runs/. Of a run the data, the size of crops and the names of
-classes are those of its training, where nothing else is said. PHOTOGRAPHS is a folder PHOTOGRAPHS/{test,val}/CLASS/FILE
-or PHOTOGRAPHS/CLASS/FILE; its classes are the sorted names of the folders CLASS. imagenet2012 stands for any data set
-of images with classes in TensorFlow Datasets. Test images are taken, if there are any with classes, otherwise
-validation images, which are also those that a run set aside from data that are not divided. Protocols:
+A model is any classifier in a .keras file, or a folder of runs/. For a run the data, the crop size and the names of
+classes are by default those of its training. PHOTOGRAPHS is a folder PHOTOGRAPHS/{test,val}/CLASS/FILE or
+PHOTOGRAPHS/CLASS/FILE; its classes are the sorted names of the folders CLASS. imagenet2012 stands for any image
+classification data set of TensorFlow Datasets. The default is the test images, if their classes are known, otherwise
+the validation images; for undivided data these are the images that a run set aside. Protocols:
 
-    single        the image as it is: CIFAR's test (P1 4.2)
-    center        the shorter side 256, the 224x224 crop in the middle
-    10-crop       the shorter side 256, crops in the corners and the middle and their mirror images
-    multi-scale   whole images and their mirror images, the shorter side 224, 256, 384, 480 and 640 (P1 3.4)
+    single        the image as it is, as for CIFAR (P1 4.2)
+    center        shorter side 256, 224x224 center crop
+    10-crop       shorter side 256, crops of the four corners and the center, and their mirror images
+    multi-scale   whole images and their mirror images, shorter side 224, 256, 384, 480 and 640 (P1 3.4)
 
 The probabilities are averaged over views and models. Every image counts once. With --output DIR the confusion matrix
-and the surest mistakes are drawn: DIR/confusion.png, DIR/mistakes.png.
+and the most confident mistakes are drawn: DIR/confusion.png, DIR/mistakes.png.
 """
 
 import json
@@ -46,20 +46,20 @@ def parse(words=None):
     add("models", nargs="+", metavar="MODEL", help=".keras file, or folder of a run; several are an ensemble")
     add("--data", help="cifar10, cifar100, shapes; photographs: a folder, imagenet2012 etc. (default: the run's)")
     add("--data-dir", metavar="DIR", help="copies of data sets, as for fit.py (default: download)")
-    add("--part", choices=evaluation.PARTS, help="of the data (default: the first that there is)")
+    add("--part", choices=evaluation.PARTS, help="of the data (default: the first that exists)")
     add("--skip-damaged", action="store_true", help="leave out photographs that cannot be decoded, and count them")
     add("--protocol", choices=views.PROTOCOLS, help="(default: center for photographs, single for others)")
-    add("--crop", type=int, help=f"size of the crops, others in proportion (default: the run's, or {views.CROP})")
+    add("--crop", type=int, help=f"size of the crops; scales in proportion (default: the run's, or {views.CROP})")
     add("--batch-size", type=int, default=32, help="views in a forward pass (default 32)")
     add("--preprocess", metavar="NAME", help="preprocess_input of this module of keras.applications (default: none)")
-    add("--json", metavar="FILE", help="writes the result (default: only prints it)")
-    add("--output", metavar="DIR", help="draws confusion matrix and mistakes (default: does not)")
-    add("--verbose", type=int, default=1, choices=(0, 1), help="0 the result alone, 1 a bar, too (default 1)")
+    add("--json", metavar="FILE", help="write the result to this file (default: only print it)")
+    add("--output", metavar="DIR", help="draw confusion matrix and mistakes there (default: do not draw)")
+    add("--verbose", type=int, default=1, choices=(0, 1), help="0 only the result, 1 with a progress bar (default 1)")
     return parser.parse_args(words)
 
 
 def check(options):
-    """What can be said to be wrong before any data are read."""
+    """What is wrong with the arguments, before any data are read; None if nothing is."""
     for path in options.models:
         evaluation.model_file(path)
     run = evaluation.run_settings(options.models[0])
@@ -92,7 +92,7 @@ def check(options):
 
 
 def table(result, part, skipped, options):
-    """The result as people read it."""
+    """The result as a table."""
     title = (
         f"{' + '.join(options.models)} on {options.data}, {len(result.labels):,} images, {len(result.classes)} classes"
     )
@@ -116,7 +116,7 @@ def draw(result, examples, options):
         return "confusion.png; there are no mistakes"
     images, predictions = views.pick(examples, worst), result.predictions[worst]
     sureness = result.probabilities[worst, predictions]
-    title = f"{name}, {result.protocol['name']}: the surest mistakes\nblue: what it is; red: what it was taken for"
+    title = f"{name}, {result.protocol['name']}: the most confident mistakes\nblue: true class; red: predicted class"
     shown = images, result.labels[worst], predictions, sureness, result.classes, title
     write_whole(f"{options.output}/mistakes.png", lambda file: pictures.draw_mistakes(*shown, file))
     return "confusion.png, mistakes.png"

@@ -6,8 +6,8 @@
     python train/export.py runs/r50 --format openvino --dtype int8 --calibrate PHOTOGRAPHS
                                                                    PHOTOGRAPHS/{train,val}/CLASS/ or PHOTOGRAPHS/CLASS/
 
-MODEL is a .keras file whose input are RGB pixels in [0, 255], or the folder of a finished run. A version appears whole
-or not at all, and is never overwritten. docs/serving.md shows how to serve it.
+MODEL is a .keras file whose input is RGB pixels in [0, 255], or the folder of a finished run. A version is written
+atomically and never overwritten. docs/serving.md shows how to serve it.
 """
 
 import argparse
@@ -31,7 +31,7 @@ from keras_resnet.serving.signatures import MAX_PIXELS
 
 
 class Version(argparse.Action):
-    """--version N is that of the export; --version says the program's, as that of the others does."""
+    """--version N sets the version of the export; --version alone prints the program's, as in the other programs."""
 
     def __call__(self, parser, namespace, number, flag=None):
         if number is None:
@@ -46,7 +46,7 @@ def parse(words=None):
     add("model", metavar="MODEL", help=".keras file, or folder of a run")
     add("--output", default="saved_models", metavar="DIR", help="folder of models (default saved_models)")
     add("--name", help="of the model (default that of the run or file, and -FORMAT unless it is a SavedModel)")
-    help_of_version = "of what is made, 1 to 2^63 - 1 (default the next one); without N this program's, and exit"
+    help_of_version = "version of the export, 1 to 2^63 - 1 (default the next one); without N print the program's"
     add("--version", type=int, nargs="?", action=Version, metavar="N", help=help_of_version)
     add("--format", default="saved_model", choices=serving.FORMATS, help="default saved_model")
     add("--no-fold", action="store_true", help="keep batch normalisation as layers")
@@ -73,7 +73,7 @@ def model_name(options):
 
 
 def check(options):
-    """What can be said to be wrong before any data are read."""
+    """Raises an error if the arguments are wrong, before any data are read."""
     evaluation.model_file(options.model)
     if (options.dtype == "int8") != (options.calibrate is not None):
         raise serving.ExportError(

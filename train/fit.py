@@ -3,7 +3,7 @@
     python train/fit.py --dataset shapes --steps 300     one minute on a laptop, no data needed
     python train/fit.py                                  ResNet-20 on CIFAR-10, as in the paper
     python train/fit.py --depth 110                      the same with 110 layers and their warm-up
-    python train/fit.py --depth 56 --plain               what happens without shortcuts
+    python train/fit.py --depth 56 --plain               without shortcuts
     python train/fit.py --depth 20 --steps 8000          an eighth of the schedule
     python train/fit.py --dataset IMAGENET --depth 50 --accumulate 8
                                                          photographs in IMAGENET/{train,val}/CLASS/, 32 at a time
@@ -12,11 +12,11 @@
     python train/fit.py --dataset imagenet2012 --depth 50 --accumulate 8
                                                          photographs from TensorFlow Datasets
     python train/fit.py --dataset FLOWERS --depth 50 --init-from imagenet --freeze-until conv3 --steps 2000
-                                                         fine-tunes trained weights to other photographs
+                                                         fine-tunes trained weights on other photographs
 
-Everything goes to OUTPUT/NAME/: args.json, classes.json, history.csv, curves.png, tensorboard/, checkpoint/ and, at the
+All output goes to OUTPUT/NAME/: args.json, classes.json, history.csv, curves.png, tensorboard/, checkpoint/ and, at the
 end, result.json and model.keras. A run that was stopped (Ctrl-C, SIGTERM, a crash) goes on when the same command is
-given again. The test set is touched once, at the end; of photographs only the validation images are looked at.
+given again. The test set is used once, at the end; with photographs only the validation images are used.
 """
 
 import os
@@ -43,14 +43,14 @@ EXIT_STATUS = 128  # plus the number of the signal, as shells do
 def parse(words=None):
     parser = arguments.parser(__doc__)
     run = add_settings(parser)
-    run.add_argument("--export", action="store_true", help="at the end, to saved_models/NAME/, as export.py does")
-    traced = "leaves a trace of so many batches, after the first ten, for TensorBoard (pip install xprof)"
+    run.add_argument("--export", action="store_true", help="export to saved_models/NAME/ at the end, as export.py does")
+    traced = "number of batches to trace, after the first ten, for TensorBoard (pip install xprof)"
     run.add_argument("--profile", type=int, default=0, metavar="STEPS", help=traced)
     return parser.parse_args(words)
 
 
 def table(settings, result):
-    """The result as people read it."""
+    """The result as a table."""
     percent = lambda value: "-" if value is None else f"{value:.2%}"
     paper, damaged = result["paper_test_error"], result["damaged_files"]
     minutes, seconds = divmod(round(result["seconds"]), 60)
@@ -67,7 +67,7 @@ def table(settings, result):
         rows.insert(3, ("the paper's test error, 64k steps on all 50k", percent(paper)))
     if damaged:
         rows.append(("damaged files that were skipped", str(damaged)))
-    steps = result.get("steps", settings.steps)  # which results of older versions have not
+    steps = result.get("steps", settings.steps)  # which results of older versions do not have
     title = f"{settings.network} on {settings.data}, {steps} steps, {result['parameters']:,} parameters"
     lines = [title, "-" * len(title), *(f"{name:<46}{value:>10}" for name, value in rows)]
     return "\n".join([*lines, f"in {settings.folder}: " + ", ".join(sorted(os.listdir(settings.folder)))])

@@ -1,6 +1,6 @@
-"""Ends the program in one line where it is interrupted (Ctrl-C, SIGTERM) and does not say itself what that means.
+"""Ends a program with a one-line message when it is interrupted (Ctrl-C, SIGTERM), unless it handles that itself.
 
-Either signal raises an exception, on whose way out what is half made is removed.
+Both signals raise an exception, so that incomplete files are removed.
 """
 
 import os
@@ -10,7 +10,7 @@ import threading
 
 
 class Terminated(BaseException):
-    """SIGTERM came."""
+    """The process received SIGTERM."""
 
 
 received = None  # the last signal
@@ -23,13 +23,13 @@ def interrupt(number, frame=None):
 
 
 def insist():
-    """Raises the exception again: libraries in C++ may have made an error of their own of it."""
+    """Raises the exception again: C++ libraries may have turned it into an error of their own."""
     if received:
         interrupt(received)
 
 
 def unraisable(ignored):
-    """Raises the exception again, a little later, where Python ignores it: in callbacks of the garbage collector."""
+    """Raises the exception again, a little later, if Python ignored it, as in callbacks of the garbage collector."""
     if issubclass(ignored.exc_type, (KeyboardInterrupt, Terminated)):
         threading.Timer(0.01, signal.pthread_kill, (threading.main_thread().ident, received)).start()
     else:
@@ -42,7 +42,7 @@ def explain(kind, error, traceback):
         return
     what = "terminated" if received == signal.SIGTERM else "interrupted"
     print(f"\n{os.path.basename(sys.argv[0])}: {what}", file=sys.stderr)
-    if not issubclass(kind, KeyboardInterrupt):  # of which Python dies as shells expect
+    if not issubclass(kind, KeyboardInterrupt):  # after which Python exits as shells expect
         sys.exit(128 + received)
 
 

@@ -1,6 +1,6 @@
-"""Imports TensorFlow, on which the programs run, without the lines about its build that it writes first.
+"""Imports TensorFlow, which the programs need, without the lines about its build that it logs first.
 
-Without TensorFlow, or on another backend, the program ends here and says what to do.
+Without TensorFlow, or with another backend, the program ends here with a message that says what to do.
 """
 
 import os

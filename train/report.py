@@ -1,9 +1,9 @@
-"""Makes one page, and a PNG of each figure, from the results of train/reproduce.py.
+"""Makes a page, and a PNG of each figure, from the results of train/reproduce.py.
 
     python train/report.py                                 docs/results/*.json to docs/results/report.html
     python train/report.py --results DIR --output PAGES
 
-report.html needs no other file. Ours stand beside the paper's numbers; what was not run yet has the command for it.
+report.html needs no other file. It shows our numbers beside the paper's, and commands for the missing runs.
 """
 
 import os

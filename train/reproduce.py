@@ -5,19 +5,19 @@
     python train/reproduce.py fig6 --only plain-20 ResNet-20  two of its networks
     python train/reproduce.py table6 --only ResNet-110 --seeds 5 --train-on-all     as the paper's 6.61 +- .16
     python train/reproduce.py fig4 --data IMAGENET            photographs in IMAGENET/{train,val}/CLASS/
-    python train/reproduce.py table3 --data imagenet2012 --accumulate 8             of TensorFlow Datasets, 32 at a time
+    python train/reproduce.py table3 --data imagenet2012 --accumulate 8             TensorFlow Datasets, 32 at a time
 
-What NAME can be:
+Values of NAME:
 
 %s
 
-Each run leaves one file, RESULTS/RUN.json, and is not repeated where this file is there. A run that was stopped goes on
-when the same command is given again. A network that several experiments show is trained once for all of them.
-`train/report.py` makes tables and figures of the files. Flags that fit.py has, too, are for all runs.
+Each run writes one file, RESULTS/RUN.json, and is not repeated if this file exists. A run that was stopped goes on when
+the same command is given again. A network that several experiments share is trained once for all of them.
+`train/report.py` makes tables and figures from the files. Flags of fit.py apply to all runs.
 
-CIFAR-10 is split into 45k images to train on and 5k for the validation error of the curves; the test images are looked
-at once, at the end. The paper's test errors are of networks trained on all 50k: --train-on-all does so, but there is no
-validation error then. Photographs are tested with ten crops of the validation images.
+CIFAR-10 is split into 45k images for training and 5k for the validation error of the curves; the test images are used
+once, at the end. The paper's test errors are of networks trained on all 50k, as with --train-on-all, but then there is
+no validation error. For photographs the error is that of ten crops of the validation images.
 """
 
 import signal
@@ -44,7 +44,7 @@ def parse(words=None):
     )
     parser = arguments.parser(__doc__ % names, allow_abbrev=False)
     add = parser.add_argument
-    add("name", metavar="NAME", choices=experiments.EXPERIMENTS, help="of the experiment")
+    add("name", metavar="NAME", choices=experiments.EXPERIMENTS, help="name of the experiment")
     add("--only", nargs="+", metavar="NETWORK", help="networks, as the experiment names them (default: all)")
     add("--seeds", type=int, default=1, help="runs of each network (default 1)")
     add("--data", metavar="DATA", help="photographs: a folder, or a data set of TensorFlow Datasets")
@@ -54,7 +54,7 @@ def parse(words=None):
 
 
 def table(experiment, errors):
-    """Ours beside the paper's. `errors`: a row's name and the error of each of its runs."""
+    """A table of our errors beside the paper's. `errors` has pairs of a row's name and the error of a run."""
     title = f"{experiment.title}: error in %"
     rows = [("network", "here", "the paper's")]
     for name in dict.fromkeys(name for name, _ in errors):
@@ -82,7 +82,7 @@ def main():
     except Stopped as stopped:
         print(f"\n{stopped}; the same command goes on from there", file=sys.stderr)
         sys.exit(EXIT_STATUS + stopped.signal_number)
-    except KeyboardInterrupt:  # while nothing is trained, in a test for example
+    except KeyboardInterrupt:  # outside of training, during an evaluation for example
         print("\nstopped; the same command goes on with this network", file=sys.stderr)
         sys.exit(EXIT_STATUS + signal.SIGINT)
     print(f"{table(experiment, errors)}\nin {results}; `python train/report.py --results {results}` draws them")

@@ -4,10 +4,10 @@
     python train/tune.py                                                ResNet-20 on CIFAR-10, trials of up to 27 epochs
     tensorboard --logdir runs/tune-cifar10-resnet-20-epochs-27-seed-0   curves of all trials and what they tried
 
-Trials train on 45k images and are judged by the error on the other 5k; the test images are not looked at. Many trials
-are given a few epochs, the best third of them three times as many, and so on. A search that was stopped goes on when
-the same command is given again. At the end all trials are listed and drawn, trials.png in the folder of the search, it
-is said what they cost, and the best is printed as a command for fit.py.
+Trials train on 45k images and are ranked by the error on the other 5k; the test images are not used. Many trials train
+for a few epochs, the best third of them for three times as many, and so on. A search that was stopped goes on when the
+same command is given again. At the end the program lists all trials and their total time, draws them in trials.png in
+the folder of the search, and prints the best one as a command for fit.py.
 """
 
 import json
@@ -28,7 +28,7 @@ from keras_resnet.training.command_line import flags
 from keras_resnet.training.settings import Settings
 
 COST, PICTURE = "cost.json", "trials.png"  # in the folder of the search
-EXIT_STATUS = 130  # of what SIGINT ended, as shells have it
+EXIT_STATUS = 130  # after SIGINT, as in shells
 
 
 def parse(words=None):
@@ -37,15 +37,15 @@ def parse(words=None):
     add("--depth", type=int, default=20, help="6n+2 (default 20)")
     add("--dataset", default="cifar10", choices=sources.DATASETS, help="(default cifar10)")
     add("--data-dir", metavar="DIR", help="copies of data sets, as for fit.py (default: download)")
-    add("--max-epochs", type=int, default=27, metavar="E", help="of a trial (default 27: 70 trials, 375 epochs in all)")
+    add("--max-epochs", type=int, default=27, metavar="E", help="in a trial (default 27: 70 trials, 375 epochs in all)")
     add("--seed", type=int, default=0, help="of the trials and of their weights (default 0)")
     add("--output", default=Settings.output, metavar="DIR", help="folder of the search (default %(default)s)")
-    add("--verbose", type=int, default=1, choices=(0, 1, 2), help="0 silent, 1 a bar, 2 a line an epoch (default 1)")
+    add("--verbose", type=int, default=1, choices=(0, 1, 2), help="0 silent, 1 a bar, 2 a line per epoch (default 1)")
     return parser.parse_args(words)
 
 
 def search(options, name):
-    """Runs the search, or what is left of it; returns the trials, the best first, those that failed behind."""
+    """Runs or resumes the search; returns the trials, the best first and failed ones last."""
     import keras_tuner  # here, so that --help and mistakes need not wait for it
 
     from keras_resnet.training.tuning import OBJECTIVE, ResNetHyperModel
@@ -80,7 +80,7 @@ def search(options, name):
 
 
 def seconds(path):
-    """How long a search has taken so far, by its file."""
+    """The seconds that a search has taken so far, from its file."""
     if not os.path.exists(path):
         return 0.0
     try:
@@ -99,7 +99,7 @@ def settings(options, values):
 
 
 def table(options, trials):
-    """The trials as people read them."""
+    """The trials as a table."""
     rows = [("val. error", "epochs", "shortcut", "lr", "weight decay", "batch size", "warm-up")]
     for trial in trials:
         found = settings(options, trial.hyperparameters.values)
@@ -110,7 +110,7 @@ def table(options, trials):
 
 
 def cost(trials, spent):
-    """What the trials took, as people read it. A trial that goes on where another ended counts its own epochs."""
+    """The total cost of the trials, as text. A trial that continues another one counts only its own epochs."""
     epochs = sum(
         values["tuner/epochs"] - values["tuner/initial_epoch"]
         for values in (trial.hyperparameters.values for trial in trials)
@@ -120,7 +120,7 @@ def cost(trials, spent):
 
 
 def draw(options, trials, note, path):
-    """Draws the trials' errors against what they tried."""
+    """Draws the trials' errors against their settings."""
     shown = []
     for trial in trials:
         found = settings(options, trial.hyperparameters.values)

@@ -1,4 +1,4 @@
-"""Data to train and test on. This door needs no TensorFlow; the modules behind it that make `tf.data` pipelines do."""
+"""Data sets. Importing this package needs no TensorFlow; its modules that make `tf.data` pipelines do."""
 
 from keras_resnet.data.sources import cifar10, cifar100
 

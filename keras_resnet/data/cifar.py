@@ -1,9 +1,9 @@
-"""Batches of small images that lie in memory, augmented as in P1 4.2, with tf.data.
+"""Batches of small images in memory, augmented as in P1 4.2, with tf.data.
 
 P1 is "Deep Residual Learning for Image Recognition" (arXiv 1512.03385).
 
 Every random choice is a function of (seed, epoch, example): the same step of the same run always sees the same batch,
-wherever the run was resumed.
+no matter where the run was resumed.
 """
 
 import numpy as np
@@ -21,13 +21,13 @@ def per_pixel_mean(images: np.ndarray) -> np.ndarray:
 
 
 def augment(images: tf.Tensor, mean: tf.Tensor, dy: tf.Tensor, dx: tf.Tensor, flip: tf.Tensor) -> tf.Tensor:
-    """Random crops of padded and mirrored images.
+    """Random crops of padded and flipped images.
 
     Args:
-        images: (batch, height, width, 3), any number type.
-        mean: (height, width, 3), what the network subtracts. It fills the padding, which so becomes zero.
+        images: (batch, height, width, 3), any numeric dtype.
+        mean: (height, width, 3), which the network subtracts. The padding is filled with it, so that it becomes zero.
         dy, dx: int32 (batch,) in [0, 8], the crop's corner in the image padded by 4 pixels on each side.
-        flip: bool (batch,), whether to mirror.
+        flip: bool (batch,), whether to flip horizontally.
 
     Returns:
         float32 (batch, height, width, 3).
@@ -48,15 +48,15 @@ def augment(images: tf.Tensor, mean: tf.Tensor, dy: tf.Tensor, dx: tf.Tensor, fl
 def training_batches(
     split: Split, mean: np.ndarray, *, batch_size: int, seed: int, first_step: int = 0, parts: Parts = WHOLE,
 ) -> tf.data.Dataset:  # fmt: skip
-    """An endless stream of augmented batches; each epoch is a new order, its last, partial batch is left out.
+    """An endless stream of augmented batches. Each epoch has a new order, and its last, partial batch is dropped.
 
     Args:
         split: a `sources.Split`.
         mean: float32 (height, width, 3), for `augment`.
         batch_size: examples in a batch, at most as many as there are.
-        seed: the order and the augmentation are a function of it.
+        seed: determines the order and the augmentation.
         first_step: the step, counted from the beginning of training, whose batch comes first.
-        parts: `parts.Parts`, into which each batch is cut for several replicas; its count divides `batch_size`.
+        parts: the `parts.Parts` into which each batch is split for several replicas; their number divides `batch_size`.
 
     Returns:
         A `tf.data.Dataset` of (images float32 (batch_size, height, width, 3), labels int64 (batch_size,)), or of the
@@ -90,7 +90,7 @@ def training_batches(
 def evaluation_batches(split: Split, *, batch_size: int = 500, parts: Parts = WHOLE) -> tf.data.Dataset:
     """Every example once, unchanged and in order: the single view of P1 4.2. Arguments as in `training_batches`.
 
-    Batches have `batch_size` examples at most, and sizes that differ by one at most.
+    Batches have at most `batch_size` examples, and their sizes differ by one at most.
     """
     images, labels = tf.constant(split.images), tf.constant(split.labels)
     ranges = evaluation_ranges(len(split.labels), batch_size, parts)

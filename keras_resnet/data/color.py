@@ -1,4 +1,4 @@
-"""The colour noise of AlexNet, which P1 3.4 uses: along the principal components of the training data's colours.
+"""The colour noise of AlexNet, which P1 3.4 uses, along the principal components of the training data's colours.
 
 P1 is "Deep Residual Learning for Image Recognition" (arXiv 1512.03385); AlexNet is Krizhevsky, Sutskever and Hinton,
 "ImageNet classification with deep convolutional neural networks" (2012), section 4.1.
@@ -20,7 +20,7 @@ STANDARD_DEVIATION = 0.1  # of the random factors, AlexNet 4.1
 class Components(typing.NamedTuple):
     """Eigenvalues, float32 (3,), and eigenvectors, the columns of float32 (3, 3), of the covariance of RGB in [0, 1].
 
-    The unit matters: AlexNet multiplies by the eigenvalue and not by its root, so the noise is not in proportion to it.
+    The unit matters: AlexNet multiplies by the eigenvalue, not by its root, so the noise does not scale with the unit.
     """
 
     values: np.ndarray
@@ -28,7 +28,7 @@ class Components(typing.NamedTuple):
 
 
 class Statistics(typing.NamedTuple):
-    """What images look like on average.
+    """The mean and the principal components of images.
 
     `mean` is an image, float32 (height, width, 3), or three numbers, RGB in [0, 255]; `components` a `Components`.
     """
@@ -42,7 +42,7 @@ class Statistics(typing.NamedTuple):
         return self.mean.reshape(-1, 3).mean(0)
 
     def save(self, file: Path | typing.BinaryIO) -> None:
-        """Writes a .npz file, given by path or open, which `load` reads."""
+        """Writes a .npz file, given as a path or an open file, which `load` reads."""
         np.savez_compressed(
             file, mean=self.mean, eigenvalues=self.components.values, eigenvectors=self.components.vectors
         )
@@ -55,12 +55,12 @@ IMAGENET = Components(
 )
 
 
-# Its channels' means are those that torchvision's networks subtract.
+# The means are those that torchvision's networks subtract.
 IMAGENET_STATISTICS = Statistics(np.array(TORCH_MEAN, "float32"), IMAGENET)
 
 
 def load(path: Path) -> Statistics:
-    """The `Statistics` of a file of `Statistics.save`; DataError where there is none, or a damaged one."""
+    """Loads the `Statistics` that `Statistics.save` wrote; DataError if the file is missing or damaged."""
     try:
         with np.load(path, allow_pickle=False) as file:
             mean, values, vectors = (file[name] for name in ("mean", "eigenvalues", "eigenvectors"))
@@ -73,20 +73,20 @@ def load(path: Path) -> Statistics:
 
 
 def principal_components(covariance: np.ndarray) -> Components:
-    """The `Components` of a covariance (3, 3) of RGB in [0, 255], the largest first."""
+    """The `Components` of a covariance matrix (3, 3) of RGB in [0, 255], the largest first."""
     values, vectors = np.linalg.eigh(np.asarray(covariance, "float64") / 255**2)
     return Components(values[::-1].astype("float32"), vectors[:, ::-1].astype("float32"))
 
 
 def shifts(components: Components, normal: np.ndarray | Tensor) -> np.ndarray | Tensor:
-    """What is added to all pixels of each image.
+    """The colour noise of each image, which is added to all its pixels.
 
     Args:
         components: a `Components`.
         normal: float32 (n, 3), drawn from the standard normal distribution.
 
     Returns:
-        float32 (n, 3), RGB in the unit of pixels in [0, 255].
+        float32 (n, 3), RGB on the scale of pixels in [0, 255].
     """
     scale = 255 * STANDARD_DEVIATION * components.values
     return (normal * scale) @ components.vectors.T

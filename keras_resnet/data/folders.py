@@ -1,4 +1,4 @@
-"""Image folders: DIR/{train,val}/CLASS/FILE, or DIR/CLASS/FILE, of which a part is set aside for validation."""
+"""Image folders: DIR/{train,val}/CLASS/FILE, or DIR/CLASS/FILE, where part of the files is set aside for validation."""
 
 import collections
 import dataclasses
@@ -15,13 +15,13 @@ import tensorflow as tf
 from keras_resnet.data.sources import DataError
 from keras_resnet.files import Path
 
-ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif")  # in small or capital letters
+ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif")  # in lower or upper case
 VALIDATION_PART = 0.1  # of DIR/CLASS/FILE
-PARTS = {"train", "training", "val", "valid", "validation", "test", "testing"}  # names of folders that are no classes
+PARTS = {"train", "training", "val", "valid", "validation", "test", "testing"}  # folder names that are not classes
 
 
 class Examples(typing.Protocol):
-    """What `Files` and `records.Records` have in common: examples on disk, which `read` reads within a graph."""
+    """The common interface of `Files` and `records.Records`: examples on disk, which `read` reads inside a graph."""
 
     def __len__(self) -> int: ...
     def part(self, indices: np.ndarray) -> "Examples": ...
@@ -48,15 +48,15 @@ class Files:
 
     @functools.cached_property
     def _tensors(self):
-        with tf.init_scope():  # outside the graph that asks for them: they would be copied into it
+        with tf.init_scope():  # outside the current graph, into which they would be copied
             return tf.constant([*map(os.fsencode, self.paths)]), tf.constant(self.labels)
 
     def rows(self, indices: np.ndarray | tf.Tensor) -> tuple[tf.Tensor, ...]:
-        """What `read` needs for the examples with these indices, int (m,): paths, string (m,), and labels, (m,)."""
+        """The arguments of `read` for the examples with these indices, int (m,): paths, string (m,), labels, (m,)."""
         return tuple(tf.gather(tensor, indices) for tensor in self._tensors)
 
     def check(self, index: int) -> None:
-        """OSError where an example's file cannot be read."""
+        """OSError if an example's file cannot be read."""
         with open(self.paths[index], "rb"):
             pass
 
@@ -65,12 +65,12 @@ class Files:
         return tf.io.read_file(path), label
 
     def name(self, index: int) -> str:
-        """What to call an example, a string."""
+        """The name of an example in messages."""
         return self.paths[index]
 
 
 class Photographs(typing.NamedTuple):
-    """`classes`, their names, and two `Files` or `records.Records`. A label is an index of `classes`."""
+    """The names of the classes, and two `Files` or `records.Records`. A label is an index into `classes`."""
 
     classes: tuple[str, ...]
     train: Examples
@@ -78,17 +78,17 @@ class Photographs(typing.NamedTuple):
 
 
 def load(folder: Path, seed: int = 0) -> Photographs:
-    """Lists the files of an image folder; reads none of them.
+    """Lists the files of an image folder without reading them.
 
     Args:
-        folder: holds train/ and val/ with a folder for each class, or a folder for each class.
-        seed: of DIR/CLASS/FILE, about a tenth of each class is drawn for validation, as `held_out` says.
+        folder: contains train/ and val/ with a folder for each class, or a folder for each class directly.
+        seed: of DIR/CLASS/FILE, about a tenth of each class is drawn for validation, as in `held_out`.
 
     Returns:
-        A `Photographs`, its classes sorted. `list_classes` says which files are images.
+        A `Photographs` with sorted classes. `list_classes` says which files are images.
 
     Raises:
-        DataError: there is no such folder, a class has no images, there is one class only, train/ and val/ have
+        DataError: there is no such folder, a class has no images, there is only one class, or train/ and val/ have
             different classes.
     """
     parts = _parts(folder)
@@ -121,7 +121,7 @@ def load(folder: Path, seed: int = 0) -> Photographs:
 def load_part(folder: Path, part: str) -> tuple[tuple[str, ...], Files] | None:
     """The classes and the `Files` of test/ or val/ ("validation"), or of a folder that has neither ("all").
 
-    None where there is no such part, or no folder of a class in it: of some test images nobody knows the classes.
+    None if there is no such part, or if it has no class folders, as test images without public labels.
     """
     parts = {"validation" if name == "val" else name: os.path.join(folder, name) for name in _parts(folder)}
     inner = parts.get(part) if parts else folder if part == "all" else None
@@ -131,18 +131,18 @@ def load_part(folder: Path, part: str) -> tuple[tuple[str, ...], Files] | None:
 def held_out(names, labels, seed):
     """Which files of DIR/CLASS/FILE are set aside for validation: about a tenth of each class.
 
-    A file's own name and the seed decide: it is set aside where their hash is in the lowest tenth. So it stays on its
-    side when other files come or go, or the folder moves, and how many a class has set aside varies as coins do (of
-    100 files 10 +- 3). A class of several files has one at least on either side, that of the lowest and of the highest
-    hash, which in a small class can change when files are added.
+    The hash of a file's name and the seed decides: a file is set aside if its hash is in the lowest tenth. So it stays
+    in its split when other files are added or removed, or the folder moves. The number set aside is binomially
+    distributed (of 100 files 10 +- 3). A class with several files has at least one in each split, those with the lowest
+    and the highest hash; in a small class these can change when files are added.
 
     Args:
-        names: CLASS/FILE, n strings, no two alike.
+        names: CLASS/FILE, n different strings.
         labels: their classes, int (n,).
         seed: an integer.
 
     Returns:
-        bool (n,); where n > 1, at least one is True and one is False.
+        bool (n,); if n > 1, at least one is True and one is False.
     """
     hashes = np.array([_hash(name, seed) for name in names])
     aside = hashes < VALIDATION_PART
@@ -161,14 +161,14 @@ def _hash(name, seed):
 
 
 def is_divided(folder: Path) -> bool:
-    """Whether a folder of images has train/ and val/, not a folder for each class. Errors as of `load`."""
+    """Whether a folder of images has train/ and val/, not a folder for each class. Errors as in `load`."""
     return bool(_parts(folder))
 
 
 def _parts(folder):
-    """Those of train/, val/ and test/ that a folder of images has, a list; empty where it has a folder for each class.
+    """A list of those of train/, val/ and test/ that a folder of images has; empty if it has a folder for each class.
 
-    DataError where there is no such folder, or the parts have other names.
+    DataError if there is no such folder, or the parts have other names.
     """
     if not os.path.isdir(folder):
         found = "it is not a folder" if os.path.exists(folder) else "there is no such folder"
@@ -190,8 +190,9 @@ def _folders(folder):
 def list_classes(folder: Path) -> tuple[tuple[str, ...], Files]:
     """The classes, a tuple of names, and the `Files` of a folder with a folder of images for each class.
 
-    Images are named .jpg, .jpeg, .png, .webp, .bmp or .gif, and lie in the class's folder or in folders within. A
-    warning counts what is left out, but for hidden files. In the name of a class, bytes that are no UTF-8 are \\xNN.
+    Images are named .jpg, .jpeg, .png, .webp, .bmp or .gif, and are in the class's folder or its subfolders. A warning
+    counts the files that are left out, except hidden ones. In the name of a class, bytes that are not UTF-8 become
+    \\xNN.
     """
     names, paths, counts = _folders(folder), [], []
     left_out: collections.Counter[str] = collections.Counter()
@@ -220,12 +221,12 @@ def list_classes(folder: Path) -> tuple[tuple[str, ...], Files]:
 
 
 def _files(folder):
-    """The paths of all files in a folder and in those within, without hidden ones."""
+    """The paths of all files in a folder and its subfolders, without hidden ones."""
     seen = set()
     for inner, folders, names in os.walk(folder, followlinks=True):
         real = os.path.realpath(inner)
         folders[:] = [name for name in folders if not name.startswith(".") and real not in seen]
-        if real not in seen:  # a link may lead back
+        if real not in seen:  # symbolic links can form a cycle
             yield from (os.path.join(inner, name) for name in names if not name.startswith("."))
         seen.add(real)
 

@@ -1,13 +1,13 @@
-"""Batches of photographs that lie in image or TFRecord files, augmented as in P1 3.4, with tf.data.
+"""Batches of photographs in image or TFRecord files, augmented as in P1 3.4, with tf.data.
 
 P1 is "Deep Residual Learning for Image Recognition" (arXiv 1512.03385).
 
 Every random choice is a function of (seed, epoch, example): the same step of the same run always sees the same batch,
-wherever the run was resumed. A file is read when its batch is made; in memory there is only where to find it.
+no matter where the run was resumed. A file is read when its batch is made; only paths and positions are kept in memory.
 
 JPEG (RGB, greyscale and CMYK), PNG (of any kind), WebP without transparency, BMP without a palette and the first frame
-of a GIF become RGB, whatever the file is called. A camera's note that the image is to be turned (EXIF) is not followed:
-ImageNet's benchmarks never have.
+of a GIF are decoded to RGB, whatever the file's name. The EXIF orientation of a camera is ignored: ImageNet benchmarks
+ignore it, too.
 """
 
 import contextlib
@@ -28,16 +28,16 @@ from keras_resnet.data.sources import DataError
 
 IMAGE_SIZE = 224
 SHORTER_SIDES = (256, 480)  # P1 3.4, for crops of 224; for other sizes in proportion
-JPEG = b"\xff\xd8\xff"  # a JPEG file begins like this
-BMP_WITH_PALETTE = r"BM\C{26}\x08"  # and so does a BMP file of 8 bits a pixel, whose palette TensorFlow ignores
-DAMAGED, UNREADABLE = "damaged image file", "unreadable image file"  # of errors, followed by name and reason in JSON
+JPEG = b"\xff\xd8\xff"  # the first bytes of a JPEG file
+BMP_WITH_PALETTE = r"BM\C{26}\x08"  # those of a BMP file with 8 bits per pixel, whose palette TensorFlow ignores
+DAMAGED, UNREADABLE = "damaged image file", "unreadable image file"  # in errors, followed by name and reason as JSON
 NOTHING = "no image of a batch can be read"
 RATIOS = (1, 2, 4, 8)  # by which the JPEG decoder shrinks
-COLOR_SAMPLE = 10_000  # photographs whose colours are measured
+COLOR_SAMPLE = 10_000  # photographs for the colour statistics
 
 
 def decode(data: tf.Tensor) -> tf.Tensor:
-    """The content of an image file, a string, as an image: uint8 (height, width, 3), RGB."""
+    """Decodes the content of an image file, a string: uint8 (height, width, 3), RGB."""
     palette = tf.strings.regex_full_match(tf.strings.substr(data, 0, 29), BMP_WITH_PALETTE)
     with tf.control_dependencies([tf.debugging.Assert(~palette, ["a BMP file with a palette"])]):
         image = tf.io.decode_image(data, channels=3, expand_animations=False)
@@ -45,13 +45,13 @@ def decode(data: tf.Tensor) -> tf.Tensor:
 
 
 def resized_shape(shape: tf.Tensor, shorter_side: tf.Tensor | int) -> tf.Tensor:
-    """Height and width, int32 (2,), of an image of `shape` once its shorter side is `shorter_side`; halves to even."""
+    """Height and width, int32 (2,), after resizing the shorter side of `shape` to `shorter_side`; halves to even."""
     shape = tf.cast(shape, "float32")
     return tf.cast(tf.round(shape * tf.cast(shorter_side, "float32") / tf.reduce_min(shape)), "int32")
 
 
 def _resize(image, shape, corner, crop):
-    """The crop of size `crop` at `corner` of `image` resized to `shape`; nothing else is computed."""
+    """Resizes `image` to `shape` and crops size `crop` at `corner`; only the crop is computed."""
     scale = tf.cast(shape, "float32") / tf.cast(tf.shape(image)[:2], "float32")
     return tf.raw_ops.ScaleAndTranslate(
         images=image[None], size=crop, scale=scale, translation=-tf.cast(corner, "float32"),
@@ -60,21 +60,21 @@ def _resize(image, shape, corner, crop):
 
 
 def resize_shorter_side(image: tf.Tensor, size: int) -> tf.Tensor:
-    """Resizes as Pillow's BILINEAR does, with a filter as wide as a new pixel, but does not round.
+    """Resizes as Pillow's BILINEAR, bilinear with antialiasing, but does not round to integers.
 
     Args:
-        image: (height, width, 3), any number type.
+        image: (height, width, 3), any numeric dtype.
         size: the new shorter side in pixels.
 
     Returns:
-        float32 (new height, new width, 3), the aspect ratio kept to the pixel.
+        float32 (new height, new width, 3), with the same aspect ratio to the nearest pixel.
     """
     shape = resized_shape(tf.shape(image)[:2], size)
     return _resize(image, shape, (0, 0), shape)
 
 
 def center_crop(image: tf.Tensor, size: int, shorter_side: int | None = None) -> tf.Tensor:
-    """The `size` x `size` center of the image once its shorter side is `shorter_side` (default 256/224 of `size`).
+    """Resizes the shorter side to `shorter_side` (default 256/224 of `size`) and crops the `size` x `size` center.
 
     Returns float32 (size, size, 3).
     """
@@ -83,19 +83,19 @@ def center_crop(image: tf.Tensor, size: int, shorter_side: int | None = None) ->
 
 
 def shorter_sides(size: int) -> tuple[int, int]:
-    """The least and the greatest shorter side, in pixels, of images that are cropped to `size`."""
+    """The smallest and the largest shorter side, in pixels, for crops of `size`."""
     least, greatest = (round(side * size / IMAGE_SIZE) for side in SHORTER_SIDES)
     return least, greatest
 
 
 def crop_window(shape: tf.Tensor, size: int, shorter_side: tf.Tensor | int, position: tf.Tensor) -> tf.Tensor:
-    """Where in the original is a crop of the resized image, in whole pixels.
+    """The window of the original, in whole pixels, that becomes a crop of the resized image.
 
     Args:
         shape: int32 (2,), height and width of the original.
         size: height and width of the crop.
         shorter_side: of the resized image, in pixels.
-        position: float32 (2,) in [0, 1), where vertically and horizontally, among all positions in the resized image.
+        position: float32 (2,) in [0, 1), the vertical and horizontal position among all in the resized image.
 
     Returns:
         int32 (4,), top, left, height and width, each edge rounded to the nearest pixel of the original.
@@ -104,22 +104,22 @@ def crop_window(shape: tf.Tensor, size: int, shorter_side: tf.Tensor | int, posi
     corner = tf.floor(position * tf.cast(resized - size + 1, "float32"))
     edges = tf.stack([corner, corner + size]) * tf.cast(shape, "float32") / tf.cast(resized, "float32")
     begin, end = tf.unstack(tf.cast(tf.round(edges), "int32"))
-    begin = tf.minimum(begin, shape - 1)  # an image of a few pixels: the window has at least one of them
+    begin = tf.minimum(begin, shape - 1)  # in an image of a few pixels the window still has at least one of them
     return tf.concat([begin, tf.maximum(end - begin, 1)], 0)
 
 
 def cut(data: tf.Tensor, size: int, shorter_side: tf.Tensor | int, position: tf.Tensor, flip: tf.Tensor) -> tf.Tensor:
-    """One random crop: chosen, decoded, mirrored and resized; of a JPEG file little else is decoded.
+    """One random crop: decodes the window, flips and resizes it. Of a JPEG file little else is decoded.
 
     Args:
         data: a string, the content of an image file.
-        size, shorter_side, position: as for `crop_window`.
-        flip: bool, whether to mirror.
+        size, shorter_side, position: as in `crop_window`.
+        flip: bool, whether to flip horizontally.
 
     Returns:
-        float32 (size, size, 3), RGB in [0, 255], bilinear. Where the original is at least twice as large as the resized
-        image, it is filtered, so that what is too fine becomes no pattern: the JPEG decoder shrinks it by 2, 4 or 8,
-        and of other files the window is resized with a wider filter.
+        float32 (size, size, 3), RGB in [0, 255], bilinear. An original at least twice as large as the resized image is
+        filtered against aliasing: the JPEG decoder shrinks it by 2, 4 or 8, and the windows of other files are resized
+        with antialiasing.
     """
 
     def window(shape):
@@ -159,52 +159,52 @@ def cut(data: tf.Tensor, size: int, shorter_side: tf.Tensor | int, position: tf.
 def augment(
     data: tf.Tensor, size: int, shorter_side: tf.Tensor | int, position: tf.Tensor, flip: tf.Tensor, shift: tf.Tensor,
 ) -> tf.Tensor:  # fmt: skip
-    """One random crop of `cut` with `shift`, float32 (3,), added to every pixel: float32 (size, size, 3)."""
+    """One random crop by `cut`, with `shift`, float32 (3,), added to every pixel: float32 (size, size, 3)."""
     crop = cut(data, size, shorter_side, position, flip)
-    # As rows of numbers: to add three to every pixel takes thirty times as long.
+    # Added to rows of numbers: broadcasting three numbers over all pixels takes thirty times as long.
     return tf.reshape(tf.reshape(crop, (size, 3 * size)) + tf.tile(shift, [size]), (size, size, 3))
 
 
 def attempt(
     make: Callable[..., tuple[tf.Tensor, ...]], rows: tuple, parallel: int | None,
 ) -> tuple[tf.Tensor, tf.Tensor, tuple[tf.Tensor, ...]]:  # fmt: skip
-    """Applies a function to each row of a batch, several at a time, and leaves out the rows for which it fails.
+    """Applies a function to each row of a batch, several in parallel, and leaves out the rows for which it fails.
 
-    `tf.map_fn` ends with the first row that fails, and so would a data set without `ignore_errors`. This one is made
-    anew for each batch, within the graph of the input, so that who reads the input sees whole batches: a single
-    element. Its last row is there only because a data set without any has no element, and is taken off again.
+    `tf.map_fn` stops at the first row that fails, and so would a data set without `ignore_errors`. Inside the graph of
+    the input pipeline, a data set is made for each batch and read as a single element, so that the pipeline yields
+    whole batches. One row is added because an empty data set has no element, and removed again.
 
     Args:
         make: a function from a row to a tuple of tensors of known shape.
         rows: a tuple of tensors (batch, ...), or of tuples of them.
-        parallel: how many at a time.
+        parallel: the number of rows in parallel.
 
     Returns:
-        Places in the batch, int32 (m,); those that were left out, int32 (batch - m,); the tuple of tensors (m, ...).
+        Positions in the batch, int32 (m,); those left out, int32 (batch - m,); the tuple of tensors (m, ...).
     """
     indices = tf.range(tf.shape(tf.nest.flatten(rows)[0])[0])
     made = tf.data.Dataset.from_tensor_slices((indices, rows))
     made = made.map(lambda index, row: (index, make(*row)), num_parallel_calls=parallel).ignore_errors()
     nothing = tf.nest.map_structure(lambda spec: tf.zeros(spec.shape, spec.dtype), made.element_spec)
-    made = made.concatenate(tf.data.Dataset.from_tensors(nothing))  # so that there is one at least
+    made = made.concatenate(tf.data.Dataset.from_tensors(nothing))  # so that there is at least one row
     made = made.batch(tf.size(indices, tf.int64) + 1).get_single_element()
     positions, made = tf.nest.map_structure(lambda tensor: tensor[:-1], made)
     return positions, tf.boolean_mask(indices, tf.reduce_all(indices[:, None] != positions, 1)), made
 
 
 def _read(files, indices, image, arguments, skipped):
-    """Reads the images of a batch, several at a time.
+    """Reads the images of a batch, several in parallel.
 
     Args:
         files: a `folders.Files` or `records.Records`.
-        indices: int (batch,), which of them.
+        indices: int (batch,), the examples.
         image: a function from a file's content and a row of each of `arguments` to a float32 tensor of known shape.
         arguments: tensors (batch, ...).
-        skipped: None or a set, as for `training_batches`.
+        skipped: None or a set, as in `training_batches`.
 
     Returns:
-        Places in the batch, int32 (m,), images, (m, ...), and labels, int64 (m,), of those that can be read; all of
-        them without `skipped`.
+        Positions in the batch, int32 (m,), images, (m, ...), and labels, int64 (m,), of the examples that can be read;
+        without `skipped` these are all.
     """
 
     def example(row, arguments):
@@ -219,14 +219,14 @@ def _read(files, indices, image, arguments, skipped):
 
 
 def _check_lost(files, indices, skipped):
-    """Of examples that failed, finds out why: only what cannot be decoded may be skipped."""
+    """Finds out why examples failed: only those that cannot be decoded may be skipped."""
     for index in indices:
         if _load(files, index, skipped):
             raise _failure(UNREADABLE, files, index, "it failed once and can be read now; is memory short?")
 
 
 def _load(files, index, skipped):
-    """An example, read at once: image, uint8 (height, width, 3), and label; None where it is damaged and skipped."""
+    """Reads an example eagerly: image, uint8 (height, width, 3), and label; None if it is damaged and skipped."""
     try:
         row = (tensor[0] for tensor in files.rows(np.array([index])))
         data, label = files.read(*row)
@@ -244,7 +244,7 @@ def _load(files, index, skipped):
 
 
 def _failure(what, files, index, error):
-    """What TensorFlow hands on as a text alone; `errors_named` reads it."""
+    """An error of which TensorFlow passes on only the text; `errors_named` parses it."""
     reason = str(error).splitlines()[0]
     reason = re.sub(r"^\{\{.*?\}\} *|^\w+Error: | *\[Op:\w+\].*", "", reason)
     return ValueError(f"{what} {json.dumps([files.name(index), reason])}")
@@ -253,8 +253,8 @@ def _failure(what, files, index, error):
 def examples(files: Examples, skipped: set[str] | None = None) -> tf.data.Dataset:
     """The whole images, one by one and in order: a `tf.data.Dataset` of (uint8 (height, width, 3), int64 label).
 
-    `skipped` is a set to which the names of damaged files are added, which are left out; without it they end the
-    stream: see `errors_named`.
+    `skipped` is a set to which the names of damaged files are added; these files are left out. Without it they end the
+    stream with an error: see `errors_named`.
     """
     nothing = np.zeros((0, 0, 3), "uint8"), np.int64(-1)
 
@@ -269,7 +269,7 @@ def examples(files: Examples, skipped: set[str] | None = None) -> tf.data.Datase
 
 @contextlib.contextmanager
 def bar_ended(verbose):
-    """Within it a bar is drawn. Where an error stops it, its line ends, so that a message begins on one of its own."""
+    """Inside this context a progress bar is drawn. After an error its line ends, so that the message has its own."""
     try:
         yield
     except BaseException:
@@ -280,7 +280,7 @@ def bar_ended(verbose):
 
 @contextlib.contextmanager
 def errors_named():
-    """Within it, a file that ends a stream of this module ends it with a DataError that names the file."""
+    """Inside this context, a file that stops a stream of this module raises a DataError that names the file."""
     try:
         yield
     except tf.errors.InvalidArgumentError as error:
@@ -302,27 +302,27 @@ def training_batches(
     scale: bool = True, crop: bool = True, flip: bool = True, components: color.Components | None = color.IMAGENET,
     skipped: set[str] | None = None, parts: Parts = WHOLE,
 ) -> tf.data.Dataset:  # fmt: skip
-    """An endless stream of augmented batches; each epoch is a new order, its last, partial batch is left out.
+    """An endless stream of augmented batches. Each epoch has a new order, and its last, partial batch is dropped.
 
     Args:
         files: a `folders.Files` or `records.Records`.
         batch_size: examples in a batch, at most as many as there are.
-        seed: the order and the augmentation are a function of it.
+        seed: determines the order and the augmentation.
         first_step: the step, counted from the beginning of training, whose batch comes first.
         image_size: height and width of the crops in pixels.
-        scale: draw the shorter side; otherwise it is the least.
-        crop: draw the place of the crop; otherwise it is the center.
-        flip: mirror half of the images.
-        components: a `color.Components` to draw the colour noise along, or None for none.
-        skipped: a set to which the names of damaged files are added. Their places in the batch are taken by the next
-            images of the batch. Without it, a damaged file ends the stream: see `errors_named`. Damaged is what cannot
-            be decoded, not what cannot be read; damage below the crop goes unnoticed, because nothing there is read.
-        parts: `parts.Parts`, into which each batch is cut for several replicas; its count divides `batch_size`. Only
-            the own ones are read.
+        scale: draw the shorter side at random; otherwise it is the smallest.
+        crop: draw the position of the crop at random; otherwise it is the center.
+        flip: flip half of the images horizontally.
+        components: the `color.Components` for colour noise, or None for no noise.
+        skipped: a set to which the names of damaged files are added. The next images of the batch take their places.
+            Without it, a damaged file ends the stream with an error: see `errors_named`. A file is damaged if it can be
+            read but not decoded; damage below the crop goes unnoticed, because nothing there is decoded.
+        parts: the `parts.Parts` into which each batch is split for several replicas; their number divides `batch_size`.
+            Only `parts.own` are read.
 
     Returns:
         A `tf.data.Dataset` of (images float32 (batch_size, image_size, image_size, 3), labels int64 (batch_size,)), or
-        of the parts, one after the other. The pixels are in [0, 255] but for the colour noise, which leaves it.
+        of the parts, one after the other. The pixels are in [0, 255] before the colour noise, which is not clipped.
 
     Raises:
         ValueError: there are fewer examples than `batch_size`.
@@ -357,13 +357,13 @@ def training_batches(
         )
         if skipped is not None:
             with tf.control_dependencies([tf.debugging.assert_positive(tf.size(positions), NOTHING)]):
-                count = tf.size(positions)  # not 0, by which the next line divides
+                count = tf.size(positions)  # not 0, because the next line divides by it
             nearest = tf.searchsorted(positions, tf.range(size)) % count
             images, labels = tf.gather(images, nearest), tf.gather(labels, nearest)
         return tf.ensure_shape(images, (size, image_size, image_size, 3)), tf.ensure_shape(labels, (size,))
 
     epochs = tf.data.Dataset.range(first_epoch, np.iinfo("int64").max)
-    # Two batches at a time, so that all cores have work while the last images of one are read; and one is ready.
+    # Two batches in parallel, so that all cores have work while the last images of one are read, and one prefetched.
     own = len(parts.own)
     return epochs.flat_map(epoch).map(batch, num_parallel_calls=2 * own).prefetch(own)
 
@@ -374,9 +374,10 @@ def center_batches(
 ) -> tf.data.Dataset:  # fmt: skip
     """Every example once and in order: the center crop of P1 3.4, from a shorter side of 256 for crops of 224.
 
-    Arguments and returned `tf.data.Dataset` as in `training_batches`, but batches have `batch_size` examples at most,
-    and sizes that differ by one at most; the pixels are in [0, 255], and damaged files are left out if there is a set
-    `skipped` for them. A batch of which nothing is left is left out, too; as one of several parts, it ends the stream.
+    Arguments and returned `tf.data.Dataset` are as in `training_batches`, but batches have at most `batch_size`
+    examples, and their sizes differ by one at most. The pixels are in [0, 255]. Damaged files are left out if there is
+    a set `skipped` for them. An empty batch is left out, too; as one of several parts, it ends the stream with an
+    error.
     """
 
     def batch(ends):
@@ -396,16 +397,16 @@ def statistics(
     files: Examples, *, image_size: int = IMAGE_SIZE, images: int = COLOR_SAMPLE, seed: int = 0,
     skipped: set[str] | None = None, verbose: int = 1,
 ) -> color.Statistics:  # fmt: skip
-    """What the center crops look like on average, in one pass.
+    """The mean and the principal components of the center crops, in one pass.
 
     Args:
-        files, image_size, skipped: as for `center_batches`.
-        images: of more than this many examples as many are drawn.
-        seed: which ones is a function of it.
+        files, image_size, skipped: as in `center_batches`.
+        images: the largest number of examples to use; of more examples a random sample is drawn.
+        seed: determines the sample.
         verbose: 1 for a progress bar, 0 for silence.
 
     Returns:
-        `color.Statistics`, the mean of shape (image_size, image_size, 3).
+        `color.Statistics`, with a mean of shape (image_size, image_size, 3).
     """
     batch_size = 64
     files = files.part(np.sort(np.random.default_rng(seed).permutation(len(files))[:images]))

@@ -1,4 +1,4 @@
-"""Which part of the data each replica sees, where several devices train or test together."""
+"""The part of the data that each replica sees when several devices train or test together."""
 
 import typing
 
@@ -9,7 +9,7 @@ from keras_resnet.data.sources import DataError
 
 
 class Parts(typing.NamedTuple):
-    """Every batch is cut into `total` parts; a stream has those numbered `own`, a range, one after the other."""
+    """Every batch is split into `total` parts; a stream has those in the range `own`, one after the other."""
 
     total: int = 1
     own: range = range(1)
@@ -22,12 +22,12 @@ def training_order(order: tf.Tensor, batch_size: int, parts: Parts = WHOLE) -> t
     """The examples of an epoch, batch by batch, without the last, partial batch.
 
     Args:
-        order: int32 (n,), the examples.
+        order: int32 (n,), the order of the examples.
         batch_size: examples in a batch, at most n and a multiple of `parts.total`.
         parts: `Parts`.
 
     Returns:
-        int32 (batches * len(parts.own), batch_size / parts.total), a row for each part.
+        int32 (batches * len(parts.own), batch_size / parts.total), one row for each part.
     """
     size = batch_size // parts.total
     batches = tf.reshape(order[: len(order) // batch_size * batch_size], (-1, parts.total, size))
@@ -35,18 +35,18 @@ def training_order(order: tf.Tensor, batch_size: int, parts: Parts = WHOLE) -> t
 
 
 def steps_per_epoch(n: int, batch_size: int) -> int:
-    """How many whole batches n training examples give; ValueError where it is none."""
+    """The number of full batches in n training examples; ValueError if there is none."""
     if batch_size > n:
         raise ValueError(f"a batch of {batch_size} is larger than the training data, {n} examples")
     return n // batch_size
 
 
 def evaluation_ranges(n: int, batch_size: int, parts: Parts = WHOLE) -> tf.data.Dataset:
-    """All of n examples, each in one range, as evenly cut as it goes: every part has as many ranges, none is empty.
+    """Splits n examples into ranges of nearly equal size; every part has the same number of ranges, and none is empty.
 
     Args:
-        n: examples.
-        batch_size: examples in a range, at most.
+        n: number of examples.
+        batch_size: the largest number of examples in a range.
         parts: `Parts`.
 
     Returns:

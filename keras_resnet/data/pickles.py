@@ -1,6 +1,6 @@
-"""The python version of CIFAR-10 and CIFAR-100: the pickles of Krizhevsky's page, which `keras.datasets` keeps too.
+"""The Python version of CIFAR-10 and CIFAR-100: the pickles of Krizhevsky's page, which `keras.datasets` also has.
 
-They are read on any backend of Keras, without TensorFlow.
+They are read on any Keras backend, without TensorFlow.
 """
 
 import hashlib
@@ -17,7 +17,7 @@ Arrays = tuple[np.ndarray, np.ndarray]  # images and labels
 
 
 class Layout(typing.NamedTuple):
-    """What the folder and its files are called, and under which keys of their dictionaries the labels and names are."""
+    """The names of the folder and its files, and the keys of labels and class names in their dictionaries."""
 
     folder: str
     train: tuple[str, ...]
@@ -38,7 +38,7 @@ LAYOUTS = {
     ),
     "cifar100": Layout("cifar-100-python", ("train",), ("test",), b"fine_labels", "meta", b"fine_label_names"),
 }
-# What numpy's arrays are pickled as; a pickle that calls anything else is not read.
+# The functions and types in pickles of NumPy arrays; a pickle that calls anything else is refused.
 _ARRAYS: dict[tuple[str, str], typing.Any] = {
     **{(f"numpy.{core}.multiarray", "_reconstruct"): np.ndarray((0,)).__reduce__()[0] for core in ("core", "_core")},
     ("numpy", "ndarray"): np.ndarray,
@@ -55,14 +55,14 @@ class _Unpickler(pickle.Unpickler):
 
 
 def find(name: str, folder: str) -> str | None:
-    """Where the python version of a data set lies.
+    """Finds the Python version of a data set.
 
     Args:
         name: "cifar10" or "cifar100".
-        folder: its own folder, `cifar-10-batches-py` or `cifar-100-python`, or one that holds it.
+        folder: its own folder, `cifar-10-batches-py` or `cifar-100-python`, or a folder that contains it.
 
     Returns:
-        The path of its own folder, or None where there is none.
+        The path of its own folder, or None if there is none.
     """
     own = LAYOUTS[name].folder
     inner = os.path.join(folder, own), os.path.join(folder, f"{own}-target", own)  # the latter as Keras extracts it
@@ -71,13 +71,13 @@ def find(name: str, folder: str) -> str | None:
 
 
 def cached(name: str) -> str | None:
-    """As `find`, in the folder in which `keras.datasets` keeps what it downloads."""
+    """As `find`, in the folder into which `keras.datasets` downloads."""
     home = os.environ.get("KERAS_HOME") or os.path.join("~", ".keras")
     return find(name, os.path.join(os.path.expanduser(home), "datasets"))
 
 
 def download(name: str) -> str:
-    """Has `keras.datasets` download a data set, and check it; returns where it lies. DataError where that fails."""
+    """Lets `keras.datasets` download and check a data set; returns its folder. DataError if that fails."""
     try:
         getattr(keras.datasets, name).load_data()
     except Exception as error:  # get_file raises plain ones
@@ -91,18 +91,18 @@ def download(name: str) -> str:
 
 
 def read(name: str, folder: str) -> tuple[tuple[str, ...], Arrays, Arrays]:
-    """Reads a data set, in the order in which TensorFlow Datasets has it.
+    """Reads a data set, in the order of TensorFlow Datasets.
 
     Args:
         name: "cifar10" or "cifar100".
         folder: as `find` returns it.
 
     Returns:
-        The names of the classes, and twice, to train and to test on, images, uint8 (n, 32, 32, 3), RGB, and labels,
-        int64 (n,).
+        The names of the classes, the training split and the test split. A split is a pair of images, uint8
+        (n, 32, 32, 3), RGB, and labels, int64 (n,).
 
     Raises:
-        DataError: a file is missing, damaged or of another kind, or would call more than it takes to make an array.
+        DataError: a file is missing, damaged or of another kind, or calls functions that no array needs.
     """
     layout = LAYOUTS[name]
     try:
@@ -133,7 +133,7 @@ def _load(path):
 
 
 def _examples(batch, key, classes):
-    """Images and labels of a file; ValueError where they are none."""
+    """Images and labels of a file; ValueError if they are not valid."""
     data, labels = batch[b"data"], np.array(batch[key], "int64")
     if data.dtype != np.uint8 or data.shape != (len(labels), 3 * 32 * 32):
         raise ValueError(f"uint8 ({len(labels)}, 3072) expected; found {data.dtype} {data.shape}")
@@ -143,6 +143,6 @@ def _examples(batch, key, classes):
 
 
 def _order(n, split):
-    """TensorFlow Datasets sorts examples by the MD5 of the split's name and their number in the original."""
+    """The order of TensorFlow Datasets: by the MD5 of the split's name and the example's number in the original."""
     key = lambda number: hashlib.md5(f"{split}{number}".encode(), usedforsecurity=False).digest()
     return np.array(sorted(range(n), key=key), "int64")

@@ -1,8 +1,8 @@
-"""Image classification sets of TensorFlow Datasets, read in any order.
+"""Image classification data sets of TensorFlow Datasets, read in any order.
 
-A TFRecord file is made to be read from its beginning to its end. Here the locations of its records are noted first, by
-hopping from header to header, so that an epoch can have any order and a run can go on anywhere in it. Files of
-array_record have an index of their own.
+TFRecord files are designed for sequential reading. Here the positions of all records are found first, by reading only
+their headers, so that an epoch can have any order and a run can resume anywhere in it. Files of array_record have an
+index of their own.
 """
 
 import concurrent.futures
@@ -21,17 +21,17 @@ from keras_resnet.files import Path
 
 LENGTH = struct.Struct("<Q")  # a record: its length, 4 bytes of checksum, its content, 4 bytes of checksum
 CHECKSUM_BYTES = 4
-READERS = 16  # records that are waited for at a time
-ASIDE = "set aside/for validation"  # no folder of a class is called so
-OPEN_FILES = 512  # of array_record, at most; each has its index in memory
+READERS = 16  # records that are read at the same time
+ASIDE = "set aside/for validation"  # cannot be the name of a class's folder
+OPEN_FILES = 512  # open array_record files, at most; each has its index in memory
 
 
 @dataclasses.dataclass(frozen=True)
 class Records:
-    """Examples in TFRecord files; what `folders.Files` is to image files.
+    """Examples in TFRecord files, as `folders.Files` for image files.
 
-    `keys` are the names of the image and the label in a record. Example i lies in `paths[files[i]]`, and its
-    `lengths[i]` bytes begin at `offsets[i]`; all three are integers (n,).
+    `keys` are the names of the image and the label in a record. Example i is in `paths[files[i]]`, and its
+    `lengths[i]` bytes begin at `offsets[i]`; `files`, `offsets` and `lengths` are integer arrays (n,).
     """
 
     paths: list[str]
@@ -49,18 +49,18 @@ class Records:
 
     @property
     def locations(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Where the examples lie: the arrays `files`, `offsets` and `lengths`."""
+        """The arrays `files`, `offsets` and `lengths`."""
         return self.files, self.offsets, self.lengths
 
     def rows(self, indices):
-        """What `read` needs for the examples with these indices, int (m,): their records, string (m,).
+        """The arguments of `read` for the examples with these indices, int (m,): their records, string (m,).
 
-        A record is empty where it cannot be read; `check` says why.
+        A record that cannot be read is empty; `check` raises the error.
         """
         return (tf.ensure_shape(tf.numpy_function(self._contents, [indices], tf.string), (None,)),)
 
     def check(self, index: int) -> None:
-        """OSError where an example's record cannot be read."""
+        """OSError if an example's record cannot be read."""
         self._content(index)
 
     def _contents(self, indices):
@@ -86,19 +86,19 @@ class Records:
         return image, label
 
     def name(self, index: int) -> str:
-        """What to call an example, a string."""
+        """The name of an example in messages."""
         return f"{self.paths[self.files[index]]}, record at byte {self.offsets[index]},"
 
 
 class ArrayRecords(Records):
-    """Examples in array_record files: there `offsets` and `lengths` count records, so that each length is 1."""
+    """Examples in array_record files. Here `offsets` and `lengths` count records, so each length is 1."""
 
     def _content(self, index):
         path, record = self.paths[self.files[index]], int(self.offsets[index])
         with contextlib.suppress(RuntimeError, IndexError):
             return _array_record(path).read([record])[0]
-        with open(path, "rb"):  # OSError where it cannot be read at all
-            return b""  # which is no example, and so damage for whoever parses it
+        with open(path, "rb"):  # OSError if it cannot be read at all
+            return b""  # which is no example, so parsing it reports damage
 
     def name(self, index: int) -> str:
         return f"{self.paths[self.files[index]]}, record {self.offsets[index]},"
@@ -119,18 +119,18 @@ def photographs(dataset, data_dir=None, seed=0):
 
 
 def load(name: str, data_dir: Path | None = None, seed: int = 0) -> folders.Photographs:
-    """Finds the records of a data set; reads none of them.
+    """Finds the records of a data set without reading them.
 
     Args:
         name: "imagenet2012", or another data set of TensorFlow Datasets whose examples are an image and its class.
         data_dir: as in `sources.load`.
-        seed: where there is no split "validation", a tenth of "train" is drawn; which one is a function of it.
+        seed: if there is no split "validation", a tenth of "train" is drawn with this seed.
 
     Returns:
         A `folders.Photographs`.
 
     Raises:
-        DataError: the data set is unknown, cannot be had, has no images with classes, or is in files of another format.
+        DataError: the data set is unknown, cannot be loaded, has no images with classes, or has another file format.
     """
     builder, classes, keys = _builder(name, data_dir)
     if "train" not in builder.info.splits:
@@ -144,18 +144,18 @@ def load(name: str, data_dir: Path | None = None, seed: int = 0) -> folders.Phot
 
 
 def load_part(dataset: str, part: str, data_dir: Path | None = None) -> tuple[tuple[str, ...], folders.Examples] | None:
-    """Of photographs, those that are for testing.
+    """The test or validation part of a data set of photographs.
 
     Args:
-        dataset, data_dir: as for `photographs`.
-        part: "test", "validation" or, of data that have neither, "all".
+        dataset, data_dir: as in `photographs`.
+        part: "test", "validation" or, for data that have neither, "all".
 
     Returns:
-        The classes, a tuple of names, and a `folders.Files` or `Records`. None where there is no such part, or where
-        its labels are not public, as those of ImageNet's test images.
+        The classes, a tuple of names, and a `folders.Files` or `Records`. None if there is no such part, or if its
+        labels are not public, as for ImageNet's test images.
 
     Raises:
-        DataError: as `load` and `folders.load`.
+        DataError: as in `load` and `folders.load`.
     """
     if os.path.isdir(dataset):
         return folders.load_part(dataset, part)
@@ -170,15 +170,15 @@ def load_part(dataset: str, part: str, data_dir: Path | None = None) -> tuple[tu
 
 
 def describe(data: folders.Photographs, dataset: str) -> dict[str, str]:
-    """What `folders.Photographs` are, so that it can be seen later whether they are still the same.
+    """Digests by which a later run can tell whether the data are still the same.
 
     Args:
         data: a `folders.Photographs`.
-        dataset: the folder that they are of, or anything for a data set of TensorFlow Datasets.
+        dataset: the folder of the data; ignored for a data set of TensorFlow Datasets.
 
     Returns:
-        A dictionary of `sources.digest`: of the files' names in each class of a folder, wherever the folder lies, and
-        of those that were set aside; or of the classes and of each part of a data set.
+        A dictionary of `sources.digest`. For a folder: of the file names in each class, relative to the folder, and of
+        those set aside for validation. For a data set: of the classes and of each part.
     """
     if isinstance(data.train, folders.Files) and isinstance(data.validation, folders.Files):
         names: dict[str, list[bytes]] = {name: [] for name in data.classes}
@@ -235,7 +235,7 @@ def _array_locations(path):
 
 
 def _locations(path):
-    """Where each record of a TFRecord file begins, and how long it is: int64 (n, 2)."""
+    """The offset and the length of each record of a TFRecord file: int64 (n, 2)."""
     locations, position, size = [], 0, os.path.getsize(path)
     with open(path, "rb", buffering=0) as file:
         while position + LENGTH.size <= size:

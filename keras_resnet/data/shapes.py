@@ -1,4 +1,4 @@
-"""Ten classes of drawn shapes at 32x32: a data set for a machine that has neither data nor network."""
+"""Ten classes of drawn shapes at 32x32: a data set for machines without data and without a network connection."""
 
 import numpy as np
 

@@ -1,6 +1,6 @@
-"""Where examples come from: CIFAR as two kinds of copies, TensorFlow Datasets, and the shapes that this package draws.
+"""Loads data sets: CIFAR from two kinds of copies, TensorFlow Datasets, and the shapes that this package draws.
 
-Nothing in here needs TensorFlow but what reads a data set that tensorflow-datasets has prepared.
+Only reading a data set prepared by tensorflow-datasets needs TensorFlow.
 """
 
 import difflib
@@ -25,7 +25,7 @@ VALIDATION_EXAMPLES = {"cifar10": 5_000, "cifar100": 5_000, "shapes": 1_280}  # 
 SHAPES_EXAMPLES = {"train": 14_080, "test": 2_000}
 HOSTS = {"cifar10": "www.cs.toronto.edu", "cifar100": "www.cs.toronto.edu"}
 ARRAY_RECORD = "array_record"  # a format of tensorflow-datasets, and the package that reads it
-HOST = "storage.googleapis.com"  # of what tensorflow-datasets itself keeps
+HOST = "storage.googleapis.com"  # of the files that tensorflow-datasets hosts itself
 
 
 class Split(typing.NamedTuple):
@@ -36,7 +36,7 @@ class Split(typing.NamedTuple):
 
 
 class Source(typing.NamedTuple):
-    """A data set. `validation` is None where all of the training data is trained on."""
+    """A data set. `validation` is None if training uses all training data."""
 
     classes: tuple[str, ...]
     train: Split
@@ -45,7 +45,7 @@ class Source(typing.NamedTuple):
 
 
 def digest(count: int, *contents: bytes | np.ndarray) -> str:
-    """Says in a few words how many examples there are and, by a hash of `contents`, bytes or arrays, which ones."""
+    """Identifies examples in a short text: their number, and a hash of `contents`, bytes or arrays."""
     found = hashlib.sha256()
     for content in contents:
         found.update(content)  # type: ignore[arg-type]  # an array is a buffer, which typing can say from Python 3.12 on
@@ -53,7 +53,7 @@ def digest(count: int, *contents: bytes | np.ndarray) -> str:
 
 
 def describe(source: Source) -> dict[str, str]:
-    """The digests of a `Source`, a dictionary: of its classes and of each of its splits."""
+    """A dictionary of the digests of a `Source`: of its classes and of each split."""
     names = "\n".join(source.classes).encode()
     splits = {name: split for name, split in source._asdict().items() if isinstance(split, Split)}
     found = {name: digest(len(split.labels), *map(np.ascontiguousarray, split)) for name, split in splits.items()}
@@ -65,18 +65,18 @@ def load(name: str, data_dir: Path | None = None, train_on_all: bool = False) ->
 
     Args:
         name: "cifar10", "cifar100" (Krizhevsky, 2009) or "shapes" (drawn here, 32x32, ten classes).
-        data_dir: folder with `cifar-10-batches-py` or `cifar-100-python`, as the authors' page and `keras.datasets`
-            have them, or with data sets prepared by tensorflow-datasets. Without it, what `keras.datasets` has
-            downloaded is taken, or what tensorflow-datasets has in `$TFDS_DATA_DIR` or `~/tensorflow_datasets`; it
-            downloads what is not there, or, where it is not installed, `keras.datasets` does.
+        data_dir: folder with `cifar-10-batches-py` or `cifar-100-python`, as from the authors' page or
+            `keras.datasets`, or with data sets prepared by tensorflow-datasets. Without it, a copy of `keras.datasets`
+            is used, or one of tensorflow-datasets in `$TFDS_DATA_DIR` or `~/tensorflow_datasets`. If there is none,
+            tensorflow-datasets downloads the data set, or `keras.datasets` does if that package is not installed.
         train_on_all: keep no validation split.
 
     Returns:
-        A `Source`. The validation split is the last 5,000 training examples in the order of tensorflow-datasets, which
-        is the order here wherever they come from.
+        A `Source`. The validation split is the last 5,000 training examples in the order of tensorflow-datasets. All
+        copies are read in this order.
 
     Raises:
-        DataError: the data set is unknown, or neither prepared nor to be downloaded.
+        DataError: the data set is unknown, or neither prepared nor available for download.
     """
     if name not in DATASETS:
         raise DataError(f"unknown data set {name!r}; there are {', '.join(DATASETS)}")
@@ -100,21 +100,21 @@ def cifar10(data_dir: str | None = None) -> tuple[Arrays, Arrays]:
         (x_train, y_train), (x_test, y_test) = cifar10()
 
     Args:
-        data_dir: as for `sources.load`: where the data set lies; without it, it is downloaded once.
+        data_dir: the folder of the data set, as in `sources.load`; without it, the data set is downloaded once.
 
     Returns:
         `(x_train, y_train), (x_test, y_test)`: 50,000 and 10,000 images, uint8 (n, 32, 32, 3), RGB in [0, 255], and
-        their labels, int64 (n,), in [0, 10). The order is that of tensorflow-datasets, which is shuffled, and the last
-        5,000 training images are those on which this package validates: `validation_split=0.1` of `keras.Model.fit`.
+        their labels, int64 (n,), in [0, 10). The order is that of tensorflow-datasets, which is shuffled. The last
+        5,000 training images are this package's validation images: `validation_split=0.1` of `keras.Model.fit`.
 
     Raises:
-        DataError: the data set cannot be had.
+        DataError: the data set cannot be loaded.
     """
     return _arrays("cifar10", data_dir)
 
 
 def cifar100(data_dir: str | None = None) -> tuple[Arrays, Arrays]:
-    """CIFAR-100, as `cifar10`: labels are the 100 fine ones, in [0, 100)."""
+    """CIFAR-100, as `cifar10`, with the 100 fine labels, in [0, 100)."""
     return _arrays("cifar100", data_dir)
 
 
@@ -124,7 +124,7 @@ def _arrays(name, data_dir):
 
 
 def _cifar(name, data_dir):
-    """The names of the classes, and `Split`s to train and to test on."""
+    """The names of the classes, the training `Split` and the test `Split`."""
     folder = pickles.cached(name) if data_dir is None else pickles.find(name, data_dir)
     prepares = all(map(importlib.util.find_spec, ("tensorflow", "tensorflow_datasets")))
     if folder is None and data_dir is None and not prepares:
@@ -137,7 +137,7 @@ def _cifar(name, data_dir):
 
 def _tfds(name, data_dir):
     builder = prepared(name, data_dir)
-    import tensorflow_datasets as tfds  # here, because it is slow to import and others do without it
+    import tensorflow_datasets as tfds  # here, because it is slow to import and other data sets do not need it
 
     splits = []
     for split in ("train", "test"):
@@ -151,7 +151,7 @@ def _tfds(name, data_dir):
 
 
 def find(name: str, data_dir: Path | None = None) -> "tfds.core.DatasetBuilder":
-    """The `tfds.core.DatasetBuilder` of a data set, be it prepared or not; arguments and errors as of `load`."""
+    """The `tfds.core.DatasetBuilder` of a data set, prepared or not; arguments and errors as in `load`."""
     if data_dir is not None and not os.path.isdir(os.path.join(data_dir, name)):
         raise DataError(_not_in(data_dir, name))
     try:
@@ -160,7 +160,7 @@ def find(name: str, data_dir: Path | None = None) -> "tfds.core.DatasetBuilder":
         raise DataError(f"{name} needs the package {error.name}: pip install tensorflow tensorflow-datasets") from error
     try:
         return tfds.builder(name, data_dir=data_dir)
-    except (tfds.core.DatasetNotFoundError, ValueError) as error:  # ValueError: not even a name, as a path is not
+    except (tfds.core.DatasetNotFoundError, ValueError) as error:  # ValueError: not a valid name, such as a path
         names = DATASETS, tfds.list_builders(with_community_datasets=False)
         near = [match for group in names for match in difflib.get_close_matches(name, group, 1)]
         raise DataError(
@@ -170,7 +170,7 @@ def find(name: str, data_dir: Path | None = None) -> "tfds.core.DatasetBuilder":
 
 
 def prepared(name: str, data_dir: Path | None = None) -> "tfds.core.DatasetBuilder":
-    """`find`, and downloads what is not there."""
+    """As `find`, but downloads and prepares the data set if necessary."""
     builder = find(name, data_dir)
     if not builder.is_prepared():
         _download(builder)
@@ -178,10 +178,10 @@ def prepared(name: str, data_dir: Path | None = None) -> "tfds.core.DatasetBuild
 
 
 def is_array_record(name, builder):
-    """Whether a prepared data set is in array_record files, not TFRecord ones.
+    """Whether a prepared data set is in array_record files rather than TFRecord files.
 
     Raises:
-        DataError: its files are of another format, or the package is missing that reads them.
+        DataError: its files are of another format, or the package that reads them is missing.
     """
     kind = builder.info.file_format.value
     if kind not in ("tfrecord", ARRAY_RECORD):
@@ -213,7 +213,7 @@ def _not_in(data_dir, name):
 
 
 def _download(builder):
-    """Prepares the data set, or says what can be done without a network."""
+    """Prepares the data set, or raises an error that says what to do without a network connection."""
     try:
         if not urllib.request.getproxies():
             socket.getaddrinfo(HOSTS.get(builder.name, HOST), 443)  # tensorflow-datasets alone would try for minutes

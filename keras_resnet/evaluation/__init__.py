@@ -1,4 +1,4 @@
-"""The papers' tests of a classifier."""
+"""The papers' evaluation protocols for classifiers."""
 
 from keras_resnet.evaluation.protocols import (
     PARTS,

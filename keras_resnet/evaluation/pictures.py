@@ -1,4 +1,4 @@
-"""What a test shows: the confusion matrix and the worst mistakes, as PNG."""
+"""Figures of an evaluation: the confusion matrix and the worst mistakes, as PNG."""
 
 import typing
 from collections.abc import Sequence
@@ -10,22 +10,22 @@ from matplotlib.figure import Figure
 from keras_resnet.files import Path
 from keras_resnet.lettering import lettering
 
-LABELLED = 40  # classes; more are drawn as dots, and the most frequent confusions are listed
-NUMBERED = 20  # classes; with more, a number does not fit into its cell
-DOT = 400  # points squared, the area of a dot but for a root
-LISTED = 30  # confusions
-LISTED_AT = (0, 0.25, 0.65)  # their columns
+LABELLED = 40  # classes; with more, cells are drawn as dots, and the most frequent confusions are listed
+NUMBERED = 20  # classes; with more, the numbers do not fit into the cells
+DOT = 400  # points squared, the scale of a dot's area
+LISTED = 30  # confusions in the list
+LISTED_AT = (0, 0.25, 0.65)  # positions of the list's columns
 COLUMNS = 6  # of the contact sheet
 RIGHT, WRONG = "Blues", "Reds"
 
 
 def draw_confusion(matrix: np.ndarray, classes: Sequence[str], title: str, file: Path | typing.BinaryIO) -> None:
-    """Draws a confusion matrix: what is right blue, what is wrong red, each row as shares of its class.
+    """Draws a confusion matrix, normalised by row: correct predictions in blue, wrong ones in red.
 
     Args:
-        matrix: int (classes, classes), how many examples of each class (row) were taken for each class (column).
-        classes: their names.
-        title: the figure's.
+        matrix: int (classes, classes), the number of examples of each class (row) predicted as each class (column).
+        classes: the classes' names.
+        title: the figure's title.
         file: a path or binary file for the PNG.
     """
     shares = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
@@ -37,7 +37,7 @@ def draw_confusion(matrix: np.ndarray, classes: Sequence[str], title: str, file:
 
 
 def _draw_cells(matrix, shares, classes):
-    """Every cell, the classes' names and, if they fit, the numbers."""
+    """Draws every cell, the classes' names and, if they fit, the numbers."""
     n = len(classes)
     names = [_short(name) for name in classes]
     inches = max(5.5, 1.5 + 0.42 * n) if n <= NUMBERED else 2 + 0.24 * n
@@ -63,7 +63,7 @@ def _draw_cells(matrix, shares, classes):
 
 
 def _draw_dots(matrix, shares, classes):
-    """A dot for every cell that is not empty, its area the share's root; beside them the most frequent confusions."""
+    """Draws a dot for every nonempty cell, its area the root of its share; lists the most frequent confusions."""
     n = len(classes)
     figure = Figure(figsize=(13.5, 8.4))
     axes, beside = figure.add_axes((0.06, 0.07, 0.54, 0.868)), figure.add_axes((0.63, 0.07, 0.36, 0.868))
@@ -98,10 +98,10 @@ def draw_mistakes(
 
     Args:
         images: a list of (height, width, 3), RGB in [0, 255], of any sizes.
-        labels, predictions: int, the true and the predicted class of each.
-        sureness: the predicted class's probability of each, in [0, 1].
+        labels, predictions: int, the true and the predicted class of each image.
+        sureness: the probability of each predicted class, in [0, 1].
         classes: the classes' names.
-        title: the figure's.
+        title: the figure's title.
         file: a path or binary file for the PNG.
     """
     with lettering(title, *classes) as drawn:

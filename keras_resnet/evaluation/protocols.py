@@ -1,12 +1,12 @@
-"""The papers' tests of a classifier: one crop, ten crops, whole images at many sizes, and ensembles.
+"""The papers' evaluation protocols for classifiers: one crop, ten crops, whole images at several scales, and ensembles.
 
-P1 is "Deep Residual Learning for Image Recognition" (arXiv 1512.03385). A score is a probability everywhere: each view
-of an image, by each network, gives the classes' probabilities, and the mean of all these is the answer.
+P1 is "Deep Residual Learning for Image Recognition" (arXiv 1512.03385). Scores are always probabilities: each network
+predicts probabilities of the classes for each view of an image; the result is the mean over views and networks.
 
-With many sizes a network is applied to the whole image at once, fully convolutionally (P1 3.4). Where it ends in
-average pooling and a fully connected layer, classifying the mean of the last feature map is the same as classifying
-each of its positions and averaging the outputs before the softmax. The paper does not say whether its 7x7 pooling
-slides over a larger map; here it covers the map.
+With several scales a network is applied to the whole image, fully convolutionally (P1 3.4). If it ends with average
+pooling and a fully connected layer, classifying the mean of the last feature map is the same as classifying each of its
+positions and averaging the outputs before the softmax. The paper does not state whether its 7x7 pooling slides over a
+larger map; here the pooling covers the whole map.
 """
 
 import json
@@ -33,10 +33,10 @@ PARTS = ("test", "validation", "all")  # of data
 
 
 class EvaluationError(Exception):
-    """This cannot be evaluated. The message says what was looked for, what was found and what to do."""
+    """The evaluation is not possible. The message says what was looked for, what was found and what to do."""
 
 
-# What may stand behind a classifier's last activation.
+# Layers that may follow a classifier's last activation.
 LOOKED_THROUGH = tuple(
     getattr(keras.layers, name)
     for name in ("Average", "AveragePooling2D", "Dropout", "Flatten", "GlobalAveragePooling2D", "Identity", "Reshape")
@@ -44,10 +44,10 @@ LOOKED_THROUGH = tuple(
 
 
 class Result(typing.NamedTuple):
-    """What came out.
+    """The result of an evaluation.
 
-    `protocol` describes it by keyword; `classes` their names; `labels` int (n,); `probabilities` float32 (n, classes),
-    row i for example i.
+    `protocol` describes the protocol by keyword; `classes` are the classes' names; `labels` int (n,); `probabilities`
+    float32 (n, classes), row i for example i.
     """
 
     protocol: dict[str, str]
@@ -61,9 +61,9 @@ class Result(typing.NamedTuple):
         return self.probabilities.argmax(axis=1)
 
     def error(self, k: int) -> float:
-        """The share of examples, in [0, 1], whose label is not among the `k` most probable classes.
+        """The fraction of examples, in [0, 1], whose label is not among the `k` most probable classes.
 
-        Equal probabilities rank in the order of the classes.
+        Equal probabilities are ranked in the order of the classes.
         """
         of_label = np.take_along_axis(self.probabilities, self.labels[:, None], axis=1)
         earlier = np.arange(len(self.classes)) < self.labels[:, None]
@@ -71,12 +71,12 @@ class Result(typing.NamedTuple):
         return float((ahead.sum(axis=1) >= k).mean())
 
     def confusion(self) -> np.ndarray:
-        """How many examples of each class (row) were taken for each class (column): int (classes, classes)."""
+        """The number of examples of each class (row) predicted as each class (column): int (classes, classes)."""
         size = len(self.classes)
         return np.bincount(self.labels * size + self.predictions, minlength=size * size).reshape(size, size)
 
     def worst_mistakes(self, count: int) -> np.ndarray:
-        """The numbers of the misclassified examples with the surest predictions, the surest first; at most `count`."""
+        """The indices of at most `count` misclassified examples, those with the most confident predictions first."""
         wrong = np.flatnonzero(self.predictions != self.labels)
         sureness = self.probabilities[wrong].max(axis=1)
         return wrong[np.argsort(-sureness, kind="stable")[:count]]
@@ -93,10 +93,10 @@ class Result(typing.NamedTuple):
 
 
 def class_names(path: Path) -> tuple[str, ...] | None:
-    """The names of the classes that a model was trained on, a tuple, or None where its folder does not say.
+    """The names of the classes that a model was trained on, a tuple, or None if its folder does not have them.
 
     Args:
-        path: as for `load_model`. The names are in classes.json beside the model.
+        path: as in `load_model`. The names are in classes.json beside the model.
 
     Raises:
         EvaluationError: the file is damaged.
@@ -106,15 +106,15 @@ def class_names(path: Path) -> tuple[str, ...] | None:
 
 
 def run_settings(path: Path) -> dict:
-    """The settings of the run that made a model, a dictionary: args.json beside it. Empty where there is none.
+    """The settings of the run that trained a model, a dictionary from args.json beside it. Empty if there is none.
 
-    Argument and errors as of `class_names`.
+    Argument and errors as in `class_names`.
     """
     return _beside(path, "args.json") or {}
 
 
 def _beside(path, name):
-    """What the JSON file `name` beside a model holds, or None where there is none."""
+    """The content of the JSON file `name` beside a model, or None if there is none."""
     path = find(path)
     file = os.path.join(path if os.path.isdir(path) else os.path.dirname(path), name)
     if not os.path.isfile(file):
@@ -127,15 +127,15 @@ def _beside(path, name):
 
 
 def check_classes(path: Path, classes: Iterable[str]) -> tuple[tuple[str, ...], np.ndarray]:
-    """The numbers that a model has for the classes of data.
+    """Finds the classes of data among those of a model.
 
     Args:
-        path: as for `load_model`.
-        classes: the names of the data's classes; each is to be one of the model's, in whatever order.
+        path: as in `load_model`.
+        classes: the names of the data's classes; each has to be one of the model's, in any order.
 
     Returns:
-        The names of all classes of the model, a tuple, and for each of the data's its number there, int (classes,).
-        Where the model's folder does not say, they are the data's.
+        The names of all classes of the model, a tuple, and the index there of each class of the data, int (classes,).
+        If the model's folder does not state its classes, they are those of the data.
 
     Raises:
         EvaluationError: the model does not know a class, or has two of this name.
@@ -157,25 +157,25 @@ def load_data(
     dataset: str, data_dir: Path | None = None, *, part: str | None = None, models: Sequence[Path] = (),
     skipped: set[str] | None = None,
 ) -> tuple[tuple[str, ...], tf.data.Dataset, str]:  # fmt: skip
-    """What models are tested on.
+    """Loads the data on which models are evaluated.
 
     Args:
         dataset: one of `data.sources.DATASETS`; a folder of photographs; a data set of TensorFlow Datasets.
-        data_dir: as for `data.sources.load`.
-        part: "test", "validation" or, of photographs that are not divided, "all". None takes the first of them that
-            there is. Of undivided photographs on which one of `models` was trained, the validation images are those
-            that its run set aside.
-        models: as for `load_model`. What they were trained on, and the names and the order of the classes, are in their
-            folders; where not, the classes are the data's.
-        skipped: as for `data.imagenet.examples`.
+        data_dir: as in `data.sources.load`.
+        part: "test", "validation" or, for photographs that are not divided, "all". None takes the first of these that
+            exists. If one of `models` was trained on undivided photographs, the validation images are those that its
+            run set aside.
+        models: paths as in `load_model`. Their folders state what they were trained on, and the names and the order of
+            the classes; without these, the classes are those of the data.
+        skipped: as in `data.imagenet.examples`.
 
     Returns:
-        The names of the classes, examples for `evaluate`, and which images they are, for people.
+        The names of the classes, examples for `evaluate`, and a description of the images.
 
     Raises:
         EvaluationError: there is no such part, the data have changed since a run set images aside, or they have
             classes that the models do not know.
-        data.sources.DataError: the data cannot be had.
+        data.sources.DataError: the data cannot be loaded.
     """
     if dataset in sources.DATASETS:
         classes, data, which = _small_images(dataset, data_dir, part or "test", models)
@@ -193,7 +193,7 @@ def load_data(
 
 
 def _small_images(dataset, data_dir, part, models):
-    """The classes, the `data.sources.Split` and what it is."""
+    """The classes, the `data.sources.Split` and its description."""
     if part == "all":
         raise EvaluationError(f"{dataset} is divided; choose its test or validation images")
     if part == "validation":
@@ -205,7 +205,7 @@ def _small_images(dataset, data_dir, part, models):
 
 
 def _photographs(dataset, data_dir, part, models):
-    """The classes, the `data.folders.Files` or `data.records.Records` and what they are."""
+    """The classes, the `data.folders.Files` or `data.records.Records` and their description."""
     for name in PARTS[:2]:
         if part in (None, name) and (found := records.load_part(dataset, name, data_dir)):
             return *found, f"{name} images"
@@ -232,7 +232,7 @@ def _photographs(dataset, data_dir, part, models):
 
 
 def _held_out(path, dataset, data_dir):
-    """The `data.folders.Photographs` that the run of a model trained on, if they are these; otherwise None."""
+    """The `data.folders.Photographs` of `dataset` if the run of a model trained on them; otherwise None."""
     settings = run_settings(path)
     if settings.get("dataset") in (None, *sources.DATASETS):
         return None
@@ -253,17 +253,18 @@ def _held_out(path, dataset, data_dir):
 
 
 def default_crop(paths: Sequence[Path], models: Sequence[keras.Model]) -> int:
-    """The size of the crops, in pixels, that models are tested with.
+    """The default size of the crops, in pixels, for the evaluation of models.
 
     Args:
-        paths: where they were loaded from.
+        paths: the paths from which they were loaded.
         models: the `keras.Model`s.
 
     Returns:
-        That of the runs' training on photographs, or else the one that the models take; otherwise the paper's 224.
+        The size in training, if they were trained on photographs; otherwise the models' input size; otherwise the
+        paper's 224.
 
     Raises:
-        EvaluationError: they have different ones.
+        EvaluationError: the models have different sizes.
     """
     sizes = {}
     for path, model in zip(paths, models, strict=True):
@@ -299,12 +300,12 @@ def load_model(path: Path) -> keras.Model:
         The `keras.Model`, not compiled.
 
     Raises:
-        EvaluationError: there is none, or it cannot be read.
+        EvaluationError: there is no such model, or it cannot be read.
     """
     file = model_file(path)
     try:
         return graphs.load_model(file)
-    except Exception as error:  # each kind of damage has its own
+    except Exception as error:  # each kind of damage raises another one
         raise EvaluationError(f"{file} is not a model that Keras can load: {_first_line(error)}") from error
 
 
@@ -313,29 +314,29 @@ def evaluate(
     protocol: str = "center", *, crop: int = 224, batch_size: int = 32,
     preprocess: Preprocess | Several[Preprocess] = None, verbose: int = 1,
 ) -> Result:  # fmt: skip
-    """Tests a classifier, or several as an ensemble (P1 Table 5), on every example once.
+    """Evaluates a classifier, or several as an ensemble (P1 Table 5), on every example once.
 
     Args:
         classifiers: a `keras.Model`, or a list of them. Input: (batch, height, width, 3). Output: (batch, classes),
-            probabilities or logits, as `gives_logits` tells: to logits a softmax is applied.
+            probabilities or logits. A softmax is applied to logits, which `gives_logits` recognises.
         examples: a `tf.data.Dataset` of (image, label), unbatched and in the same order each time it is read. Images:
             (height, width, 3), RGB in [0, 255]. Labels: integers in [0, classes).
         classes: the classes' names.
         protocol: "center", "10-crop", "multi-scale" or "single"; `evaluation.views.protocol` describes them.
-        crop: height and width of the crops; 224 in the paper, and all other sizes are in proportion.
-        batch_size: views in a forward pass. It has no influence on the result beyond rounding.
-        preprocess: what the classifiers are to be given, a function of float32 (batch, height, width, 3) in [0, 255],
-            for example `keras.applications.resnet.preprocess_input`; or a list with one for each, or None. None is
-            for classifiers that take pixels, as those of `train/fit.py` do.
+        crop: height and width of the crops; 224 in the paper, and all other sizes scale in proportion.
+        batch_size: views in a forward pass. Affects the result only by rounding.
+        preprocess: a function from float32 (batch, height, width, 3) in [0, 255] to the classifiers' input, for example
+            `keras.applications.resnet.preprocess_input`; or a list with one for each classifier; or None for
+            classifiers that take pixels, such as those of `train/fit.py`.
         verbose: 1 for a progress bar, 0 for silence.
 
     Returns:
         A `Result`.
 
     Raises:
-        EvaluationError: a classifier does not fit the views or the classes, or gives something that is not finite; or
+        EvaluationError: a classifier does not fit the views or the classes, or has outputs that are not finite; or
             there are no examples, or their order changes.
-        ValueError: there is no such protocol, or no classifier, or not one `preprocess` for each.
+        ValueError: there is no such protocol, or no classifier, or not one `preprocess` for each classifier.
     """
     plan = views.protocol(protocol, crop)
     classifiers = list(classifiers) if isinstance(classifiers, (list, tuple)) else [classifiers]
@@ -347,7 +348,7 @@ def evaluate(
         _check(member, examples, plan, len(classes))
     softmax = [gives_logits(model) for model in classifiers]
 
-    n = int(examples.cardinality())  # negative where it is not known
+    n = int(examples.cardinality())  # negative if it is not known
     progress = keras.utils.Progbar(n * len(plan.passes) if n > 0 else None, unit_name="image", verbose=verbose)
     labels: np.ndarray = np.zeros(0, "int64")
     total: np.ndarray = np.zeros(())
@@ -376,7 +377,7 @@ def evaluate(
 
 
 class _Member(typing.NamedTuple):
-    """A classifier of an ensemble, and what its input goes through."""
+    """A classifier of an ensemble, and its preprocessing."""
 
     model: keras.Model
     preprocess: typing.Callable | None
@@ -385,7 +386,7 @@ class _Member(typing.NamedTuple):
         """float32 (batch, height, width, 3) in [0, 255] to the classifier's outputs, float64 (batch, classes)."""
         _check_size(self.model, images)
         if self.preprocess is not None:
-            images = self.preprocess(images.copy())  # those of keras.applications change their argument
+            images = self.preprocess(images.copy())  # a copy, because those of keras.applications work in place
         outputs = self.model.predict_on_batch(images) if compiled else self.model(images, training=False)
         outputs = keras.ops.convert_to_numpy(outputs).astype("float64")
         if not np.isfinite(outputs).all():
@@ -406,18 +407,18 @@ def _mean_probabilities(members, softmax, batch, n):
 
 
 def gives_logits(model: keras.Model) -> bool:
-    """Whether a classifier ends before its softmax, which its last layers tell.
+    """Whether a classifier's outputs are logits, as its last layers show.
 
     Args:
-        model: a functional `keras.Model`. Behind its last activation there may be averages, of positions or of several
-            networks, and layers that change no value.
+        model: a functional `keras.Model`. Its last activation may be followed by averages, over positions or several
+            networks, and by layers that change no value.
 
     Returns:
-        True for a linear end, and for a log-softmax, which a softmax turns into probabilities as well; False for a
-        softmax and for sigmoids, whose outputs are taken as they are.
+        True for a linear last layer, and for a log-softmax, which a softmax also turns into probabilities; False for a
+        softmax and for sigmoids, whose outputs are used as they are.
 
     Raises:
-        EvaluationError: the model ends otherwise.
+        EvaluationError: the model ends with anything else.
     """
     ends = _last_activations(model)
     if ends in ({"linear"}, {"logsoftmax"}):
@@ -453,7 +454,7 @@ def _averaging(members, plan):
 
 
 def _compiled(model, plan):
-    """The same network, compiled to run without XLA, which would compile anew for each size of image."""
+    """The same network, compiled without XLA, which would compile again for each image size."""
     if plan.any_size:
         model = _any_size(model)
     inputs = keras.Input(_input_size(model) + (3,))
@@ -463,7 +464,7 @@ def _compiled(model, plan):
 
 
 def _input_size(model):
-    """(height, width) of the images that a classifier takes; None is any."""
+    """(height, width) of the images that a classifier takes; None for any."""
     shape = getattr(model, "input_shape", (None, None, None, 3))
     if len(shape) != 4 or shape[-1] not in (None, 3):
         raise EvaluationError(
@@ -481,13 +482,13 @@ def _any_size(model):
         with recursion_limit(LOADING_DEPTH):
             copy = keras.models.clone_model(model, keras.Input((None, None, 3)), clone_function=_without_mean_image)
         copy.set_weights(model.get_weights())
-    except Exception as error:  # whatever its layers have to say
+    except Exception as error:  # its layers may raise anything
         raise EvaluationError(_not_convolutional(model, error)) from error
     return copy
 
 
 def _without_mean_image(layer):
-    """A copy of a layer; where it subtracts a mean image, the copy subtracts the image's mean colour."""
+    """A copy of a layer; if it subtracts a mean image, the copy subtracts the image's mean colour."""
     config = layer.get_config()
     if isinstance(layer, keras.layers.Rescaling):
         images = {name: config[name] for name in ("scale", "offset") if np.ndim(config[name]) == 3}
@@ -512,9 +513,9 @@ def _check_size(model, images):
 
 
 def _check(member, examples, plan, classes):
-    """Shows the first example to a classifier in every size.
+    """Runs a classifier on the first example in every size.
 
-    It is done before the work begins, so that what does not fit is known in time.
+    This comes before the evaluation, so that errors come early.
     """
     outputs = []
     for one_pass in plan.passes:
@@ -523,7 +524,7 @@ def _check(member, examples, plan, classes):
                 outputs.append(member(batch, compiled=False))
             except EvaluationError:
                 raise
-            except Exception as error:  # whatever its layers have to say
+            except Exception as error:  # its layers may raise anything
                 if plan.any_size:
                     raise EvaluationError(_not_convolutional(member.model, error)) from error
                 raise

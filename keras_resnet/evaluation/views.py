@@ -1,4 +1,4 @@
-"""The views of an image that the papers' tests classify, with tf.data.
+"""The views of an image that the papers' evaluation protocols classify, with tf.data.
 
 P1 is "Deep Residual Learning for Image Recognition" (arXiv 1512.03385), AlexNet is Krizhevsky et al., 2012.
 """
@@ -13,7 +13,7 @@ import tensorflow as tf
 
 from keras_resnet.data.imagenet import center_crop, resize_shorter_side
 
-# P1 3.4. For another crop all of them are in proportion.
+# P1 3.4. For another crop size all of them scale in proportion.
 CROP = 224
 SHORTER_SIDE = 256
 SCALES = (224, 256, 384, 480, 640)
@@ -21,17 +21,17 @@ SCALES = (224, 256, 384, 480, 640)
 PROTOCOLS = ("center", "10-crop", "multi-scale", "single")
 DESCRIBED = ("resize", "interpolation", "crop", "views")
 INTERPOLATION = "bilinear, antialiased, not rounded"
-WAITING = 4  # batches' worth of examples that may wait for others of their shape
+WAITING = 4  # as many batches of examples may wait for others of the same shape
 
 
 Pass: typing.TypeAlias = Callable[[tf.Tensor], tf.Tensor]
 
 
 class Protocol(typing.NamedTuple):
-    """How an image is tested.
+    """How an image is evaluated.
 
-    `passes` are functions from an image (height, width, 3) to some of its views, float32 (views, height, width, 3), as
-    many in each pass. `any_size`: whether the network sees views of several sizes. `description` is for people.
+    `passes` are functions from an image (height, width, 3) to some of its views, float32 (views, height, width, 3), the
+    same number in each pass. `any_size`: whether the network sees views of several sizes. `description` is for output.
     """
 
     name: str
@@ -44,12 +44,14 @@ def protocol(name: str, crop: int = CROP) -> Protocol:
     """One of the protocols.
 
     Args:
-        name: "center": the shorter side 256, the crop in the middle.
-            "10-crop": the shorter side 256, the crops in the corners and in the middle, and their mirror images
+        name: "center": the shorter side resized to 256, center crop.
+            "10-crop": the shorter side resized to 256, four corner crops, center crop, and their mirror images
             (AlexNet, P1 3.4).
-            "multi-scale": the whole image and its mirror image, the shorter side 224, 256, 384, 480 and 640 (P1 3.4).
+            "multi-scale": the whole image and its mirror image, with a shorter side of 224, 256, 384, 480 and 640
+            (P1 3.4).
             "single": the image as it is (P1 4.2).
-        crop: height and width of the crops. The numbers above are for 224; for others they are in proportion, rounded.
+        crop: height and width of the crops. The numbers above are for 224; for other crops they scale in proportion,
+            rounded.
 
     Returns:
         A `Protocol`.
@@ -86,18 +88,18 @@ def single(image: tf.Tensor) -> tf.Tensor:
 
 
 def whole(image: tf.Tensor, side: int) -> tf.Tensor:
-    """The image and its mirror image, the shorter side resized to `side`."""
+    """The image and its mirror image, with the shorter side resized to `side`."""
     image = resize_shorter_side(image, side)
     return tf.stack([image, image[:, ::-1]])
 
 
 def center(image: tf.Tensor, side: int, crop: int) -> tf.Tensor:
-    """The crop in the middle, half a pixel up and left where it cannot be exact."""
+    """The center crop; half a pixel up or left if it cannot be exact."""
     return center_crop(image, crop, side)[None]
 
 
 def ten_crops(image: tf.Tensor, side: int, crop: int) -> tf.Tensor:
-    """The four corners and the middle, and then the mirror image of each."""
+    """The four corner crops and the center crop, and then their mirror images."""
     image = resize_shorter_side(image, side)
     height, width = tf.unstack(tf.shape(image)[:2])
     bottom, right = height - crop, width - crop
@@ -111,12 +113,12 @@ def batches(
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """The views of every example once, in batches of one shape.
 
-    Images of the same shape wait for each other, as many as memory is sure to hold; nothing is padded.
+    Examples wait for others of the same shape, and only a few at a time, to bound the memory; nothing is padded.
 
     Args:
         examples: a `tf.data.Dataset` of (image (height, width, 3), label).
         one_pass: one of the `passes` of a `Protocol`.
-        batch_size: views in a batch; at least those of one example, at most this many or those.
+        batch_size: the largest number of views in a batch; a batch has at least the views of one example.
 
     Yields:
         The examples' indices, int64 (n,); their views, float32 (n * views, height, width, 3); their labels, (n,).
@@ -143,7 +145,7 @@ def _stack(group):
 
 
 def pick(examples: tf.data.Dataset, indices: Sequence[int] | np.ndarray) -> list[np.ndarray]:
-    """The images of a few examples, in the order of `indices`; the data set is read once more, as far as needed."""
+    """The images of a few examples, in the order of `indices`. Reads the data set again, as far as needed."""
     wanted = tf.constant(indices, "int64")
     chosen = examples.enumerate().filter(lambda index, example: tf.reduce_any(index == wanted)).take(len(indices))
     images = {int(index): image for index, (image, _) in chosen.as_numpy_iterator()}

@@ -1,4 +1,4 @@
-"""The papers' tables and figures as runs, and the page that shows them."""
+"""The runs behind the papers' tables and figures, and the page that shows their results."""
 
 from keras_resnet.experiments.experiments import EXPERIMENTS, RESULTS, Experiment, Row, load, run
 

@@ -1,10 +1,10 @@
-"""The experiments of the papers: what they trained, what came out, and one result file for each run.
+"""The experiments of the papers: their networks, their results, and one result file for each of our runs.
 
 P1 is "Deep Residual Learning for Image Recognition" (arXiv 1512.03385), P2 "Identity Mappings in Deep Residual
 Networks" (arXiv 1603.05027).
 
-A run belongs to no experiment: its name and its file follow from its settings, so that plain-20 is trained once for all
-tables and figures that show it.
+A run does not belong to an experiment: its name and its file follow from its settings, so plain-20 is trained once for
+all tables and figures that show it.
 """
 
 import csv
@@ -28,10 +28,10 @@ from keras_resnet.training.settings import WITHOUT_EFFECT, Settings
 from keras_resnet.training.step import cores
 
 RESULTS = "docs/results"
-RESPONSE_IMAGES = 2_000  # of the training images; P1 Fig. 7 does not say which
-# What an experiment decides; all other settings are conditions under which it is run.
+RESPONSE_IMAGES = 2_000  # training images; P1 Fig. 7 does not state which
+# Settings that an experiment determines; all others are conditions under which it is run.
 NETWORK = ("depth", "plain", "block", "shortcut", "stride_in", "activation_order", "shortcut_variant")
-# What of the settings reproduce.py asks for otherwise, or not at all.
+# Settings that are no flags of reproduce.py, or have another flag there.
 DECIDED = (*NETWORK, "dataset", "seed", "name", "init_from", "freeze_until")
 
 
@@ -46,8 +46,8 @@ class Row(typing.NamedTuple):
 class Experiment(typing.NamedTuple):
     """A table or a figure of a paper.
 
-    `dataset` is None for photographs, which the reader has to have. `panels` are the parts of a figure, each a title
-    and the names of rows; `responses` says that it shows responses (P1 Fig. 7) instead of training curves.
+    `dataset` is None for photographs, which the user has to provide. `panels` are the panels of a figure, each a title
+    and the names of rows; `responses`: whether it shows responses (P1 Fig. 7) instead of training curves.
     """
 
     title: str
@@ -71,8 +71,8 @@ class Experiment(typing.NamedTuple):
 
         Args:
             only: names of rows; None for all.
-            seeds: runs of each network, with seeds from 0 on.
-            dataset: of photographs, where the experiment is on those.
+            seeds: number of runs of each network, with seeds from 0 on.
+            dataset: the data set, if the experiment is on photographs.
             conditions: other settings.
 
         Returns:
@@ -147,7 +147,7 @@ def _orders(column, depth, **network):
 
 
 _IDENTITY_110 = _orders(0, 110)
-_IDENTITY_164 = _orders(1, 164, block="bottleneck", shortcut="B")  # as the networks that P2's authors published
+_IDENTITY_164 = _orders(1, 164, block="bottleneck", shortcut="B")  # as in the code that P2's authors published
 
 EXPERIMENTS = {
     "table2": Experiment(
@@ -194,14 +194,14 @@ EXPERIMENTS = {
         (("ResNet-20", _names(_CIFAR_SHORTCUTS)),),
     ),
     "identity-shortcuts": Experiment(
-        "What stands on the shortcut",
+        "Types of shortcuts",
         "P2 Table 1",
         "cifar10",
         _IDENTITY_SHORTCUTS,
         (("ResNet-110", _names(_IDENTITY_SHORTCUTS)),),
     ),
     "identity-activations": Experiment(
-        "Where the activations stand",
+        "Positions of the activations",
         "P2 Table 2",
         "cifar10",
         (*_IDENTITY_110, *_IDENTITY_164),
@@ -211,7 +211,7 @@ EXPERIMENTS = {
 
 
 def identity(settings: Settings) -> str:
-    """A name that says all that decides on a run's result: "cifar10-resnet-20-steps-16000-seed-0"."""
+    """A name with all settings that affect a run's result: "cifar10-resnet-20-steps-16000-seed-0"."""
     elsewhere = ("dataset", "depth", "plain", "activation_order", "shortcut_variant", "steps", "seed")
     rest = {name: value for name, value in settings.changes.items() if name not in elsewhere}
     rest |= {"seed": settings.seed} if settings.epochs else {"steps": settings.steps, "seed": settings.seed}
@@ -220,9 +220,9 @@ def identity(settings: Settings) -> str:
 
 
 def describe(settings: Settings) -> dict:
-    """What a record says of a run before it is made.
+    """The part of a record that is known before the run.
 
-    `conditions` is what distinguishes it from the paper's run of the same network, but for the seed.
+    `conditions` are the settings that differ from the paper's run of the same network, except the seed.
     """
     changes, not_conditions = settings.changes, (*NETWORK, "dataset", "seed")
     kept = {name: value for name, value in settings.as_json().items() if name not in WITHOUT_EFFECT}
@@ -234,19 +234,20 @@ def describe(settings: Settings) -> dict:
 
 
 def run(settings: Settings, folder: Path = RESULTS, verbose: int = 1) -> dict:
-    """Trains and measures a network, unless its result is there.
+    """Trains and evaluates a network, unless its result already exists.
 
     Args:
         settings: a `Settings` of `Experiment.settings`.
-        folder: of the results.
-        verbose: as for `run.train`.
+        folder: the folder of the results.
+        verbose: as in `run.train`.
 
     Returns:
-        The record that is in FOLDER/NAME.json: what was trained, its `error` in [0, 1] (CIFAR-10: on the test images;
-        photographs: ten crops of the validation images), history and, of small images, responses.
+        The record in FOLDER/NAME.json: what was trained, its `error` in [0, 1] (CIFAR-10: on the test images;
+        photographs: on ten crops of the validation images), history and, for small images, responses.
 
     Raises:
-        RunError, DataError, Stopped: as `run.train`; RunError too where the result is of another folder of that name.
+        RunError, DataError, Stopped: as in `run.train`. RunError also if the result is of another data folder of the
+            same name.
     """
     path = os.path.join(folder, f"{settings.name}.json")
     if os.path.exists(path):
@@ -264,7 +265,7 @@ def run(settings: Settings, folder: Path = RESULTS, verbose: int = 1) -> dict:
             os.makedirs(folder, exist_ok=True)
     except OSError as error:
         raise RunError(f"the folder of the results, {folder}, cannot be made: {error}") from error
-    made = _circumstances()  # now: commits of the days that training takes are not what trained
+    made = _circumstances()  # now, because commits made during the training are not the code that trains
     result = train(settings, verbose)
     record = {
         **describe(settings),
@@ -318,7 +319,7 @@ def _history(settings):
 
 
 def _circumstances():
-    """The commit, None outside of a repository, the versions, and the devices: GPUs or the CPU cores it may use."""
+    """The commit (None outside a repository), the versions, and the devices: GPUs or the available CPU cores."""
     gpus = tf.config.list_physical_devices("GPU")
     names = [tf.config.experimental.get_device_details(gpu).get("device_name", "GPU") for gpu in gpus]
     return {
@@ -331,10 +332,10 @@ def _circumstances():
 
 
 def load(folder: Path = RESULTS) -> list[dict]:
-    """All records in a folder, in the order of their names.
+    """All records in a folder, sorted by file name.
 
     Raises:
-        RunError: the folder does not exist, or a file in it is no record.
+        RunError: the folder does not exist, or a file in it is not a record.
     """
     if not os.path.isdir(folder):
         raise RunError(f"there are no results in {folder}: no such folder. `python train/reproduce.py` makes them.")
@@ -354,7 +355,7 @@ def _read(path):
 
 
 def matches(experiment: Experiment, row: Row, record: dict) -> bool:
-    """Whether a record is of a run of this row, under whatever conditions."""
+    """Whether a record is of a run of this row, under any conditions."""
     settings = record["settings"]
     if experiment.dataset is None:
         recipe, same_data = recipes.PHOTOGRAPHS, settings["dataset"] not in sources.DATASETS

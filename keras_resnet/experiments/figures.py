@@ -15,22 +15,22 @@ from matplotlib.ticker import MaxNLocator
 
 from keras_resnet.lettering import lettering
 
-GAP = 0.055  # between two labels, as a part of the axis
-FEW = 10  # of so few epochs each is a point
-EDGE = 1.02  # of an axis, so that what lies at its end is seen whole
-CHARACTERS = 13  # of a note, in an inch
-HEADROOM = 2  # the vertical axis ends at so many times the largest error at the end, as in P1 Fig. 6
+GAP = 0.055  # between two labels, as a fraction of the axis
+FEW = 10  # with fewer epochs, each is drawn as a point
+EDGE = 1.02  # of an axis, so that points at its end are not cut off
+CHARACTERS = 13  # of a note, per inch
+HEADROOM = 2  # the end of the vertical axis, as a multiple of the largest final error, as in P1 Fig. 6
 
 
 TEXT, MUTED, GRID = "#1f2328", "#59636e", "#d8dce1"
-# Okabe and Ito's colours, darker where that gives them 3:1 against white; the colour-blind can tell them apart.
+# Okabe and Ito's colours, which the colour-blind can tell apart; some are darkened to a contrast of 3:1 against white.
 LINES = ("#0072B2", "#D55E00", "#009E73", "#C0629A", "#A67400", "#4D4D4D")
 
 
 class Curve(typing.NamedTuple):
-    """A network's training: `color` is an index of LINES, `steps` and the errors in [0, 1] are of its epochs.
+    """A network's training: `color` is an index into LINES; `steps` and the errors, in [0, 1], are those of its epochs.
 
-    `validation` is None where all images were trained on; then `test`, the error at the end, is drawn as a point.
+    `validation` is None if all images were used for training; then `test`, the final error, is drawn as a point.
     """
 
     name: str
@@ -51,7 +51,7 @@ class Responses(typing.NamedTuple):
 
 
 class Trial(typing.NamedTuple):
-    """A trial of a search: `values` are the settings that were tried, by name, `error` is in [0, 1]."""
+    """A trial of a search: `values` are its settings by name, and `error` is in [0, 1]."""
 
     values: dict
     epochs: int
@@ -60,7 +60,7 @@ class Trial(typing.NamedTuple):
 
 @contextlib.contextmanager
 def _drawn(note):
-    """Within it, figures look alike. Yields the note as it is to be drawn."""
+    """Inside this context, figures have a common style. Yields the note as text that can be drawn."""
     style = {
         "text.color": TEXT,
         "axes.labelcolor": MUTED,
@@ -85,11 +85,11 @@ def _drawn(note):
 
 
 def draw_curves(panels: Sequence[tuple[str, Sequence[Curve]]], note: str) -> Figure:
-    """Error against iterations, as P1 Fig. 4 and 6: training dashed; validation bold, or the test error as a point.
+    """Error against iterations, as in P1 Fig. 4 and 6: training dashed; validation bold, or the test error as a point.
 
     Args:
         panels: a list of pairs, a title and a list of `Curve`, drawn side by side with the same axes.
-        note: text about all of them.
+        note: text about all panels.
     """
     with _drawn(note) as note:
         figure = Figure(figsize=(1.5 + 4 * len(panels), 4), layout="constrained")
@@ -98,7 +98,7 @@ def draw_curves(panels: Sequence[tuple[str, Sequence[Curve]]], note: str) -> Fig
         top = min(100, HEADROOM * max(100 * max(_end(curve), curve.training[-1]) for curve in every)) or 1
         highest = 100 * max(np.max(line) for curve in every for line in _lines(curve))
         if max(len(curve.steps) for curve in every) < FEW:
-            top = max(top, highest)  # each epoch is a point then, and none is left out
+            top = max(top, highest)  # here each epoch is a point, and none may be left out
         elif highest > top:
             note += f"\nerrors above {top:.0f} % are off the axis, as the paper's"
         last = max(curve.steps[-1] for curve in every) / 1000
@@ -122,29 +122,29 @@ def draw_curves(panels: Sequence[tuple[str, Sequence[Curve]]], note: str) -> Fig
 
 
 def _entitle(figure, note):
-    """Writes the note above the figure, in lines that are not wider than it."""
+    """Writes the note above the figure, wrapped to its width."""
     width = int(CHARACTERS * figure.get_figwidth())
     lines = [part for line in note.splitlines() for part in textwrap.wrap(line, width)]
     figure.suptitle("\n".join(lines), fontsize=10, color=MUTED, x=0.01, ha="left")
 
 
 def _lines(curve):
-    """What is drawn of a curve as lines."""
+    """The errors of a curve that are drawn as lines."""
     return [curve.training] if curve.validation is None else [curve.training, curve.validation]
 
 
 def _end(curve):
-    """The error at which a curve's name stands."""
+    """The final error of a curve, to which its name is attached."""
     return curve.test if curve.validation is None else curve.validation[-1]
 
 
 def _label(axes, curves, top):
-    """The curves' names at their ends, moved apart where they would lie on each other."""
+    """Writes the curves' names at their ends, moved apart where they would overlap."""
     ends = sorted(((min(100 * _end(curve), top), curve) for curve in curves), key=lambda end: end[0])
     heights, gap = [end for end, _ in ends], GAP * top
     for i in range(1, len(heights)):
         heights[i] = max(heights[i], heights[i - 1] + gap)
-    excess = max(0, sum(heights) - sum(end for end, _ in ends)) / len(ends)  # up and down alike
+    excess = max(0, sum(heights) - sum(end for end, _ in ends)) / len(ends)  # so that names move up and down equally
     lowered = [height - excess for height in heights]
     lowered = [height + max(0, gap / 2 - lowered[0]) for height in lowered]
     for height, (end, curve) in zip(lowered, ends, strict=True):
@@ -162,7 +162,7 @@ def _label(axes, curves, top):
 
 
 def draw_responses(networks: Sequence[Responses], note: str) -> Figure:
-    """Standard deviations of layer responses, as P1 Fig. 7: plain networks dashed.
+    """Standard deviations of layer responses, as in P1 Fig. 7: plain networks dashed.
 
     Args:
         networks: a list of `Responses`.
@@ -183,11 +183,11 @@ def draw_responses(networks: Sequence[Responses], note: str) -> Figure:
 
 
 def draw_search(trials, note):
-    """The error of each trial of a search against each setting; the darker, the more epochs it was given.
+    """The error of each trial of a search against each setting; trials with more epochs are darker.
 
     Args:
         trials: a list of `Trial` with the same settings. Positive floats are drawn on a logarithmic axis, other
-            values each at a place of its own. The best trial has a ring.
+            values as categories. The best trial has a ring.
         note: as in `draw_curves`.
 
     Returns:

@@ -1,4 +1,4 @@
-"""One page from the results of experiments: tables with the paper's numbers, and its figures."""
+"""A page of the experiments' results: tables with the papers' numbers, and the papers' figures."""
 
 import base64
 import html
@@ -20,7 +20,7 @@ from keras_resnet.training.command_line import flags
 
 
 class Entry(typing.NamedTuple):
-    """A row of an experiment with the runs that were made of it under the same conditions, by seed; perhaps none."""
+    """A row of an experiment and its runs under the same conditions, sorted by seed; there may be none."""
 
     row: experiments.Row
     conditions: dict
@@ -33,7 +33,7 @@ class Entry(typing.NamedTuple):
 
 
 def entries(experiment: Experiment, records: Sequence[dict]) -> list[Entry]:
-    """The entries of an experiment, those of a row in the order of their steps, the most first."""
+    """The entries of an experiment; those of a row are sorted by their number of steps, the longest first."""
     found = []
     for row in experiment.rows:
         groups: dict[str, tuple[dict, list[dict]]] = {}
@@ -52,9 +52,9 @@ def entries(experiment: Experiment, records: Sequence[dict]) -> list[Entry]:
 
 
 def groups(found):
-    """Of entries, those that were made, by their conditions: lists, first the one that most rows share.
+    """Lists of entries with the same conditions, without those that have no runs; the conditions of most rows first.
 
-    Of several such the one with the most steps is the first.
+    Among equally common conditions the longest schedule comes first.
     """
     by_conditions = {}
     for entry in found:
@@ -68,7 +68,7 @@ def _steps(record):
 
 
 def ours(errors: Sequence[float]) -> str:
-    """Errors in % as text: one, or the mean and the standard deviation of several."""
+    """Errors in % as text: a single one, or the mean and the standard deviation of several."""
     if not errors:
         return "–"
     if len(errors) == 1:
@@ -77,7 +77,7 @@ def ours(errors: Sequence[float]) -> str:
 
 
 def command(name: str, entry: Entry, conditions: dict) -> str:
-    """What makes an entry; where nothing was made, under the conditions of the others."""
+    """The command that makes an entry; for an entry without runs, under the conditions of the others."""
     options = {"only": entry.row.name, **(entry.conditions if entry.records else conditions)}
     if experiments.EXPERIMENTS[name].dataset is None:
         options.setdefault("data", "IMAGENET")
@@ -88,7 +88,7 @@ def command(name: str, entry: Entry, conditions: dict) -> str:
 
 
 def draw(experiment, group):
-    """The experiment's figure of a list of `groups`, or None where it has none, or none of these networks is in it."""
+    """The experiment's figure of one of `groups`; None if it has no figure, or none of these networks is in it."""
     shared = {entry.row.name: entry for entry in group}
     schedule = _schedule(experiment, next(iter(shared.values())))
     most = max(len(entry.records) for entry in shared.values())
@@ -142,7 +142,7 @@ def _mean(entry, values):
 
 
 def _schedule(experiment, entry):
-    """The conditions, for people."""
+    """The conditions as text."""
     whole = (recipes.SMALL_IMAGES if experiment.dataset else recipes.PHOTOGRAPHS)["steps"]
     steps = _steps(entry.records[0])
     found = [f"{steps:,} steps" if steps == whole else f"{steps:,} of {whole:,} steps"]
@@ -153,17 +153,17 @@ def _schedule(experiment, entry):
 
 
 def write(records, folder):
-    """Writes report.html and PNGs of the figures for which there are results, one for each schedule.
+    """Writes report.html and the figures for which there are results as PNG, one for each schedule.
 
     Args:
-        records: of `experiments.load`.
-        folder: an existing one.
+        records: those of `experiments.load`.
+        folder: an existing folder.
 
     Returns:
-        The files' paths.
+        The paths of the files.
 
     Raises:
-        RunError: a file cannot be written, or runs that differ in the seed alone have curves of different lengths.
+        RunError: a file cannot be written, or runs that differ only in the seed have curves of different lengths.
     """
     written, sections, missing = [], [], []
     for name, experiment in experiments.EXPERIMENTS.items():
@@ -223,7 +223,7 @@ different seeds.</caption><thead><tr>{heads}</tr></thead><tbody>
 
 
 def _code(text):
-    """A command that is broken before its flags only."""
+    """A command with line breaks only before its flags."""
     return f"<code>{' '.join(f'<span>{html.escape(part)}</span>' for part in re.split(' (?=--)', text))}</code>"
 
 
@@ -242,11 +242,11 @@ def _page(records, sections, missing):
 <p>P1 is <a href="https://arxiv.org/abs/1512.03385">Deep Residual Learning for Image Recognition</a>, P2
 <a href="https://arxiv.org/abs/1603.05027">Identity Mappings in Deep Residual Networks</a>. {len(records)} runs of
 <code>train/reproduce.py</code> are shown; <code>train/report.py</code> made this page.</p>
-<p>Networks are comparable where their conditions are alike. A shortened schedule divides the learning rate by 10 at the
-same parts of it (on photographs: whenever the validation error plateaus, if it does), and its errors are not the
-paper's. On CIFAR-10 the runs train on 45,000 images, the curves show the
-error on the other 5,000, where the paper's show the test error, and the test images were looked at once, at the end;
-the paper's numbers are of networks trained on all 50,000 (<code>--train-on-all</code>).</p>
+<p>Networks are comparable if their conditions are the same. A shortened schedule divides the learning rate by 10 at the
+same fractions of its length (on photographs: when the validation error plateaus, if it does), and its errors are not
+comparable with the paper's. On CIFAR-10 the runs train on 45,000 images. The curves show the error on the other 5,000;
+the paper's show the test error. The test images are used once, at the end. The paper's numbers are of networks trained
+on all 50,000 (<code>--train-on-all</code>).</p>
 {os.linesep.join(sections)}
 {todo}
 </main></body></html>

@@ -1,4 +1,4 @@
-"""Training, from settings to a trained model that leaves a record."""
+"""Training, from settings to a trained model and a record of the run."""
 
 from keras_resnet.training.checkpoint import Stopped
 from keras_resnet.training.run import train

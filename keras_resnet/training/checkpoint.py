@@ -1,4 +1,4 @@
-"""Saves a run so that it can go on where it was, whatever stopped it."""
+"""Saves a run so that it can resume where it was, whatever stopped it."""
 
 import json
 import os
@@ -18,7 +18,7 @@ from keras_resnet.optimizers import sync_variables
 
 
 class Stopped(Exception):
-    """A signal asked the run to stop, and it has saved itself at `step`."""
+    """A signal stopped the run, which was saved at `step`."""
 
     def __init__(self, step: int, signal_number: int):
         super().__init__(f"stopped by {signal.Signals(signal_number).name} at step {step}")
@@ -27,16 +27,16 @@ class Stopped(Exception):
 
 
 class Stop(typing.Protocol):
-    """Says which signal asks the run to stop, None for none."""
+    """An object that says which signal asks the run to stop; None for none."""
 
     @property
     def received(self) -> int | None: ...
 
 
 class StopSignals:
-    """While entered, notes SIGINT and SIGTERM in `received` instead of dying; a second one kills as usual.
+    """Inside this context, SIGINT and SIGTERM are only noted in `received`; a second one ends the process as usual.
 
-    One that is ignored stays ignored, as SIGINT is in what a shell script starts in the background.
+    A signal that is ignored stays ignored, as SIGINT in processes that a shell script starts in the background.
     """
 
     def __init__(self) -> None:
@@ -44,7 +44,7 @@ class StopSignals:
         self.handlers: dict = {}
 
     def __enter__(self) -> typing.Self:
-        if threading.current_thread() is threading.main_thread():  # elsewhere Python allows no handlers
+        if threading.current_thread() is threading.main_thread():  # Python allows no handlers in other threads
             heeded = [s for s in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(s) is not signal.SIG_IGN]
             self.handlers = {number: signal.signal(number, self.note) for number in heeded}
         return self
@@ -60,20 +60,20 @@ class StopSignals:
 
 
 class Checkpoint(keras.callbacks.Callback):
-    """Saves everything that a run consists of, every few steps and when a signal comes.
+    """Saves the complete state of a run, every few steps and after a signal.
 
     One `.npz` file holds the variables of model, optimizer and metrics and, as JSON, the step and the `state` of other
-    callbacks. It is to be the last callback, so that theirs is up to date. Training goes on while a thread writes the
-    file. Whoever ends `fit` by an exception of his own has to `wait` for it.
+    callbacks. This has to be the last callback, so that their state is up to date. Training continues while a thread
+    writes the file. If another exception ends `fit`, the caller has to `wait` for the file.
 
     Args:
         path: the file.
-        model: a model of `compile_for_training`.
+        model: a model compiled by `compile_for_training`.
         every: steps from one checkpoint to the next.
         steps_per_epoch: steps in an epoch.
         steps: steps of the whole run; the last one is always saved.
-        callbacks: those with a `state`, a dictionary that JSON can hold.
-        stop: whom to obey, `StopSignals` for example.
+        callbacks: callbacks with a `state`, a dictionary that can be written as JSON.
+        stop: where stop signals come from, for example `StopSignals`.
     """
 
     def __init__(
@@ -88,7 +88,7 @@ class Checkpoint(keras.callbacks.Callback):
         self.due = False
         self.stateful = {type(callback).__name__: callback for callback in callbacks}
         self.stop = stop
-        self.signal: int | None = None  # what was received, for workers answer a question together and not each one
+        self.signal: int | None = None  # the signal received; workers agree on it together, so it is not asked again
         self.writer = ThreadPoolExecutor(1)
         self.writing: Future | None = None
         self.set_model(model)
@@ -96,18 +96,18 @@ class Checkpoint(keras.callbacks.Callback):
         self.saved_metrics: list[np.ndarray] | None = None
 
     def variables(self) -> dict[str, keras.Variable]:
-        """All variables but the metrics', by a name that says where each belongs, the same in every process."""
-        # Their paths are not: Keras numbers the generators of random numbers in a process.
+        """All variables except those of metrics, by a name that is unique and the same in every process."""
+        # Paths of variables are not the same: Keras numbers the random seed generators of a process.
         layers = {f"model/{layer.name}/{v.name}": v for layer in self.model.layers for v in layer.variables}
         if len(layers) < sum(len(layer.variables) for layer in self.model.layers):
             raise ValueError(f"{self.model.name} contains models or layers whose variables have the same names")
         return layers | {f"optimizer/{variable.path}": variable for variable in self.model.optimizer.variables}
 
     def save(self) -> None:
-        """Copies the run as it is now, and lets a thread write it, one checkpoint at a time.
+        """Copies the current state of the run, and lets a thread write it, one checkpoint at a time.
 
         Raises:
-            RunError: a weight is not finite (the last checkpoint stays), or the one before could not be written.
+            RunError: a weight is not finite (the last checkpoint is kept), or the last checkpoint could not be written.
         """
         self.wait()
         sync_variables(self.model)
@@ -129,16 +129,16 @@ class Checkpoint(keras.callbacks.Callback):
             RunError: it could not be written.
         """
         if self.writing:
-            error = self.writing.exception()  # a KeyboardInterrupt here leaves it to the next one to wait
+            error = self.writing.exception()  # after a KeyboardInterrupt here, the next call still waits
             self.writing = None
             if error:
                 raise error
 
     def restore(self) -> int:
-        """Takes up the saved run, if there is one.
+        """Restores the saved run, if there is one.
 
         Returns:
-            The number of steps done; 0 where no checkpoint is.
+            The number of steps done; 0 if there is no checkpoint.
 
         Raises:
             RunError: the file is damaged or of another network; nothing has been changed.
@@ -177,9 +177,9 @@ class Checkpoint(keras.callbacks.Callback):
     def on_train_batch_end(self, batch, logs=None):
         self.step += 1
         if self.writing and self.writing.done():
-            self.wait()  # raises, if it failed, now and not at the next checkpoint
+            self.wait()  # if it failed, raises now and not at the next checkpoint
         if not np.isfinite(logs["loss"]):
-            self.wait()  # for the message to be right
+            self.wait()  # because the message says whether there is a checkpoint
             raise RunError(diverged(self.step, f"the loss is {logs['loss']}", self.path))
         ends_epoch = self.step % self.steps_per_epoch == 0 or self.step == self.steps
         self.due = self.due or self.step % self.every == 0 or self.step == self.steps
@@ -189,7 +189,7 @@ class Checkpoint(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch, logs=None):
         self.signal = self.signal or self.stop.received
-        if self.due or self.signal or self.model.stop_training:  # only now the epoch's row of the history is in
+        if self.due or self.signal or self.model.stop_training:  # only now the history has the row of this epoch
             self.save_and_stop()
 
     def on_train_end(self, logs=None):

@@ -13,10 +13,10 @@ from keras_resnet.training.settings import PREPARATIONS, Settings
 
 
 def add_settings(parser: argparse.ArgumentParser, left_out: Sequence[str] = ()) -> argparse._ArgumentGroup:
-    """Adds a flag for each of the `Settings`, but for those whose names are left out, and --verbose.
+    """Adds a flag for each of the `Settings` that is not in `left_out`, and --verbose.
 
     Returns:
-        The group of flags that say how a run goes, for those of a program itself.
+        The group "run", to which a program can add its own flags.
     """
     network = parser.add_argument_group("network")
     data = parser.add_argument_group("data")
@@ -39,11 +39,11 @@ def add_settings(parser: argparse.ArgumentParser, left_out: Sequence[str] = ()) 
     add(network, "--plain", "without shortcuts", **flag)
     add(network, "--shortcut", "where the shape changes: A zeros, B projection; C projection everywhere", choices="ABC")
     add(network, "--block", "CIFAR: two 3x3 convolutions, or 1x1, 3x3, 1x1", choices=("basic", "bottleneck"))
-    add(network, "--stride-in", "photographs: which convolution of a bottleneck strides", choices=("1x1", "3x3"))
+    add(network, "--stride-in", "photographs: the convolution of a bottleneck with the stride", choices=("1x1", "3x3"))
     add(network, "--activation-order", "of P2 Fig. 4; P2's own networks: full_preactivation", choices=ORDERS)
     add(network, "--shortcut-variant", "CIFAR: a shortcut of P2 Table 1", choices=SHORTCUT_VARIANTS)
-    add(network, "--init-from", "trained weights, all but the last layer's: a file, or imagenet", metavar="SOURCE")
-    add(network, "--freeze-until", "with --init-from: leaves the stages conv1 to this as they are", metavar="STAGE")
+    add(network, "--init-from", "trained weights for all but the last layer: a file, or imagenet", metavar="SOURCE")
+    add(network, "--freeze-until", "with --init-from: freeze the stages from conv1 to this one", metavar="STAGE")
     add(data, "--dataset", "cifar10, cifar100, shapes (no data needed); photographs: a folder, or imagenet2012 etc.")
     add(
         data,
@@ -51,14 +51,14 @@ def add_settings(parser: argparse.ArgumentParser, left_out: Sequence[str] = ()) 
         "copies of tensorflow-datasets, or cifar-10-batches-py (default: download)",
         metavar="DIR",
     )
-    add(data, "--train-on-all", "no validation: train on all 50k images, as the paper's results", **flag)
-    add(data, "--image-size", "photographs: size of the crops; the sizes they are cut from follow", type=int)
+    add(data, "--train-on-all", "no validation: train on all 50k images, as for the paper's results", **flag)
+    add(data, "--image-size", "photographs: size of the crops; the scales follow in proportion", type=int)
     kinds = ", ".join(PREPARATIONS)
     add(data, "--without", f"photographs: leave out some of {kinds}", nargs="+", choices=PREPARATIONS, metavar="WHICH")
     add(data, "--colors", "photographs: a file of train/colors.py, or imagenet (default: measured)", metavar="FILE")
     add(data, "--skip-damaged", "photographs: leave out files that cannot be read, and count them", **flag)
-    add(data, "--data-changed", "go on with a run although its data are not what they were", **flag)
-    add(recipe, "--steps", "iterations; with --schedule plateau at most", type=int)
+    add(data, "--data-changed", "continue a run although its data have changed", **flag)
+    add(recipe, "--steps", "iterations; with --schedule plateau the maximum", type=int)
     add(recipe, "--epochs", "the length in epochs, in place of --steps", type=int)
     unit = (
         "where the rate is divided by 10, in epochs with --epochs and in steps with --steps (default 1/2 and 3/4 of it)"
@@ -67,7 +67,7 @@ def add_settings(parser: argparse.ArgumentParser, left_out: Sequence[str] = ()) 
     add(recipe, "--batch-size", "images in a step", type=int)
     together = f"default {recipes.BN_BATCH_SIZE}, as on the paper's two GPUs; photographs and --sync-bn: all"
     add(recipe, "--bn-batch-size", f"images that are normalised together ({together})", type=int, metavar="IMAGES")
-    add(recipe, "--accumulate", "parts of a batch that are in memory one after the other", type=int, metavar="PARTS")
+    add(recipe, "--accumulate", "parts of a batch whose gradients are accumulated", type=int, metavar="PARTS")
     rates = f"{recipes.LEARNING_RATE}; with --init-from {recipes.FINE_TUNING_RATE}"
     add(recipe, "--lr", f"learning rate at the start (default {rates})", type=float)
     add(
@@ -85,14 +85,15 @@ def add_settings(parser: argparse.ArgumentParser, left_out: Sequence[str] = ()) 
         "rate .01 until an epoch's training error is below 80 %% (default: CIFAR from depth 110 on)",
         action=argparse.BooleanOptionalAction,
     )
-    gradual = "for larger batches: the rate grows from that for the paper's batch to --lr over so many epochs"
+    gradual = "for larger batches: epochs in which the rate grows from that for the paper's batch to --lr"
     add(recipe, "--warmup-epochs", gradual, type=int, metavar="EPOCHS")
     add(recipe, "--seed", "of weights, order and augmentation", type=int)
-    add(recipe, "--deterministic", "the same weights to the last bit each time, if slower", **flag)
+    add(recipe, "--deterministic", "the same weights each time, bit for bit, but slower", **flag)
     add(
         devices,
         "--strategy",
-        "all GPUs, all machines of TF_CONFIG or SLURM, or one device; auto: the first that there are several of",
+        "mirrored: all GPUs; multiworker: all machines of TF_CONFIG or SLURM; none: one device; "
+        "auto: multiworker, mirrored or none, as available",
         choices=STRATEGIES,
     )
     add(devices, "--sync-bn", "batch normalisation over the whole batch, not each device's part", **flag)
@@ -101,14 +102,14 @@ def add_settings(parser: argparse.ArgumentParser, left_out: Sequence[str] = ()) 
     add(run, "--name", "of the run (default DATASET-NETWORK)")
     add(run, "--output", "folder of runs", metavar="DIR")
     add(run, "--checkpoint-every", "steps from one checkpoint to the next", type=int, metavar="STEPS")
-    verbose = "0 silent, 1 a bar, 2 a line an epoch and every ten minutes of it (default 1 at a terminal, otherwise 2)"
+    verbose = "0 silent, 1 progress bar, 2 a line per epoch and per ten minutes (default 1 at a terminal, otherwise 2)"
     watched = sys.stdout.isatty()
     run.add_argument("--verbose", type=int, default=1 if watched else 2, choices=(0, 1, 2), help=verbose)
     return run
 
 
 def flags(values: Mapping[str, object]) -> str:
-    """Settings on a command line: {"depth": 56, "plain": True} is "--depth 56 --plain"."""
+    """Settings as a command line: {"depth": 56, "plain": True} is "--depth 56 --plain"."""
     arguments = []
     for name, value in values.items():
         flag = name.replace("_", "-")

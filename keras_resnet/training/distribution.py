@@ -1,8 +1,8 @@
-"""Many devices, many machines: TensorFlow's own `tf.distribute` under Keras' `fit`.
+"""Multiple devices and machines: TensorFlow's `tf.distribute` with Keras' `fit`.
 
 A batch is always the global one: each of k replicas sees a k-th of it, and their gradients are averaged, so that a step
-is the same on any number of devices. Only the statistics of batch normalisation are each replica's own, unless they are
-synchronised. docs/distribution.md says how to use it.
+is the same on any number of devices. Only the statistics of batch normalisation are separate for each replica, unless
+they are synchronised. docs/distribution.md describes how to use it.
 """
 
 import contextlib
@@ -30,21 +30,21 @@ from keras_resnet.training.checkpoint import Stop
 from keras_resnet.training.step import choose_threads, cores, moving_statistics
 
 STRATEGIES = ("auto", "none", "mirrored", "multiworker")
-KERAS_VERSIONS = ("3.15.1",)  # those whose `fit` was tested with the adapter below
+KERAS_VERSIONS = ("3.15.1",)  # versions whose `fit` was tested with `adapted_keras`
 SLURM_PORT = 8888  # of the first task on each node
 
 
 def strategy(name: str = "auto", parts: int = 1) -> tf.distribute.Strategy:
-    """Chooses the devices to train on. It is to be called before TensorFlow computes anything.
+    """Chooses the devices to train on. Has to be called before TensorFlow computes anything.
 
     Args:
-        name: "mirrored" for all GPUs of this machine or, where it has none, its logical CPUs; "multiworker" for all
+        name: "mirrored" for all GPUs of this machine or, if it has none, its logical CPUs; "multiworker" for all
             machines of the cluster that TF_CONFIG or SLURM describes; "none" for a single device; "auto" for
-            multiworker where a cluster is described, otherwise mirrored where there are several GPUs, otherwise none.
-        parts: into how many parts a batch is cut on all devices together, as `TrainingModel` does.
+            multiworker if a cluster is described, otherwise mirrored if there are several GPUs, otherwise none.
+        parts: the number of parts of a batch on all devices together, as in `TrainingModel`.
 
     Returns:
-        A `tf.distribute.Strategy`, in whose `scope()` a model is to be built, compiled and fitted, within
+        A `tf.distribute.Strategy`. The model has to be built, compiled and fitted in its `scope()` and in
         `adapted_keras`.
 
     Raises:
@@ -68,7 +68,7 @@ def strategy(name: str = "auto", parts: int = 1) -> tf.distribute.Strategy:
 
 
 def is_chief(name: str = "auto") -> bool:
-    """Whether this process is the one that writes, with a `strategy` of this name: alone, or the cluster's first."""
+    """Whether this process writes files with a `strategy` of this name: it is alone, or the first of its cluster."""
     cluster = _cluster() if name in ("auto", "multiworker") else None
     if cluster is None:
         return True
@@ -77,7 +77,7 @@ def is_chief(name: str = "auto") -> bool:
 
 
 def devices() -> str:
-    """What the current strategy trains on, for people: "2 cores of AMD EPYC", or "4 NVIDIA A100, 2 processes"."""
+    """The current strategy's devices, for messages: "2 cores of AMD EPYC", or "4 NVIDIA A100, 2 processes"."""
     gpus, replicas = tf.config.list_physical_devices("GPU"), tf.distribute.get_strategy().num_replicas_in_sync
     if gpus:
         name = tf.config.experimental.get_device_details(gpus[0]).get("device_name", "GPU")
@@ -94,7 +94,7 @@ def unused_gpu() -> str | None:
     """Why TensorFlow does not use this machine's NVIDIA GPU, in its own words.
 
     Returns:
-        None where it does, where there is none, and where CUDA_VISIBLE_DEVICES hides it.
+        None if it does, if there is none, or if CUDA_VISIBLE_DEVICES hides it.
     """
     hidden = os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1")
     there = glob.glob("/dev/nvidia[0-9]*") or shutil.which("nvidia-smi")
@@ -102,26 +102,26 @@ def unused_gpu() -> str | None:
         return None
     if not tf.test.is_built_with_cuda():
         return f"TensorFlow {tf.__version__} is built without CUDA"
-    # What it wrote when this process imported it is gone, so another process asks it again: some seconds.
+    # What TensorFlow logged when this process imported it is lost, so another process asks again, in some seconds.
     ask = [sys.executable, "-c", "import tensorflow; tensorflow.config.list_physical_devices('GPU')"]
     environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "0"}
     return reason(subprocess.run(ask, capture_output=True, text=True, env=environment).stderr)
 
 
 def reason(log: str) -> str:
-    """The first of the most serious lines on GPUs in what TensorFlow wrote, without level, time and place."""
+    """The first of the most severe lines on GPUs in TensorFlow's log, without level, time and source line."""
     lines = re.findall(r"^([EWI])\d{4} .*?\] (.*(?:GPU|CUDA|cuda).*)$", log, re.MULTILINE)
     return min(lines, key=lambda line: "EWI".index(line[0]), default=("", "it does not say why"))[1]
 
 
 @functools.cache
 def _mirrored(kind):
-    """The one MirroredStrategy of this process: a second one would disturb the first one's sums over the devices."""
+    """The only MirroredStrategy of this process: a second one would disturb the first one's all-reduce."""
     return tf.distribute.MirroredStrategy([device.name for device in tf.config.list_logical_devices(kind)])
 
 
 def _cluster():
-    """The resolver of the cluster that the environment describes, or None where it describes no other process."""
+    """The resolver of the cluster that the environment describes; None if it describes no other process."""
     if "TF_CONFIG" in os.environ:
         try:
             cluster = tf.distribute.cluster_resolver.TFConfigClusterResolver()
@@ -139,13 +139,13 @@ def _cluster():
 
 
 def _slurm():
-    """TensorFlow's resolver knows the tasks; which of them this is, and its GPUs, SLURM has settled already."""
+    """The cluster of SLURM's tasks, from TensorFlow's resolver; this task's index and its GPUs come from SLURM."""
     tasks = int(os.environ["SLURM_STEP_NUM_TASKS"])
     resolver = tf.distribute.cluster_resolver.SlurmClusterResolver(
         port_base=SLURM_PORT, gpus_per_node=tasks, gpus_per_task=1, auto_set_gpu=False
     )
     spec = resolver.cluster_spec()
-    # Not by rank: the resolver sorts the nodes by name, SLURM may have another order.
+    # Not by rank: the resolver sorts the nodes by name, and SLURM may have another order.
     own = f"{os.environ['SLURMD_NODENAME']}:{SLURM_PORT + int(os.environ['SLURM_LOCALID'])}"
     return tf.distribute.cluster_resolver.SimpleClusterResolver(
         spec,
@@ -161,7 +161,7 @@ def _addresses(cluster):
 
 
 def _check_keras():
-    """RunError where the version of Keras is none of those that `adapted_keras` was tested with."""
+    """RunError if `adapted_keras` was not tested with this version of Keras."""
     if keras.__version__ not in KERAS_VERSIONS:
         raise RunError(
             f"training on several devices was tested with Keras {', '.join(KERAS_VERSIONS)}, into whose inner parts it "
@@ -171,9 +171,9 @@ def _check_keras():
 
 @contextlib.contextmanager
 def adapted_keras() -> Iterator[None]:
-    """Within it, `fit` works under the current strategy, also with several workers and parts of unequal size.
+    """Inside this context, `fit` works under the current strategy, also with several workers and parts of unequal size.
 
-    Keras has one place that does not; the other one is repaired by `_MultiWorkerMirroredStrategy`.
+    Two places in Keras do not: this context replaces one of them, `_MultiWorkerMirroredStrategy` repairs the other.
     """
     if not tf.distribute.has_strategy():
         yield
@@ -189,7 +189,7 @@ def adapted_keras() -> Iterator[None]:
 
 
 def _symbolic_build_from_one_replica(model, iterator=None, data_batch=None):
-    """In place of Keras' own, which averages the first batch over all replicas just to know its shape."""
+    """Replaces Keras' own, which averages the first batch over all replicas just to know its shape."""
     if model._distribute_strategy is None:
         return
     if iterator is not None:
@@ -201,7 +201,7 @@ def _symbolic_build_from_one_replica(model, iterator=None, data_batch=None):
 
 
 class _MultiWorkerMirroredStrategy(tf.distribute.MultiWorkerMirroredStrategy):
-    """Keras asks for the mean of losses and metrics along their axis 0, which a number does not have."""
+    """Accepts that Keras asks for the mean of losses and metrics along axis 0, which scalars do not have."""
 
     def reduce(self, reduce_op, value, axis):
         numbers = all(local.shape.rank == 0 for local in self.experimental_local_results(value))
@@ -209,19 +209,19 @@ class _MultiWorkerMirroredStrategy(tf.distribute.MultiWorkerMirroredStrategy):
 
 
 def _workers():
-    """How many processes train together."""
+    """The number of processes that train together."""
     return getattr(tf.distribute.get_strategy().extended, "_num_workers", 1)
 
 
 def datasets(batches: Callable[[Parts], tf.data.Dataset]) -> tf.data.Dataset | tf.distribute.DistributedDataset:
-    """What each replica of the current strategy sees.
+    """Distributes batches over the replicas of the current strategy.
 
     Args:
         batches: a function from `data.parts.Parts` to a `tf.data.Dataset` of those parts of each batch. It is called
             once in each process.
 
     Returns:
-        A distributed data set for `fit` and `evaluate`; a `tf.data.Dataset` where there is one replica only.
+        A distributed data set for `fit` and `evaluate`; a `tf.data.Dataset` if there is only one replica.
     """
 
     strategy = tf.distribute.get_strategy()
@@ -233,14 +233,14 @@ def datasets(batches: Callable[[Parts], tf.data.Dataset]) -> tf.data.Dataset | t
 
     distributed = strategy.distribute_datasets_from_function(own)
     if here > 1 and distributed.cardinality > 0:
-        distributed._cardinality //= here  # Keras counts batches, TensorFlow the parts of them
+        distributed._cardinality //= here  # Keras counts batches, TensorFlow their parts
     return distributed
 
 
 def synchronize_batch_norm(model: keras.Model) -> None:
-    """Lets batch normalisation see the whole batch instead of each replica's part.
+    """Makes batch normalisation use the statistics of the whole batch instead of each replica's part.
 
-    Such a model is not to be saved: Keras loads its layers on TensorFlow only.
+    Do not save this model: Keras loads its layers on TensorFlow only.
     """
     for layer in model.layers:
         if type(layer) is keras.layers.BatchNormalization:
@@ -248,11 +248,10 @@ def synchronize_batch_norm(model: keras.Model) -> None:
 
 
 class AverageStatistics(keras.callbacks.Callback):
-    """Lets all replicas have the same moving averages of batch normalisation whenever these are used or saved.
+    """Averages the moving averages of batch normalisation over the replicas whenever they are used or saved.
 
-    In training each replica moves its own. They depend linearly on what the batches contributed, so that the mean over
-    the replicas now is what they would be, had each contribution been averaged in its step. `sync_variables` takes it,
-    too.
+    During training each replica updates its own. The update is linear, so averaging them now gives the same result as
+    averaging the batch statistics at each step. `sync_variables` does this, too.
     """
 
     def set_model(self, model: keras.Model) -> None:
@@ -279,7 +278,7 @@ class AverageStatistics(keras.callbacks.Callback):
 
 
 def of_all_workers(number: int) -> list[int]:
-    """An integer of each worker of the current strategy, in their order. All have to ask at the same time."""
+    """The integers of all workers of the current strategy, in their order. All have to call this at the same time."""
     if _workers() == 1:
         return [number]
     strategy = tf.distribute.get_strategy()
@@ -289,18 +288,18 @@ def of_all_workers(number: int) -> list[int]:
 
 
 def check_same(value: object, message: str) -> None:
-    """Raises RunError with `message` where not all workers have the same value, whose `str` is compared."""
+    """Raises RunError with `message` unless the `str` of `value` is the same on all workers."""
     if len(set(of_all_workers(zlib.crc32(str(value).encode())))) > 1:
         raise RunError(message)
 
 
 class AgreedStop:
-    """Signals that came to any of the workers: `received` is the same for all, who have to ask equally often.
+    """Stop signals to any of the workers. `received` is the same for all; all have to read it equally often.
 
-    They talk to each other at every eighth question only: a step of a small network takes no longer than the talk.
+    They communicate at every eighth reading only, because communication takes as long as a step of a small network.
 
     Args:
-        stop: the `checkpoint.StopSignals` of this one.
+        stop: the `checkpoint.StopSignals` of this worker.
     """
 
     EVERY = 8
@@ -319,7 +318,7 @@ class AgreedStop:
 
 @contextlib.contextmanager
 def losses_explained() -> Iterator[None]:
-    """Within it, the error that ends the others when a worker is lost becomes a RunError that says which it was."""
+    """Inside this context, an error caused by a lost worker becomes a RunError that says which worker it was."""
     try:
         yield
     except (

@@ -1,4 +1,4 @@
-"""Makes TensorFlow train these networks faster without another layer in them. docs/speed.md has the measurements."""
+"""Makes TensorFlow train these networks faster without changing their layers. docs/speed.md has the measurements."""
 
 import contextlib
 import types
@@ -11,11 +11,11 @@ from keras_resnet.optimizers import SGD
 
 
 def fuse_batch_norm(model: keras.Model) -> None:
-    """Lets the model's batch normalisations train through TensorFlow's fused kernel.
+    """Makes the model's batch normalisations use TensorFlow's fused kernel in training.
 
     Keras composes the layer from a dozen small operations, each a pass over memory and most with a gradient of
-    their own. Layers, weights, results and what is saved stay the same; only this process computes them otherwise.
-    Layers that are synchronised over replicas are left alone.
+    their own. Layers, weights, results and saved files stay the same; only the computation in this process differs.
+    Layers that are synchronised over replicas do not change.
 
     Args:
         model: a `keras.Model` on the TensorFlow backend that has not been traced yet.
@@ -28,9 +28,9 @@ def fuse_batch_norm(model: keras.Model) -> None:
 def _fused_call(layer, inputs, training=None, mask=None):
     if not (training and layer.trainable):
         return type(layer).call(layer, inputs, training=training, mask=mask)
-    # The kernel moves the averages, too, but with the unbiased variance where Keras takes the biased one.
+    # The kernel also updates the moving averages, but with the unbiased variance; Keras takes the biased one.
     values = inputs.shape.num_elements() or tf.size(inputs)
-    n = values // inputs.shape[-1]  # of one channel
+    n = values // inputs.shape[-1]  # per channel
     unbiased = n / max(n - 1, 1) if isinstance(n, int) else tf.cast(n / tf.maximum(n - 1, 1), "float32")
     outputs, mean, variance, *_ = tf.raw_ops.FusedBatchNormV3(
         x=inputs,
@@ -49,10 +49,10 @@ def _fused_call(layer, inputs, training=None, mask=None):
 
 @contextlib.contextmanager
 def graphs_as_traced() -> Iterator[None]:
-    """Within it, graphs run on CPUs as they were traced.
+    """Inside this context, graphs run on CPUs as they were traced.
 
-    Grappler, TensorFlow's graph optimizer, takes time in proportion to the depth before the first step, and what it
-    changes in these graphs does not make the steps faster. On GPUs it chooses layouts, so there it stays.
+    Before the first step, Grappler, TensorFlow's graph optimizer, takes time in proportion to the depth, and it does
+    not make the steps of these graphs faster. On GPUs it chooses memory layouts, so there it stays on.
     """
     switch = "disable_meta_optimizer"
     before = tf.config.optimizer.get_experimental_options().get(switch, False)
@@ -64,10 +64,10 @@ def graphs_as_traced() -> Iterator[None]:
 
 
 def fuse_update(optimizer: SGD) -> None:
-    """Lets an SGD with momentum update each variable by one operation of TensorFlow.
+    """Makes an SGD with momentum update each variable with one TensorFlow operation.
 
-    Keras composes the update from a dozen operations a variable, half of them constants: nearly half of all that is
-    traced before the first step. Results and what is saved stay the same.
+    Keras composes the update from a dozen operations per variable, half of them constants: nearly half of all that is
+    traced before the first step. Results and saved files stay the same.
 
     Args:
         optimizer: one that has not been traced yet.
@@ -78,12 +78,12 @@ def fuse_update(optimizer: SGD) -> None:
 
 
 def _fused_update_of_all(optimizer, gradients, variables, learning_rate):
-    """Makes what all variables need once, and hands it on as the learning rate: the one value that Keras hands on."""
+    """Makes the tensors that all variables need once, and passes them as the learning rate, which Keras passes on."""
     rate = tf.convert_to_tensor(learning_rate)
     numbers = [rate, tf.cast(optimizer.momentum, rate.dtype), tf.cast(optimizer.weight_decay, rate.dtype)]
     if tf.distribute.has_strategy():
         type(optimizer)._backend_update_step(optimizer, gradients, variables, numbers)
-    else:  # as there, without the sum over one device
+    else:  # the same, without the sum over one device
         for gradient, variable in zip(gradients, variables, strict=True):
             optimizer.update_step(gradient, variable.value, numbers)
 

@@ -1,4 +1,4 @@
-"""What a run shows: its progress, history.csv and curves.png."""
+"""The output of a run: its progress, history.csv and curves.png."""
 
 import contextlib
 import csv
@@ -17,12 +17,12 @@ COLUMNS = (
 )  # fmt: skip
 
 
-LINE_EVERY = 600  # seconds, in epochs that take longer
+LINE_EVERY = 600  # seconds between lines in long epochs
 
 
 @contextlib.contextmanager
 def own_line(verbose: int):
-    """Within it, an error ends the line that a progress bar stands in, so that its message has one of its own."""
+    """Inside this context, an error ends the line of a progress bar, so that its message has a line of its own."""
     try:
         yield
     except BaseException:
@@ -32,15 +32,15 @@ def own_line(verbose: int):
 
 
 class Progress(keras.callbacks.ProgbarLogger):
-    """What `fit` prints: Keras' bar where `verbose` is 1, a line an epoch where it is 2.
+    """What `fit` prints: Keras' bar if `verbose` is 1, a line per epoch if it is 2.
 
-    Keras' own takes the part of a run that one call of `fit` makes for the whole. This stands in its place, behind the
-    `History` that counts the batches.
+    Keras' own logger would take the part of a run that one call of `fit` makes for the whole run. This one replaces it,
+    and comes after the `History` that counts the batches.
 
     Args:
         history: the `History`.
-        batches: of the whole run.
-        batches_per_epoch: of an epoch.
+        batches: number of batches in the whole run.
+        batches_per_epoch: number of batches in an epoch.
     """
 
     def __init__(self, history, batches: int, batches_per_epoch: int):
@@ -80,17 +80,17 @@ class Progress(keras.callbacks.ProgbarLogger):
 
 
 class History(keras.callbacks.Callback):
-    """One row an epoch, and the time spent. The learning rate is that of the epoch's first step.
+    """One row per epoch, and the time spent. The learning rate is that of the epoch's first step.
 
-    `waiting`, in [0, 1], is the share of the steps' time in which a `TrainingModel` waited for the next batch; it is in
-    the epoch's logs, too. An epoch that was resumed counts from there.
+    `waiting`, in [0, 1], is the fraction of the steps' time in which a `TrainingModel` waited for the next batch; it is
+    also in the epoch's logs. For a resumed epoch it covers only the steps after the resumption.
 
     Args:
-        folder: where history.csv and curves.png are kept up to date.
-        title: of the curves.
+        folder: the folder in which history.csv and curves.png are kept up to date.
+        title: title of the curves.
         accumulate: batches in a step.
 
-    `batches` is how many have been trained on; a resumed run has to restore it.
+    `batches` is the number of batches trained on; a resumed run has to restore it.
     """
 
     def __init__(self, folder: Path, title: str, accumulate: int = 1):
@@ -105,7 +105,7 @@ class History(keras.callbacks.Callback):
         self.warm = False
 
     def lap(self) -> float:
-        """Seconds since the last lap, which also go to the run's total."""
+        """Seconds since the last lap, which are added to the run's total."""
         now = time.perf_counter()
         seconds, self.last = now - self.last, now
         self.state["seconds"] += seconds
@@ -137,7 +137,7 @@ class History(keras.callbacks.Callback):
             logs["waiting"] = waited / max(timed, 1e-9)
         row = {
             "epoch": epoch + 1,
-            "step": self.batches // self.accumulate,  # the optimizer counts none whose gradients overflow
+            "step": self.batches // self.accumulate,  # the optimizer does not count steps whose gradients overflow
             "learning_rate": self.state["learning_rate"],
             **{name: round(value, 5) for name, value in logs.items()},
             "seconds": round(self.state["seconds"], 1),
@@ -147,7 +147,7 @@ class History(keras.callbacks.Callback):
         self.write()
 
     def write(self) -> None:
-        """Writes both files anew from the rows, so that a resumed run neither doubles nor misses one."""
+        """Rewrites both files from the rows, so that a resumed run neither repeats nor misses one."""
         text = io.StringIO()
         table = csv.DictWriter(text, COLUMNS)
         table.writeheader()
@@ -158,15 +158,15 @@ class History(keras.callbacks.Callback):
 
 
 def draw(rows: Sequence[dict], title: str, file: Path | typing.BinaryIO, test_error: float | None = None) -> None:
-    """Draws error against iterations as the paper's Fig. 6 does: training thin, validation bold.
+    """Plots error against iterations as in the paper's Fig. 6: training thin, validation bold.
 
     Args:
         rows: dictionaries with `step`, `error` and perhaps `val_error`, the errors in [0, 1].
-        title: the figure's.
+        title: the figure's title.
         file: a path or binary file for the PNG.
-        test_error: None, or the error at the end, drawn as a point.
+        test_error: None, or the test error at the end of training, drawn as a point.
     """
-    from keras_resnet.lettering import lettering  # here, so that this module can be had without matplotlib
+    from keras_resnet.lettering import lettering  # here, so that this module can be imported without matplotlib
 
     with lettering(title) as drawn:
         figure = _draw_curves(rows, drawn(title), test_error)

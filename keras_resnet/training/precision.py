@@ -1,4 +1,4 @@
-"""Mixed precision: most layers compute in 16 bits, variables and what is saved stay in float32."""
+"""Mixed precision: most layers compute in 16 bits; variables and saved files stay in float32."""
 
 import collections
 import platform
@@ -8,15 +8,15 @@ import keras
 import tensorflow as tf
 
 PRECISIONS = ("float16", "bfloat16")
-BFLOAT16_UNITS = {"amx_bf16": "AMX", "avx512_bf16": "AVX512-BF16"}  # of processors, by Linux' name of the flag
-FLOAT32_LAYERS = ("images", "normalization", "fc", "predictions")  # the input's and the output's side
+BFLOAT16_UNITS = {"amx_bf16": "AMX", "avx512_bf16": "AVX512-BF16"}  # of processors, by Linux' names of the flags
+FLOAT32_LAYERS = ("images", "normalization", "fc", "predictions")  # at the input and the output
 
 
 def set_precision(model: keras.Model, precision: str) -> None:
-    """Lets a network compute in 16 bits, before it is traced. Neither Keras' global policy nor the variables change.
+    """Makes a network compute in 16 bits. Neither Keras' global dtype policy nor the variables change.
 
     Args:
-        model: a network of `keras_resnet.models`.
+        model: a network of `keras_resnet.models` that has not been traced yet.
         precision: "float16" or "bfloat16".
     """
     for layer in model.layers:
@@ -25,7 +25,7 @@ def set_precision(model: keras.Model, precision: str) -> None:
 
 
 def processor() -> dict[str, str]:
-    """What Linux says of the first processor, {"model name": ..., "flags": ...}; "" for what it does not say."""
+    """Linux's description of the first processor, {"model name": ..., "flags": ...}; "" for missing entries."""
     found: dict[str, str] = collections.defaultdict(str)
     try:
         with open("/proc/cpuinfo") as file:
@@ -37,7 +37,7 @@ def processor() -> dict[str, str]:
 
 
 def described(precision: str | None) -> str:
-    """In which arithmetic a run trains, for people, and whether another one would be faster on this processor."""
+    """The precision of a run, for messages, and whether another one would be faster on this processor."""
     named = precision or "float32"
     if tf.config.list_physical_devices("GPU"):
         return named
@@ -50,9 +50,10 @@ def described(precision: str | None) -> str:
 
 
 class LossScaleOptimizer(keras.optimizers.LossScaleOptimizer):
-    """Keras' loss scale for float16, for several replicas: a step is left out if any gradient of any replica overflows.
+    """Keras' loss scaling for float16, for several replicas: skips a step if a gradient of any replica overflows.
 
-    Keras' own asks the first replica only, and has another name, which its variables bear, for each one in a process.
+    Keras' own checks the first replica only. It also has a different name each time in a process, which its variables
+    take over.
     """
 
     def __init__(

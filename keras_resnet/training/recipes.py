@@ -3,19 +3,19 @@
 P1 is "Deep Residual Learning for Image Recognition" (arXiv 1512.03385).
 """
 
-# P1 4.2 and 3.4: what depends on the data.
+# P1 4.2 and 3.4: defaults that depend on the data.
 SMALL_IMAGES = {"depth": 20, "shortcut": "A", "batch_size": 128, "steps": 64_000, "schedule": "steps"}
 PHOTOGRAPHS = {"depth": 18, "shortcut": "B", "batch_size": 256, "steps": 600_000, "schedule": "plateau"}
 
 BN_BATCH_SIZE = 64  # on CIFAR: 128 images on two GPUs, each of which normalises its half (P1 4.2)
 
 LEARNING_RATE = 0.1
-FINE_TUNING_RATE = 0.01  # of networks that are trained already: the paper's after its first division
+FINE_TUNING_RATE = 0.01  # for trained networks: the paper's rate after its first division
 MOMENTUM = 0.9
 WEIGHT_DECAY = 1e-4
 BOUNDARIES = (1 / 2, 3 / 4)  # of the steps: on CIFAR the rate is divided by 10 at 32k and 48k
-PATIENCE = 5  # epochs without a better validation error are a plateau; the paper does not say
-DIVISIONS = 2  # of the rate at plateaus, as on CIFAR: .1, .01, .001; at the next plateau the run ends
+PATIENCE = 5  # epochs without a better validation error are a plateau; the paper does not state a number
+DIVISIONS = 2  # of the rate at plateaus, as on CIFAR: .1, .01, .001; the run ends at the next plateau
 WARMUP_RATE = 0.01
 WARMUP_ERROR = 0.8
 WARMUP_DEPTH = 110  # "we find that the initial learning rate of 0.1 is slightly too large to start converging"
@@ -26,6 +26,6 @@ ELSEWHERE = {"dataset", "plain", "block", "shortcut", "activation_order", "short
 
 
 def paper_error(depth: int, changes: dict) -> float | None:
-    """The error in [0, 1] of P1 Table 6; None for another depth, or where one of ELSEWHERE is among the changes."""
+    """The error in [0, 1] of P1 Table 6; None for another depth, or if one of ELSEWHERE is among the changes."""
     percent = None if ELSEWHERE & changes.keys() else CIFAR10_TEST_ERROR.get(depth)
     return percent and percent / 100

@@ -1,4 +1,4 @@
-"""One run, from settings to a trained model in a folder."""
+"""A training run, from settings to a trained model in a folder."""
 
 import contextlib
 import dataclasses
@@ -27,28 +27,28 @@ from keras_resnet.training.settings import WITHOUT_EFFECT, Settings
 from keras_resnet.training.step import TrainingModel, parts_of
 from keras_resnet.weights.readers import WeightsError
 
-TOP5_FROM = 10  # classes, beyond which the top-5 error is shown as well
-SKIPPED = 10  # batches of a process before those that are profiled: in the first ones graphs are made
+TOP5_FROM = 10  # with more classes the top-5 error is shown, too
+SKIPPED = 10  # batches before those that are profiled, because graphs are traced in the first ones
 CHECKPOINT, LOCK, RESULT = "checkpoint/latest.npz", "checkpoint/lock", "result.json"  # in the run's folder
 
 
 def error(labels: tf.Tensor, outputs: tf.Tensor) -> tf.Tensor:
-    """1 where the largest output is not the label's, else 0."""
+    """1 if the largest output is not the label's, else 0."""
     return ops.cast(ops.not_equal(ops.argmax(outputs, axis=-1), ops.cast(labels, "int32")), "float32")
 
 
 def top5_error(labels: tf.Tensor, outputs: tf.Tensor) -> tf.Tensor:
-    """1 where the label's output is not among the five largest, else 0."""
+    """1 if the label's output is not among the five largest, else 0."""
     return 1 - ops.cast(ops.in_top_k(ops.cast(labels, "int32"), outputs, 5), "float32")
 
 
 def errors(classes: int) -> list:
-    """The functions of labels and outputs whose means are shown: the error and, of many classes, the top-5 error."""
+    """The functions of labels and outputs whose means are shown: the error and, for many classes, the top-5 error."""
     return [error, top5_error] if classes > TOP5_FROM else [error]
 
 
 def objective(classes: int) -> dict:
-    """The cross-entropy of logits, and the errors, as `keras.Model.compile` takes them."""
+    """The cross-entropy of logits and the errors, as arguments of `keras.Model.compile`."""
     return {
         "loss": keras.losses.SparseCategoricalCrossentropy(from_logits=True),
         "metrics": [keras.metrics.MeanMetricWrapper(one, name=one.__name__) for one in errors(classes)],
@@ -59,10 +59,10 @@ def compile_for_training(
     model: keras.Model, learning_rate: float = recipes.LEARNING_RATE, weight_decay: float = recipes.WEIGHT_DECAY,
     accumulate: int = 1, mixed_precision: str | None = None, jit: bool = False,
 ) -> None:  # fmt: skip
-    """Compiles a network that ends in logits with the paper's optimizer, the cross-entropy and the error rate.
+    """Compiles a network that ends with logits, with the paper's optimizer, the cross-entropy and the error rate.
 
-    The gradients of `accumulate` batches are averaged before the optimizer makes a step with them. `mixed_precision` is
-    None, "float16" or "bfloat16" for all but the last layer; `jit` compiles the step with XLA.
+    The gradients of `accumulate` batches are averaged for each step of the optimizer. `mixed_precision` is None,
+    "float16" or "bfloat16" for all but the last layer; `jit` compiles the step with XLA.
     """
     accumulation: dict = {"gradient_accumulation_steps": accumulate} if accumulate > 1 else {}
     optimizer = SGD(learning_rate, recipes.MOMENTUM, weight_decay, **accumulation)
@@ -72,7 +72,7 @@ def compile_for_training(
     if mixed_precision == "float16":
         optimizer = precision.LossScaleOptimizer(optimizer)
     model.compile(optimizer, **objective(model.output.shape[-1]), jit_compile=jit)  # on CPUs XLA trains more slowly
-    # Makes the variables of optimizer and metrics now: a checkpoint can hold them, and the step is traced only once.
+    # Creates the variables of optimizer and metrics now, so that a checkpoint has them and the step is traced once.
     model.optimizer.build(model.trainable_variables)
     model.compute_metrics(None, ops.zeros((1,), "int32"), ops.zeros((1, model.output.shape[-1])))
     model.reset_metrics()
@@ -80,7 +80,7 @@ def compile_for_training(
 
 @contextlib.contextmanager
 def own_folder(settings: Settings) -> Iterator[None]:
-    """Makes the run's folder, and keeps other processes out of it. What a refused run has made is removed.
+    """Makes the run's folder and locks it against other processes. The folder of a refused run is removed.
 
     Raises:
         RunError: the folder cannot be written, or another process trains this run.
@@ -98,14 +98,14 @@ def own_folder(settings: Settings) -> Iterator[None]:
         try:
             yield
         except BaseException:
-            kept = (CHECKPOINT, "checkpoint/latest.tmp.npz", "history.csv")  # the second is being written
+            kept = (CHECKPOINT, "checkpoint/latest.tmp.npz", "history.csv")  # the second may still be written
             if new and not any(os.path.exists(os.path.join(folder, name)) for name in kept):
                 shutil.rmtree(folder, ignore_errors=True)
             raise
 
 
 def open_folder(settings: Settings) -> None:
-    """Checks that the run's folder is this very run's. One that never saved anything does not count.
+    """Checks that the run's folder belongs to this run. The folder of a run that never saved anything is taken over.
 
     Raises:
         RunError: the folder cannot be written, or holds a run with other settings.
@@ -116,7 +116,7 @@ def open_folder(settings: Settings) -> None:
         saved = [os.path.join(folder, name) for name in (CHECKPOINT, RESULT)]
         if not os.path.exists(path) or not any(map(os.path.exists, saved)):
             write_whole(path, lambda file: file.write(json.dumps(new, indent=2).encode()))
-            for name in (tasks.DATA, tasks.COLORS) if files.writes else ():  # they may be of other data
+            for name in (tasks.DATA, tasks.COLORS) if files.writes else ():  # they may describe other data
                 pathlib.Path(folder, name).unlink(missing_ok=True)
             return
         with open(path) as file:
@@ -126,8 +126,8 @@ def open_folder(settings: Settings) -> None:
     except ValueError as json_error:
         raise RunError(f"{path} is damaged: {json_error}. Delete the folder or choose another --name.") from json_error
     defaults = {field.name: field.default for field in dataclasses.fields(Settings)}
-    old = {**json.loads(json.dumps(defaults)), **old}  # an older one has fewer
-    old["bn_batch_size"] = old["bn_batch_size"] or old["batch_size"]  # before it was a setting
+    old = {**json.loads(json.dumps(defaults)), **old}  # older versions have fewer settings
+    old["bn_batch_size"] = old["bn_batch_size"] or old["batch_size"]  # the value before it was a setting
     different = [name for name in new if name not in WITHOUT_EFFECT and old[name] != new[name]]
     if "dataset" in different and os.path.abspath(old["dataset"]) == os.path.abspath(new["dataset"]):
         different.remove("dataset")
@@ -140,26 +140,26 @@ def open_folder(settings: Settings) -> None:
 
 
 def train(settings: Settings, verbose: int = 1, profile: int = 0) -> dict:
-    """Trains, or goes on where an earlier call with the same settings was stopped, and tests at the end.
+    """Trains, or continues where an earlier call with the same settings was stopped, and tests at the end.
 
-    It is to be called before TensorFlow computes anything: `process` says what it changes in this process, and what of
-    that stays.
+    Has to be called before TensorFlow computes anything. `process` documents what this changes in the current process,
+    and which changes remain.
 
     Args:
         settings: a `Settings`.
-        verbose: 1 for a progress bar, 2 for a line an epoch and every ten minutes of it, 0 for silence.
-        profile: 0, or how many batches behind the first ones are traced, for TensorBoard's page "Profile".
+        verbose: 1 for a progress bar, 2 for a line per epoch and per ten minutes, 0 for silence.
+        profile: 0, or the number of batches, after the first ones, that are traced for TensorBoard's page "Profile".
 
     Returns:
-        The result as a dictionary, which is also in result.json; errors are in [0, 1]. The run's folder holds
+        The result as a dictionary, which is also in result.json; errors are in [0, 1]. The run's folder contains
         args.json, history.csv, curves.png, checkpoint/, tensorboard/ and model.keras, which takes RGB pixels in
-        [0, 255] and gives probabilities.
+        [0, 255] and returns probabilities.
 
     Raises:
-        RunError: settings out of range or unlike the folder's, an unwritable folder, another process that trains this
-            run, a damaged checkpoint, divergence, a worker that was lost.
-        DataError: the data set cannot be had.
-        Stopped: SIGINT or SIGTERM came; the run has been saved.
+        RunError: settings that are out of range or differ from the folder's, a folder that cannot be written, another
+            process that trains this run, a damaged checkpoint, divergence, a lost worker.
+        DataError: the data set cannot be loaded.
+        Stopped: the run received SIGINT or SIGTERM and has been saved.
     """
     if profile < 0:
         raise RunError(f"--profile is a number of steps; found {profile}")
@@ -169,10 +169,10 @@ def train(settings: Settings, verbose: int = 1, profile: int = 0) -> dict:
 
 @contextlib.contextmanager
 def process(settings: Settings) -> Iterator[int]:
-    """All that a run changes in its process, while it lasts: who writes, the graph optimizer, one method of Keras.
+    """The changes of a run to its process while it lasts: who writes files, the graph optimizer, one method of Keras.
 
-    What TensorFlow does not take back stays: the devices and threads, and deterministic operations if those were asked
-    for. Keras' random numbers are seeded.
+    Settings that TensorFlow cannot undo remain: devices and threads, and deterministic operations if they were
+    requested. Keras' random numbers are seeded.
 
     Yields:
         The number of replicas.
@@ -209,7 +209,7 @@ def _check_replicas(settings, replicas):
 def _train(settings, replicas, verbose, profile):
     _check_replicas(settings, replicas)
     open_folder(settings)
-    distribution.of_all_workers(0)  # what the chief removes is gone
+    distribution.of_all_workers(0)  # waits until the chief has removed files
     folder = settings.folder
     result_path = os.path.join(folder, RESULT)
     if os.path.exists(result_path):
@@ -234,7 +234,7 @@ def _train(settings, replicas, verbose, profile):
         settings.jit and replicas == 1,
     )
 
-    # From here on a step is one forward and backward pass, of which `accumulate` make one step of the optimizer.
+    # From here on a step is one forward and backward pass; `accumulate` of them are one step of the optimizer.
     steps = settings.length(task.examples) * settings.accumulate
     steps_per_epoch = task.examples // settings.batch_size * settings.accumulate
     history = History(folder, f"{settings.network} on {settings.data}", settings.accumulate)
@@ -282,7 +282,7 @@ def _train(settings, replicas, verbose, profile):
             finally:
                 saver.wait()
 
-    saved = task.build()  # as the recipe has it, without what was done to the other one for the sake of training
+    saved = task.build()  # the network of the recipe, without the changes for training
     saved.set_weights(network.get_weights())
     if files.writes:
         with files.whole(os.path.join(folder, "model.keras")) as path:
@@ -291,7 +291,7 @@ def _train(settings, replicas, verbose, profile):
 
 
 def training_model(settings: Settings, network: keras.Model, replicas: int) -> TrainingModel:
-    """The network up to its logits as it is trained: with frozen stages, in 16 bits, in parts, by fused kernels."""
+    """The network up to its logits for training: with frozen stages, 16 bits, parts and fused kernels."""
     tasks.freeze(network, settings.freeze_until)
     if settings.mixed_precision:
         precision.set_precision(network, settings.mixed_precision)
@@ -310,10 +310,10 @@ def training_model(settings: Settings, network: keras.Model, replicas: int) -> T
 
 
 def schedule_of(settings: Settings, examples: int) -> StepSchedule | PlateauSchedule:
-    """The callback to which the learning rate belongs, of a run on so many images.
+    """The callback that sets the learning rate of a run on `examples` images.
 
     Raises:
-        RunError: the rate is to be divided while it still rises.
+        RunError: the rate would be divided during the warm-up.
     """
     steps = settings.length(examples)
     warmup = {"warmup_rate": recipes.WARMUP_RATE if settings.warmup else None, "warmup_error": recipes.WARMUP_ERROR}
@@ -333,7 +333,7 @@ def schedule_of(settings: Settings, examples: int) -> StepSchedule | PlateauSche
 
 
 def _together(settings, replicas):
-    """How many images batch normalisation sees at once: at most so many as the setting says."""
+    """The number of images that batch normalisation sees together, at most `settings.bn_batch_size`."""
     if settings.sync_bn:
         return settings.batch_in_memory
     images = settings.batch_in_memory // replicas
@@ -341,7 +341,7 @@ def _together(settings, replicas):
 
 
 def _describe(settings, task, replicas):
-    """Prints on what a run trains, and in what it differs from its settings."""
+    """Prints the data and devices of a run, and where it differs from its settings."""
     arithmetic = precision.described(settings.mixed_precision)
     print(f"{task.examples} images of {settings.data} on {distribution.devices()}, {arithmetic}", flush=True)
     if reason := distribution.unused_gpu():
@@ -361,10 +361,10 @@ def fit(
     model: keras.Model, batches: tasks.Batches, *, first_step: int, steps: int, steps_per_epoch: int,
     callbacks: list[keras.callbacks.Callback], **options: typing.Any,
 ) -> None:  # fmt: skip
-    """`model.fit` from step `first_step` to step `steps`, each of which may lie within an epoch.
+    """`model.fit` from step `first_step` to step `steps`, either of which may be inside an epoch.
 
-    Keras' epochs all have the same length, so a part of one is fitted by a call of its own. `batches(step)` is an
-    endless `tf.data.Dataset` from that step on.
+    Keras' epochs all have the same length, so part of an epoch needs a call of its own. `batches(step)` is an endless
+    `tf.data.Dataset` from that step on.
     """
     options.update(callbacks=callbacks, shuffle=False)
     step = first_step
@@ -380,7 +380,7 @@ def fit(
 
 
 def finish(settings, task, saved, parts, schedule, history, together):
-    """Touches the test set, once, with what was saved, and writes down the result."""
+    """Evaluates the saved network on the test set, once, and writes the result."""
     rows, state = history.state["rows"], history.state
     last = {**{f"train_{column}": value for column, value in rows[-1].items()}, **rows[-1]}
     if task.test is not None:
@@ -408,5 +408,5 @@ def finish(settings, task, saved, parts, schedule, history, together):
     write_whole(curves, lambda file: draw(rows, history.title, file, result["test_error"]))
     result_path = os.path.join(settings.folder, RESULT)
     write_whole(result_path, lambda file: file.write(json.dumps(result, indent=2).encode()))
-    distribution.of_all_workers(0)  # all wait for the chief
+    distribution.of_all_workers(0)  # waits for the chief
     return result

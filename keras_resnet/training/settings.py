@@ -14,9 +14,9 @@ from keras_resnet.data import imagenet, sources
 from keras_resnet.files import RunError, is_name
 from keras_resnet.training import recipes
 
-# Settings that say where things lie or how often, and leave the result as it is.
+# Settings that do not change the result, such as paths.
 WITHOUT_EFFECT = ("data_dir", "output", "name", "checkpoint_every", "strategy", "jit", "data_changed")
-SEEDS = 2**31  # what the random numbers of the input take
+SEEDS = 2**31  # the number of seeds that the random numbers of the input pipeline allow
 POSITIVE = (
     "steps", "epochs", "batch_size", "bn_batch_size", "accumulate", "image_size", "lr", "patience", "warmup_epochs",
     "checkpoint_every",
@@ -24,12 +24,12 @@ POSITIVE = (
 PREPARATIONS = ("scale", "crop", "flip", "color", "mean")
 
 
-AS_RECIPE: typing.Any = None  # what `recipes` says for the data: a `Settings` that is made has it in place of None
+AS_RECIPE: typing.Any = None  # `Settings` replaces it with the value in `recipes` for the data
 
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """What is trained and how; the defaults are the paper's (P1 4.2, 3.4). None: as `recipes` says for the data."""
+    """What is trained and how. The defaults are the paper's (P1 4.2, 3.4); AS_RECIPE: the one in `recipes`."""
 
     depth: int = AS_RECIPE
     plain: bool = False
@@ -50,9 +50,9 @@ class Settings:
     data_changed: bool = False
     steps: int = AS_RECIPE
     epochs: int | None = None
-    boundaries: tuple = ()  # in the unit of the length, steps or epochs; (): recipes.BOUNDARIES of it
+    boundaries: tuple = ()  # in steps, or in epochs if `epochs` is given; (): recipes.BOUNDARIES of the length
     batch_size: int = AS_RECIPE
-    bn_batch_size: int = AS_RECIPE  # None: recipes.BN_BATCH_SIZE, of photographs the whole batch
+    bn_batch_size: int = AS_RECIPE  # None: recipes.BN_BATCH_SIZE, for photographs the whole batch
     accumulate: int = 1
     lr: float = AS_RECIPE
     schedule: str = AS_RECIPE
@@ -71,7 +71,7 @@ class Settings:
     jit: bool = False
 
     def __post_init__(self) -> None:
-        """Fills in what depends on the data; RunError where a setting is outside its range, DataError for no data."""
+        """Fills in defaults that depend on the data; RunError if a setting is out of range, DataError without data."""
         if self.photographs and not os.path.isdir(self.dataset):
             sources.find(self.dataset, self.data_dir)
         if self.epochs is not None and self.steps is not None:
@@ -153,7 +153,7 @@ class Settings:
             )
 
     def _defaults(self):
-        """What is None in the class."""
+        """The values of the settings that are None in the class."""
         recipe = recipes.PHOTOGRAPHS if self.photographs else recipes.SMALL_IMAGES
         deep = (self.depth or recipe["depth"]) >= recipes.WARMUP_DEPTH
         rate = recipes.FINE_TUNING_RATE if self.init_from else recipes.LEARNING_RATE
@@ -166,13 +166,13 @@ class Settings:
 
     @property
     def changes(self) -> dict:
-        """The settings that are not the defaults for these data and that decide on the result, a dictionary."""
+        """A dictionary of the settings that affect the result and differ from the defaults for these data."""
         defaults = {field.name: field.default for field in dataclasses.fields(self)} | self._defaults()
         found = {name: getattr(self, name) for name in defaults if name not in WITHOUT_EFFECT}
         return {name: value for name, value in found.items() if value != defaults[name]}
 
     def as_json(self) -> dict:
-        """A dictionary that is the same after it was written and read."""
+        """A dictionary that does not change when it is written as JSON and read again."""
         return json.loads(json.dumps(dataclasses.asdict(self)))
 
     def _builder(self, depth):
@@ -186,7 +186,7 @@ class Settings:
 
     @property
     def photographs(self) -> bool:
-        """Whether the data set is one of photographs: a folder, or of TensorFlow Datasets."""
+        """Whether the data set has photographs: a folder, or one of TensorFlow Datasets."""
         return self.dataset not in sources.DATASETS
 
     @property
@@ -207,19 +207,19 @@ class Settings:
 
     @property
     def warmup_from(self):
-        """The rate for the paper's batch of which `lr` is the multiple for `batch_size` (Goyal et al., 2.1)."""
+        """The rate for the paper's batch size, which `lr` scales to `batch_size` (Goyal et al., 2.1)."""
         recipe = recipes.PHOTOGRAPHS if self.photographs else recipes.SMALL_IMAGES
         return self.lr * recipe["batch_size"] / self.batch_size
 
     def steps_in(self, epochs, examples):
-        """How many whole steps so many epochs of so many images have, at least 1."""
+        """The number of full steps in `epochs` epochs of `examples` images, at least 1."""
         return max(1, epochs * (examples // self.batch_size))
 
     def length(self, examples):
-        """Steps of the whole run on so many images."""
+        """The number of steps of the whole run on `examples` images."""
         return self.steps_in(self.epochs, examples) if self.epochs else self.steps
 
     @property
     def batch_in_memory(self):
-        """Images in one forward pass."""
+        """The number of images in one forward pass."""
         return self.batch_size // self.accumulate

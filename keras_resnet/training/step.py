@@ -1,9 +1,9 @@
-"""The training step: each part of a batch goes forward and backward by itself, beside the others.
+"""The training step, with separate forward and backward passes for the parts of a batch, which run in parallel.
 
 P1 trained its CIFAR networks on two GPUs (4.2), so that batch normalisation saw 64 of the 128 images of a batch. Here
-that is a number of the recipe and not of the hardware; the field calls it ghost batch normalisation (Hoffer et al.,
-arXiv 1705.08741). On one CPU the parts also keep several cores busy: each core works through a part of its own. On one
-GPU they are twice as many kernels of half the size, and the whole batch at once is faster.
+this number belongs to the recipe, not to the hardware: ghost batch normalisation (Hoffer et al., arXiv 1705.08741). On
+a CPU the parts also keep several cores busy, one part on each. On a GPU they mean twice as many kernels of half the
+size, and the whole batch at once is faster.
 """
 
 import itertools
@@ -15,20 +15,20 @@ import tensorflow as tf
 
 
 def parts_of(images: int, bn_batch_size: int) -> int:
-    """How many parts `images` images are cut into so that no part has more than `bn_batch_size`."""
+    """The number of parts of a batch of `images` so that no part has more than `bn_batch_size`."""
     return -(-images // bn_batch_size)
 
 
 def cores() -> int:
-    """How many processor cores this process may use."""
+    """The number of processor cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def choose_threads(parts: int) -> None:
-    """Lets as many operations run at a time as there are parts, with an equal share of the cores for each.
+    """Lets as many operations run in parallel as there are parts, with an equal share of the cores for each.
 
-    Nothing changes where there is one part, where the user has chosen (`TF_NUM_INTRAOP_THREADS`,
-    `TF_NUM_INTEROP_THREADS`, `tf.config.threading`), where there is a GPU, and where TensorFlow has computed already.
+    Nothing changes if there is one part, if the user has chosen (`TF_NUM_INTRAOP_THREADS`, `TF_NUM_INTEROP_THREADS`,
+    `tf.config.threading`), if there is a GPU, or if TensorFlow has already started its threads.
     """
     threading = tf.config.threading
     chosen = threading.get_intra_op_parallelism_threads() or threading.get_inter_op_parallelism_threads()
@@ -40,7 +40,7 @@ def choose_threads(parts: int) -> None:
     try:
         threading.set_inter_op_parallelism_threads(at_a_time)
         threading.set_intra_op_parallelism_threads(-(-cores() // at_a_time))
-    except RuntimeError:  # TensorFlow has started its threads
+    except RuntimeError:  # TensorFlow has already started its threads
         return
 
 
@@ -54,21 +54,21 @@ def moving_statistics(model: keras.Model) -> list[keras.Variable]:
 
 
 class TrainingModel(keras.Model):
-    """A functional model that is trained on `parts` parts of each batch beside each other.
+    """A functional model that is trained on `parts` parts of each batch in parallel.
 
-    A step is what it is under `tf.distribute` with as many replicas: loss and gradients are means over all images,
-    batch normalisation is of each part, and its moving averages take the mean of what the parts contribute, as
-    `distribution.AverageStatistics` does.
+    A step computes the same as under `tf.distribute` with this number of replicas: loss and gradients are means over
+    all images, batch normalisation sees one part, and its moving averages are updated with the mean over the parts, as
+    in `distribution.AverageStatistics`.
 
     Args:
-        inputs, outputs: as for `keras.Model`.
-        parts: how many. A batch is cut into sizes that differ by one at most.
-        name: the model's.
-        jit_parts: whether XLA compiles what is computed of each part, up to its gradients. Unlike `jit_compile` it may
-            be so on several replicas, whose gradients are summed between the compiled function and the update.
+        inputs, outputs: as in `keras.Model`.
+        parts: the number of parts. Their sizes differ by one at most.
+        name: the model's name.
+        jit_parts: whether XLA compiles the computation of each part, up to its gradients. Unlike `jit_compile` this
+            works on several replicas, whose gradients are summed between the compiled function and the update.
 
-    `waited` is for how many seconds `fit` has waited for batches; None on several replicas, for which TensorFlow
-    fetches them ahead.
+    `waited` is the time in seconds that `fit` has waited for batches; None on several replicas, for which TensorFlow
+    prefetches them.
     """
 
     def __init__(self, inputs, outputs, parts: int = 1, name: str | None = None, *, jit_parts: bool = False):
@@ -82,7 +82,7 @@ class TrainingModel(keras.Model):
 
     @property
     def seeds(self) -> list[keras.Variable]:
-        """The random states of dropout, which go on from part to part."""
+        """The random states of dropout, which are passed on from part to part."""
         return [variable for variable in self.non_trainable_variables if "int" in variable.dtype]
 
     def _part_step(self, images, labels, share, seeds):
@@ -92,11 +92,11 @@ class TrainingModel(keras.Model):
             scaled = self.optimizer.scale_loss(share * loss)
         gradients = tape.gradient(scaled, self.trainable_weights)
         statistics = [scope.get_current_value(variable) for variable in moving_statistics(self)]
-        means = share * tf.concat([loss[None], *statistics], 0)  # all in one: fewer operations to trace and to run
+        means = share * tf.concat([loss[None], *statistics], 0)  # in one tensor: fewer operations to trace and to run
         return [means, *gradients], outputs, [scope.get_current_value(seed) for seed in self.seeds]
 
     def make_train_function(self, force=False):
-        """Keras' own, but that the batch is taken before the graph runs, so that the wait for it can be measured."""
+        """As Keras' own, but takes the batch before the graph runs, so that the wait for it can be measured."""
         before = self.train_function
         super().make_train_function(force)
         if self.train_function is not before and self.waited is not None:
@@ -117,7 +117,7 @@ class TrainingModel(keras.Model):
         if weights is not None:
             raise ValueError("sample weights are for one part; a batch that is cut into parts takes none")
         seeds = [seed.value for seed in self.seeds]
-        sums, outputs, known = [], [], images.shape[0]  # a graph of known sizes is smaller; of two sizes there are two
+        sums, outputs, known = [], [], images.shape[0]  # with known, equal sizes the graph is smaller
         count = tf.shape(images)[0] if known is None or known % self.parts else known
         for part in range(self.parts):
             begin, end = (count * edge // self.parts for edge in (part, part + 1))
@@ -130,13 +130,13 @@ class TrainingModel(keras.Model):
         loss, *statistics = tf.split(means, [1, *(variable.shape[0] for variable in moving)])
         for variable, value in zip([*moving, *self.seeds], [*statistics, *seeds], strict=True):
             variable.assign(value)
-        replicas = self.distribute_strategy.num_replicas_in_sync  # Keras divides the loss by them
+        replicas = self.distribute_strategy.num_replicas_in_sync  # Keras divides the loss by this number
         self.metrics[0].update_state(loss[0] * replicas, sample_weight=count)
         self.optimizer.apply_gradients(zip(gradients, self.trainable_weights, strict=True))
         return self.compute_metrics(images, labels, tf.concat(outputs, 0))
 
     def test_step(self, data):
-        """As Keras' own; here, too, the parts of a batch are beside each other, so that all cores have work."""
+        """As Keras' own, but here, too, the parts of a batch run in parallel, so that all cores have work."""
         images, labels, weights = keras.utils.unpack_x_y_sample_weight(data)
         if self.parts == 1 or weights is not None:
             return super().test_step(data)

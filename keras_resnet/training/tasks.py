@@ -1,4 +1,4 @@
-"""What a data set decides: the network, its batches, and what it is tested on."""
+"""What depends on the data set: the network, its batches, and its validation and test data."""
 
 import json
 import os
@@ -21,20 +21,20 @@ from keras_resnet.training.history import own_line
 from keras_resnet.training.settings import Settings
 from keras_resnet.weights import load_weights, readers
 
-# Kept with a run from its beginning: what its data are, and the colours of its photographs.
+# Files in a run's folder from the start: the digests of its data, and the colour statistics of its photographs.
 DATA, COLORS = "data.json", "colors.npz"
-LISTED = 8  # differences that a message names
+LISTED = 8  # the largest number of differences in a message
 
 
 Batches: typing.TypeAlias = Callable[[int], tf.data.Dataset]
 
 
 class Task(typing.NamedTuple):
-    """`batches(step)` is an endless `tf.data.Dataset` from that step on, `examples` the number of images to train on.
+    """The network and the data of a run.
 
-    `build()` makes the network, the same one each time, which takes pixels in [0, 255] and gives probabilities.
-    `validation` and `test` are data sets or None.
-    `damaged` is the set of the files that were skipped.
+    `examples` is the number of training images, and `batches(step)` an endless `tf.data.Dataset` from that step on.
+    `build()` makes the network, the same one each time, which takes pixels in [0, 255] and returns probabilities.
+    `validation` and `test` are data sets or None. `damaged` is the set of files that were skipped.
     """
 
     classes: tuple[str, ...]
@@ -47,8 +47,8 @@ class Task(typing.NamedTuple):
 
 
 def small_images(settings: Settings) -> Task:
-    """CIFAR or the built-in shapes (P1 4.2): in memory, the per-pixel mean in the network's first layer."""
-    trained = _trained(settings)  # first: a path with a typing error is noticed before data are downloaded
+    """CIFAR or the built-in shapes (P1 4.2), in memory. The network's first layer subtracts the per-pixel mean."""
+    trained = _trained(settings)  # first, so that a mistyped path is noticed before data are downloaded
     source = sources.load(settings.dataset, settings.data_dir, settings.train_on_all)
     _check_batch(settings, len(source.train.labels))
     _check_data(settings, sources.describe(source))
@@ -86,9 +86,9 @@ def small_images(settings: Settings) -> Task:
 
 
 def photographs(settings, verbose=0):
-    """Photographs (P1 3.4), read as they are needed; the mean that is subtracted is in the network's first layer.
+    """Photographs (P1 3.4), read when they are needed. The network's first layer subtracts the mean.
 
-    `verbose` is as for `run.train`.
+    `verbose` is as in `run.train`.
     """
     trained = _trained(settings)
     data = records.photographs(settings.dataset, settings.data_dir, settings.seed)
@@ -100,7 +100,7 @@ def photographs(settings, verbose=0):
         if skipped is not None and not any(imagenet.center_batches(data.validation, skipped=skipped)):
             raise DataError(f"not one of {len(data.validation)} validation images can be read")
         colors = _colors(data.train, settings, skipped, verbose)
-    # P1 3.4 subtracts an image from the crop, and the network then takes this size alone.
+    # P1 3.4 subtracts a mean image from the crop; then the network takes only this size.
     size = (settings.image_size, settings.image_size, 3)
     whole = settings.image_size == imagenet.IMAGE_SIZE and colors.mean.shape == size and not trained.normalization
     mean = colors.mean if whole else np.round(colors.channel_means, 3)
@@ -143,7 +143,7 @@ def photographs(settings, verbose=0):
 
 
 def _trained(settings):
-    """The `readers.Source` of --init-from; an empty one without."""
+    """The `readers.Source` of --init-from; without the flag an empty one."""
     if settings.init_from is None:
         return readers.Source("nothing", None)
     small = f"cifar_{'plainnet' if settings.plain else 'resnet'}{settings.depth}"
@@ -151,7 +151,7 @@ def _trained(settings):
 
 
 def _initialized(network, trained, settings):
-    """The network with trained weights, but for its last layer."""
+    """The network with trained weights in all but its last layer."""
     if settings.init_from:
         with recursion_limit(LOADING_DEPTH):
             load_weights(keras.Model(network.input, network.get_layer("pool").output, name=network.name), trained)
@@ -162,7 +162,7 @@ def _initialized(network, trained, settings):
 
 
 def freeze(network: keras.Model, until: str | None) -> None:
-    """Leaves the stages up to this one as they are; their batch normalisation works as in testing. None: freezes none.
+    """Freezes the stages up to this one; their batch normalisation runs in inference mode. None: freezes none.
 
     Raises:
         RunError: there is no such stage.
@@ -177,9 +177,9 @@ def freeze(network: keras.Model, until: str | None) -> None:
 
 
 def _parts_of_batches(settings, step, training_batches):
-    """The data set from `step` on: a part of a batch for each device, or with --accumulate one after the other.
+    """The data set from `step` on, with each batch in parts: one for each device, or several in turn for --accumulate.
 
-    `step` counts what is in memory at a time; `training_batches` takes a step of whole batches, and `Parts`.
+    `step` counts forward passes. `training_batches` takes a step, counted in whole batches, and `Parts`.
     """
     if settings.accumulate == 1:
         return distribution.datasets(lambda parts: training_batches(step, parts))
@@ -195,9 +195,9 @@ def _check_batch(settings, examples):
 
 
 def _check_data(settings, found):
-    """Keeps what the data of a run are, `describe`d; RunError where a run that goes on has other data.
+    """Writes the digests of a run's data, `found`; RunError if a resumed run has other data.
 
-    On other data a class could have another's number, and validation images be drawn that were trained on.
+    With other data the indices of classes could change, and validation images could be among those trained on before.
     """
     path = os.path.join(settings.folder, DATA)
     if os.path.exists(path) and not settings.data_changed:
@@ -220,7 +220,7 @@ def _check_data(settings, found):
 
 
 def _colors(files, settings, skipped, verbose):
-    """The `color.Statistics` that --colors says, or those of the training data: measured once, kept with the run."""
+    """The `color.Statistics` of --colors, or those of the training data, measured once and kept in the run's folder."""
     if settings.colors == "imagenet":
         return color.IMAGENET_STATISTICS
     if settings.colors:

@@ -1,4 +1,4 @@
-"""A search for the recipe's numbers with keras_tuner.
+"""Hyperparameter search with keras_tuner.
 
 P1 is "Deep Residual Learning for Image Recognition" (arXiv 1512.03385).
 """
@@ -30,15 +30,15 @@ class ResNetHyperModel(keras_tuner.HyperModel):
         tuner = keras_tuner.Hyperband(ResNetHyperModel(20), keras_tuner.Objective("val_error", "min"), max_epochs=27)
         tuner.search(images, labels, validation_data=(more_images, more_labels))
 
-    What is searched: "shortcut", "lr", "weight_decay", "batch_size" and "warmup". Images are padded, cropped and
-    mirrored as in the paper, and the learning rate is divided by 10 after 1/2 and 3/4 of a trial's epochs. The models
-    end in logits, so that their cross-entropy is exact.
+    The hyperparameters are "shortcut", "lr", "weight_decay", "batch_size" and "warmup". Images are padded, cropped and
+    flipped as in the paper, and the learning rate is divided by 10 after 1/2 and 3/4 of a trial's epochs. The models
+    end with logits, so that their cross-entropy is numerically exact.
 
     Args:
         depth: as in `CifarResNet`; 6n+2, with bottlenecks 9n+2.
         seed: of weights, order and augmentation.
-        options: others of `CifarResNet`, such as `classes`, but for `shortcut`. By default the middle of the range,
-            127.5, is subtracted from the pixels: `normalization`.
+        options: other arguments of `CifarResNet` except `shortcut`, such as `classes`. The default `normalization`
+            subtracts 127.5, the middle of the range, from the pixels.
     """
 
     def __init__(self, depth: int = 20, seed: int = 0, **options: typing.Any):
@@ -68,17 +68,17 @@ class ResNetHyperModel(keras_tuner.HyperModel):
         """Trains a model of `build`, from epoch `initial_epoch` to epoch `epochs`.
 
         Args:
-            hp: the hyperparameters that it was built with.
+            hp: the hyperparameters that the model was built with.
             model: the model.
-            x, y: uint8 (n, height, width, 3), RGB; integers (n,).
-            validation_data: a pair of the same.
+            x, y: images, uint8 (n, height, width, 3), RGB, and labels, integers (n,).
+            validation_data: a pair of images and labels.
             epochs, initial_epoch, callbacks, options: as in `keras.Model.fit`.
 
         Returns:
             The `keras.callbacks.History`.
 
         Raises:
-            ValueError: there are fewer images than in a batch.
+            ValueError: there are fewer images than `batch_size`.
         """
         split, batch_size = sources.Split(x, y), hp.get("batch_size")
         if batch_size > len(y):
@@ -88,7 +88,7 @@ class ResNetHyperModel(keras_tuner.HyperModel):
         boundaries = [round(part * steps) for part in recipes.BOUNDARIES]
         warmup_rate = recipes.WARMUP_RATE if hp.get("warmup") and not initial_epoch else None
         schedule = StepSchedule(hp.get("lr"), boundaries, warmup_rate, recipes.WARMUP_ERROR, steps)
-        model.optimizer.iterations.assign(first_step)  # those of the best epoch so far were loaded
+        model.optimizer.iterations.assign(first_step)  # the loaded ones are those of the best epoch so far
         fit(
             model,
             lambda step: cifar.training_batches(split, mean, batch_size=batch_size, seed=self.seed, first_step=step),

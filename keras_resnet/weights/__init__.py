@@ -1,4 +1,4 @@
-"""Trained weights from anywhere, and on to elsewhere."""
+"""Loads trained weights from many sources and saves them for others."""
 
 from keras_resnet.weights.loading import load_weights, save_torchvision
 from keras_resnet.weights.readers import WeightsError

@@ -1,4 +1,4 @@
-"""How others name and lay out the tensors of a residual network: tables, which `weights` reads.
+"""Tables of how other implementations name and lay out the tensors of a residual network.
 
 A table maps this package's layers to theirs. `conv` is every convolution of a block's residual branch, `shortcut` a
 projection; `{stage}`, `{block}` and `{conv}` are counted from `first`, the numbers that they give to `conv2_1_1`.
@@ -26,10 +26,11 @@ KERAS = {kind: f"/{kind}" for kind in TORCH}
 class Family(typing.NamedTuple):
     """Files that share one table.
 
-    `name` is for people; `parts` is TORCH (kernels output, input, height, width) or KERAS (as here). The others are
-    what the tensors do not tell: `normalization` as in `ResNet50`, or where `small` is by (stages, classes) of networks
-    for small images that of the published ones, `stride_in` of bottlenecks, `epsilon` of batch normalisation, `biases`
-    whether convolutions have them, whether option A's `zeros_around` the channels, and `activation_order`.
+    `name` is for messages; `parts` is TORCH (kernels output, input, height, width) or KERAS (as here). The other fields
+    are not known from the tensors: `normalization` is as in `ResNet50`; `small` is the normalization of the published
+    networks for small images, by (stages, classes); `stride_in` that of bottlenecks; `epsilon` that of batch
+    normalisation; `biases` whether convolutions have biases; `zeros_around` whether option A adds zero channels on both
+    sides; `activation_order` as in `CifarResNet`.
     """
 
     name: str
@@ -45,7 +46,7 @@ class Family(typing.NamedTuple):
     small: dict[tuple[int, int], str] = {}
 
     def tensor(self, layer: str, kind: str) -> str | None:
-        """Their name of the variable `kind` of this package's `layer`; None where they have no such layer."""
+        """Their name of the variable `kind` of this package's `layer`; None if they have no such layer."""
         match = BLOCK.fullmatch(layer)
         if match:
             key = ("shortcut" if match["conv"] == "shortcut" else "conv") + (match["bn"] or "")
@@ -191,7 +192,7 @@ FAMILIES = (
     OURS,
     TORCHVISION,
     AKAMASTER,
-    KUANGLIU_V2,  # before those that have all its layers, and one more in `recognize`
+    KUANGLIU_V2,  # before KUANGLIU, which has all its layers and one more of those in `recognize`
     KUANGLIU,
     PYTORCHCV,
     PYTORCHCV_V2,
@@ -202,7 +203,7 @@ FAMILIES = (
 
 
 def recognize(names: Container[str]) -> Family | None:
-    """The family of tensors with these names, by some of its layers; None where there is none."""
+    """The family of tensors with these names, recognised by some of its layers; None if there is none."""
     layers = {layer: "kernel" for layer in ("conv1", "conv2_1_1", "conv3_1_shortcut", "fc")}
     layers["conv3_1_shortcut_bn"] = "gamma"
     known = lambda family: sum(family.tensor(layer, kind) in names for layer, kind in layers.items())

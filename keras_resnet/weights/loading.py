@@ -1,6 +1,6 @@
-"""Trained weights from anywhere, and on to elsewhere: one loader for all sources that `readers` reads.
+"""Loads weights from all sources that `readers` reads into a network, and saves a network's weights for others.
 
-A source is matched with the network as a whole, and only when everything fits is anything changed.
+A source is compared with the whole network first, and weights change only if everything fits.
 """
 
 import json
@@ -29,16 +29,17 @@ from keras_resnet.weights.readers import (
 
 
 def load_weights(model: keras.Model, source: Readable) -> None:
-    """Gives a network of this package the weights of any source: all of them, or none and an error.
+    """Loads weights of any source into a network of this package: all of them, or none and an error.
 
     Args:
         model: the network. One without a top also takes a classifier's weights, without its last layer.
-        source: as in `read`. What a `.weights.h5` has is checked by number and shape alone: it names no layers.
+        source: as in `read`. A `.weights.h5` is checked by the number and shapes of its tensors only, because it names
+            no layers.
 
     Raises:
         WeightsError: the source cannot be read; or tensors are missing, left over or misshapen; or the network's first
-            layer, its strides or its shortcuts would give other outputs than the source. All are listed, and nothing
-            has been changed.
+            layer, its strides or its shortcuts would give other outputs than the source. All problems are listed, and
+            nothing has been changed.
     """
     by_name = isinstance(source, str) and source == "imagenet"
     source = read(source, read(model).network if by_name else None)
@@ -51,7 +52,7 @@ def load_weights(model: keras.Model, source: Readable) -> None:
     if source.family.zeros_around:
         arrays = _zeros_at_the_end(arrays)
     for layer, kind in list(arrays):
-        if kind == "bias" and (f"{layer}_bn", "moving_mean") in arrays:  # the convolution's, which ours has not
+        if kind == "bias" and (f"{layer}_bn", "moving_mean") in arrays:  # of a convolution, which has none here
             mean = arrays[f"{layer}_bn", "moving_mean"]
             arrays[f"{layer}_bn", "moving_mean"] = mean - arrays.pop((layer, kind))
     for layer, kind in arrays:
@@ -59,7 +60,7 @@ def load_weights(model: keras.Model, source: Readable) -> None:
 
 
 def _variables(model, biases):
-    """The shapes of the network's variables by (layer, kind); with `biases`, also of those that are folded away."""
+    """The shapes of the network's variables by (layer, kind); with `biases`, also of convolution biases to fold."""
     shapes = {key: tuple(variable.shape) for key, variable in variables(model).items()}
     if biases:
         shapes |= {(n, "bias"): s[-1:] for (n, kind), s in shapes.items() if kind == "kernel" and n != "fc"}
@@ -67,7 +68,7 @@ def _variables(model, biases):
 
 
 def _misfits(model, source):
-    """What is wrong with the tensors, one line for each kind."""
+    """The problems with the tensors, one line for each kind."""
     shapes = _variables(model, source.family.biases)
     names = {key: source.tensor(*key) for key in shapes}
     optional = {source.family.tensor("fc", kind) for kind in ("kernel", "bias") if ("fc", kind) not in shapes}
@@ -88,7 +89,7 @@ def _theirs(shape, family):
 
 
 def _differences(model, source):
-    """What would change the outputs without showing in the tensors, a sentence each."""
+    """Differences that change the outputs and that the tensors do not show, one sentence each."""
     first = normalization.of(model)
     told = [isinstance(n, (tuple, list)) or n in normalization.NAMED for n in (first, source.normalization)]
     if all(told) and not normalization.same(first, source.normalization):
@@ -110,16 +111,16 @@ def _differences(model, source):
         yield f"the network has {has}shortcuts, the weights were trained {need} them"
     for option, has in identity_mappings(model).items():
         theirs = getattr(source, option)
-        if has != theirs and {has, theirs} != {None, "dropout"}:  # which acts in training only
+        if has != theirs and {has, theirs} != {None, "dropout"}:  # dropout acts in training only
             yield f"the network has {option}={has!r}, the weights were trained with {theirs!r}"
     if source.family.zeros_around and (len(source.repetitions()) != 3 or source.array("conv2_1_3") is not None):
         yield f"{source.family.name} have three stages of basic blocks"
 
 
 def _zeros_at_the_end(arrays):
-    """From option A with zero channels on both sides to zeros behind all others: a permutation of each stage.
+    """From option A with zero channels on both sides to zero channels at the end: a permutation for each stage.
 
-    Of twice as many channels the shortcut fills the middle half. `order[stage]` are their channels in our order.
+    Their shortcut fills the middle half of twice as many channels. `order[stage]` are their channels in our order.
     """
     order = {2: np.arange(arrays["conv1", "kernel"].shape[-1])}
     for stage in (3, 4):
@@ -159,7 +160,7 @@ def _load_unnamed(model, path):
         raise WeightsError(f"{path} does not fit {model.name}; nothing was changed: {error}") from error
 
 
-# What torchvision's names leave open, of a `Source`.
+# The fields of `Source` that torchvision's names do not determine.
 DESCRIBED = (
     *("normalization", "stride_in", "residual", "activation_order", "shortcut_variant"),
     *("classifier_activation", "pooling", "output_stride", "input_size"),
@@ -167,18 +168,18 @@ DESCRIBED = (
 
 
 def save_torchvision(model: keras.Model, path: str | os.PathLike) -> None:
-    """Writes a network's weights by torchvision's names, for PyTorch and for `load_weights`, which reads them exactly.
+    """Writes a network's weights under torchvision's names, for PyTorch and for `load_weights`.
 
-    torchvision has the stride of bottlenecks in the 3x3, option B and pixels normalised outside. What this network has
-    instead, torchvision does not see; it is written beside the tensors and found by this package. Layers for which it
-    has no names, as the last normalisation of pre-activation, are refused.
+    torchvision has the stride of bottlenecks in the 3x3, option B and pixels normalised outside. Where this network
+    differs, torchvision does not know; the differences are written beside the tensors and read by this package. Layers
+    for which torchvision has no names, such as the last normalisation of pre-activation networks, are refused.
 
     Args:
         model: a network of this package.
         path: a `.safetensors` file.
 
     Raises:
-        WeightsError: `model` is another network, or the file cannot be written.
+        WeightsError: `model` is not a network of this package, or the file cannot be written.
     """
     safetensors = package("safetensors.numpy", path)
     source = read(model)

@@ -1,6 +1,6 @@
-"""Published weights: of others for ImageNet, which are fetched; of this project for CIFAR-10, in the package.
+"""Published weights: for ImageNet those of others, which are downloaded; for CIFAR-10 this project's, in the package.
 
-`shipped/` holds what finished runs leave, a folder for each: the network, its classes, settings and result.
+`shipped/` has a folder for each finished run, with the network, its classes, settings and result.
 """
 
 import importlib
@@ -14,11 +14,11 @@ SHIPPED = pathlib.Path(__file__).with_name("shipped")
 
 
 class WeightsError(ValueError):
-    """These weights cannot be read, or are not the network's. The message says why; nothing has been changed."""
+    """The weights cannot be read, or do not fit the network. The message says why; nothing has been changed."""
 
 
 def shipped() -> dict[str, str]:
-    """The networks in the package, trained as in P1 4.2: `shipped/cifar10-resnet-20` by the builder's name of it."""
+    """The networks in the package, trained as in P1 4.2: paths such as `shipped/cifar10-resnet-20`, by network name."""
     found = {}
     for folder in sorted(SHIPPED.glob("cifar10-*")):
         _, kind, depth = folder.name.split("-")
@@ -27,9 +27,9 @@ def shipped() -> dict[str, str]:
 
 
 class Published(typing.NamedTuple):
-    """Networks with published weights: their number of classes, what their builders' options have to be, and the files.
+    """Networks with published weights: their number of classes, the options that their builders need, and the files.
 
-    `options` are all values that an option may have; `files` by the network's name an address and a hash, or a path.
+    `options` has all allowed values of an option; `files` has, by the network's name, a URL and a hash, or a path.
     """
 
     classes: int
@@ -39,9 +39,9 @@ class Published(typing.NamedTuple):
 
 # Of the builders' options.
 ORIGINAL = {"activation_order": ("original",), "shortcut_variant": (None,), "channels": (3,)}
-# With 50 layers and more the authors' own, converted from Caffe by keras.applications, with the
-# hashes in its source; with 18 and 34, which the authors did not release, torchvision's. The first eight digits of
-# these two hashes are in the address.
+# For 50 layers and more the authors' own weights, converted from Caffe by keras.applications, with the hashes in its
+# source. For 18 and 34, which the authors did not release, torchvision's; the first eight digits of these two hashes
+# are in the URL.
 APPLICATIONS = "https://storage.googleapis.com/tensorflow/keras-applications/resnet/"
 PUBLISHED = {
     "imagenet": Published(
@@ -75,17 +75,17 @@ PUBLISHED = {
 
 
 def find(path: str | os.PathLike) -> str:
-    """Where a path leads: that of a folder in the package, if it is the name of one and nothing else has this name."""
+    """Resolves a path: the folder in the package of this name, unless the path exists; otherwise the path itself."""
     path = os.fspath(path)
     folder = SHIPPED / path
     return str(folder) if folder.parent == SHIPPED and folder.is_dir() and not os.path.exists(path) else path
 
 
 def fetch(weights: str, network: str | None) -> str:
-    """The file of a network with published weights, which is downloaded once where it is not in the package.
+    """The file of a network with published weights, which is downloaded once if it is not in the package.
 
     Raises:
-        WeightsError: there are no weights of this network, or they could not be fetched.
+        WeightsError: there are no weights of this network, or they could not be downloaded.
     """
     files = PUBLISHED[weights].files
     if network not in files:
@@ -107,7 +107,7 @@ def fetch(weights: str, network: str | None) -> str:
 
 
 def package(name: str, path: str | os.PathLike) -> typing.Any:
-    """Imports what only some formats need."""
+    """Imports a package that only some formats need."""
     try:
         return importlib.import_module(name)
     except ImportError as error:

@@ -1,7 +1,7 @@
-"""Reads trained weights wherever they are: one reader for each format.
+"""Reads trained weights from many sources: one reader for each format.
 
-What is read has its own names, of which `families` has the tables, and comes with what else decides the outputs.
-PyTorch's files are read by its weights-only loader, which executes nothing.
+The tensors keep their own names, for which `families` has the tables, and come with everything else that determines the
+outputs. PyTorch's files are read by its weights-only loader, which executes no code.
 """
 
 import itertools
@@ -34,11 +34,11 @@ IGNORED = ".num_batches_tracked"  # a counter of PyTorch that no output depends 
 class Source(typing.NamedTuple):
     """Trained weights as they were found.
 
-    `tensors` are arrays by their own names, except that epsilon of batch normalisation is this package's. `strides` are
-    those of the convolutions, by kernel, where the source is an undilated Keras model. `family` is None for a
-    `.weights.h5`, whose tensors have no names; then there are none here, and nothing behind it is known.
-    `normalization` is UNKNOWN where a normalisation is needed and nothing says which; the last four are told by Keras
-    models alone.
+    `tensors` are arrays by their own names; only the epsilon of batch normalisation is converted to this package's.
+    `strides` are those of the convolutions, by kernel, if the source is an undilated Keras model. `family` is None for
+    a `.weights.h5`, whose tensors have no names; then `tensors` is empty and the fields after `family` are not known.
+    `normalization` is UNKNOWN if a normalisation is needed and the source does not state it; only Keras models state
+    the last four fields.
     """
 
     name: str
@@ -56,12 +56,12 @@ class Source(typing.NamedTuple):
     input_size: tuple[int | None, ...] | None = None
 
     def tensor(self, layer: str, kind: str) -> str:
-        """What a variable of this package's `layer` is called: as here, where the family has no such layer."""
+        """The source's name of a variable of this package's `layer`; our own name if the family has no such layer."""
         theirs = self.family and self.family.tensor(layer, kind)
         return theirs or f"{layer}/{kind}"
 
     def array(self, layer: str, kind: str = "kernel") -> np.ndarray | None:
-        """A variable of this package's `layer`, in the layout of Keras; None where there is none."""
+        """A variable of this package's `layer`, in the layout of Keras; None if there is none."""
         array = self.tensors.get(self.tensor(layer, kind))
         if array is None or self.family is None or self.family.parts is families.KERAS:
             return array
@@ -82,12 +82,12 @@ class Source(typing.NamedTuple):
 
     @property
     def convolutions(self) -> int:
-        """In each block: 2, basic, or 3, bottleneck."""
+        """The number in each block: 2, basic, or 3, bottleneck."""
         return 2 if self.array("conv2_1_3") is None else 3
 
     @property
     def shortcut(self) -> str | None:
-        """The option, as in `ResNet50`: C has projections where the shape stays."""
+        """The option, as in `ResNet50`: C also has projections where the shape does not change."""
         has = lambda stage, block: self.array(f"conv{stage}_{block}_shortcut") is not None
         if not self.residual:
             return None
@@ -96,7 +96,7 @@ class Source(typing.NamedTuple):
 
     @property
     def network(self) -> str:
-        """The name that this package's builder gives it, such as "resnet50"."""
+        """The name that this package's builder gives the network, such as "resnet50"."""
         depth, small = sum(self.repetitions()) * self.convolutions + 2, self.stages == 3
         v2 = self.activation_order == "full_preactivation" and not small
         return f"{'cifar_' * small}{'resnet' if self.residual else 'plainnet'}{depth}{'v2' * v2}"
@@ -113,24 +113,24 @@ Readable: typing.TypeAlias = str | os.PathLike | keras.Model | Source
 
 
 def axes(ndim: int, back: bool = False) -> tuple[int, ...]:
-    """From PyTorch's order of axes (output, input, height, width) to that of Keras, or `back`."""
+    """The permutation from PyTorch's order of axes (output, input, height, width) to that of Keras, or `back`."""
     order = {1: (0,), 2: (1, 0), 4: (2, 3, 1, 0)}.get(ndim, range(ndim))
     return tuple(np.argsort(order) if back else order)
 
 
 def read(source: Readable, network: str | None = None) -> Source:
-    """Reads weights from wherever they are; `docs/weights.md` has the table of all sources.
+    """Reads weights from any source; `docs/weights.md` has the table of sources.
 
     Args:
         source: a path (`.safetensors`, `.pth`, `.pt`, `.th`, `.bin`, `.h5`, `.keras`), the folder of a finished run or
             the name of a network in the package, a `keras.Model`, or one of PUBLISHED.
-        network: the name of the network that published weights are asked for, such as "resnet50".
+        network: the name of the network, such as "resnet50", if `source` is one of PUBLISHED.
 
     Returns:
         A `Source`.
 
     Raises:
-        WeightsError: it cannot be read, or its names are of none of the known families.
+        WeightsError: the source cannot be read, or its names belong to none of the known families.
     """
     if isinstance(source, Source):
         return source
@@ -154,13 +154,13 @@ def read(source: Readable, network: str | None = None) -> Source:
         return READERS[extension](path)
     except WeightsError:
         raise
-    except Exception as error:  # each format has its own
+    except Exception as error:  # each format has its own errors
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise WeightsError(f"{path} cannot be read: {reason}") from error
 
 
 def _recognized(name, tensors, **known):
-    """The source of these tensors, what is not `known` as it is usual in the family."""
+    """The source of these tensors; fields that are not `known` are as usual in the family."""
     own = {key: array for key, array in tensors.items() if not key.endswith(IGNORED)}
     tensors = {PREFIXES.sub("", key): array for key, array in own.items()}
     if len(tensors) < len(own):
@@ -183,7 +183,7 @@ def _recognized(name, tensors, **known):
 
 
 def _usual_normalization(source):
-    """What weights of this family are usually trained with. Networks for small images differ."""
+    """The normalisation that is usual in the family. Networks for small images have their own."""
     stem, top = source.array("conv1"), source.array("fc")
     if source.stages == 3 or (stem is not None and stem.shape[0] == 3):
         usual = normalization.UNKNOWN if source.family.normalization else None
@@ -215,7 +215,7 @@ def _of_model(model, name):
 
 
 def own_layers(model: keras.Model) -> list[keras.Layer]:
-    """The layers of a model; WeightsError where others with weights are out of sight, in models that it contains."""
+    """The layers of a model; WeightsError if it contains models that have weights."""
     if inner := [layer.name for layer in model.layers if isinstance(layer, keras.Model) and layer.weights]:
         raise WeightsError(
             f"{model.name} contains models, {', '.join(inner)}; give one of them: model.get_layer({inner[0]!r})"
@@ -239,7 +239,7 @@ def variables(model: keras.Model) -> dict[tuple[str, str], keras.Variable]:
 
 
 def _head(model):
-    """What stands behind the last feature map, as `classifier_activation` and `pooling` in `ResNet50`."""
+    """How the model ends after the last feature map, as `classifier_activation` and `pooling` in `ResNet50`."""
     layers = keras.layers
     found = {"classifier_activation": "softmax", "pooling": None}
     for layer in model.layers:
@@ -251,7 +251,7 @@ def _head(model):
 
 
 def _activation(layer):
-    """The name of a layer's activation, or the function that has none; None for none."""
+    """The name of a layer's activation, or the function itself if it has no name in Keras; None if there is none."""
     function = getattr(layer, "activation", keras.activations.softmax)
     if function is keras.activations.linear:
         return None
@@ -282,7 +282,7 @@ def _h5(path):
 
 
 def _legacy_name(name):
-    """ "probs/kernel:0" is "predictions/kernel": the published files are older than the last layer's name."""
+    """Renames "probs/kernel:0" to "predictions/kernel": the published files have the last layer's former name."""
     layer, kind = name.removesuffix(":0").split("/")[-2:]
     return f"{'predictions' if layer == 'probs' else layer}/{kind}"
 
@@ -323,11 +323,11 @@ READERS = {
     ".th": _torch,
     ".bin": _torch,
 }
-METADATA = "keras_resnet"  # the key of what torchvision's names leave open
+METADATA = "keras_resnet"  # the key under which the file states what torchvision's names do not
 
 
 def _configured(path):
-    """What the `config.json` beside a file of transformers or timm says; {} where there is none."""
+    """The fields of `Source` in the `config.json` beside a file of transformers or timm; {} if there is none."""
     path = os.path.join(os.path.dirname(path), "config.json")
     if not os.path.isfile(path):
         return {}
@@ -348,7 +348,7 @@ def _configured(path):
 
 
 def strides(model: keras.Model) -> dict[str, tuple[int, ...]]:
-    """The stride of each convolution by the name of its kernel. A padding that depends on the size is refused."""
+    """The stride of each convolution by the name of its kernel. Padding that depends on the image size is refused."""
     convolutions = [layer for layer in model.layers if isinstance(layer, keras.layers.Conv2D)]
     for layer in convolutions:
         if layer.padding == "same" and max(layer.strides) > 1 and max(layer.kernel_size) > 1:
@@ -357,7 +357,7 @@ def strides(model: keras.Model) -> dict[str, tuple[int, ...]]:
 
 
 def find_stride_in(strides: Mapping[str, tuple[int, ...]], family: families.Family) -> str | None:
-    """Where bottlenecks have their stride, for `ResNet50`; None for basic blocks."""
+    """`stride_in` of bottlenecks as in `ResNet50`; None for basic blocks."""
     if family.tensor("conv2_1_3", "kernel") not in strides:
         return None
     first = family.tensor("conv3_1_1", "kernel")  # stage 3 has a stride in every network
@@ -365,14 +365,14 @@ def find_stride_in(strides: Mapping[str, tuple[int, ...]], family: families.Fami
 
 
 def is_residual(model: keras.Model) -> bool:
-    """Whether anything is added; with option A a plain network has the same variables."""
+    """Whether the model has additions. A plain network has the same variables as one with option A."""
     return any(isinstance(layer, keras.layers.Add) for layer in model.layers)
 
 
 def identity_mappings(model: keras.Model) -> dict[str, str | None]:
-    """`activation_order` and `shortcut_variant`, as in `CifarResNet`, by layers that no other order and variant has.
+    """`activation_order` and `shortcut_variant`, as in `CifarResNet`, recognised by layers that only they have.
 
-    Some of them have the same variables.
+    The variables do not suffice: some orders and variants have the same ones.
     """
     names = {layer.name for layer in model.layers}
     last = "3" if "conv2_1_3" in names else "2"
@@ -384,12 +384,12 @@ def identity_mappings(model: keras.Model) -> dict[str, str | None]:
 
 
 def is_dilated(model: keras.Model) -> bool:
-    """Whether dilation has taken the place of strides."""
+    """Whether the model has dilated convolutions."""
     return any(max(layer.dilation_rate) > 1 for layer in model.layers if isinstance(layer, keras.layers.Conv2D))
 
 
 def _output_stride(strides, source):
-    """The network's input size by that of its last feature map."""
+    """The ratio of the network's input size to that of its last feature map."""
     layer = lambda name: max(strides.get(source.tensor(name, "kernel"), (1, 1)))
     stages = [max(layer(f"conv{stage}_1_{part}") for part in (1, 2, 3)) for stage in range(2, source.stages + 2)]
     return math.prod(stages) * (4 if layer("conv1") == 2 else 1)

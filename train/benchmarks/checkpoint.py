@@ -1,4 +1,4 @@
-"""What checkpoints cost: the time by which training is later because of one."""
+"""The cost of checkpoints: the time by which one delays training."""
 
 import os
 import statistics

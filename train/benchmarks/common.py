@@ -1,4 +1,4 @@
-"""What is trained in the benchmarks: a model, a batch, a step."""
+"""The model, the batch and the step of the benchmarks."""
 
 import keras
 import tensorflow as tf
@@ -23,12 +23,12 @@ def network(depth):
 
 
 def parts(depth, batch_size):
-    """Into how many parts fit.py cuts a batch."""
+    """The number of parts into which fit.py splits a batch."""
     return 1 if depth in IMAGENET_DEPTHS else parts_of(batch_size, recipes.BN_BATCH_SIZE)
 
 
 def trainer(depth, as_fit=True, batch_size=128, mixed_precision=None):
-    """The model that fit.py trains, or the same as a Keras user would compile it."""
+    """The model as fit.py trains it, or as a Keras user would compile it."""
     model = network(depth)
     if as_fit:
         with keras_resnet.models.recursion_limit(20 * depth):
@@ -51,7 +51,7 @@ def batch(size, depth=20):
 
 
 def bare_step(model, data):
-    """The compiled train step on one batch that is already there."""
+    """The compiled training step on one batch in memory."""
     model.make_train_function()
     batches = iter(tf.data.Dataset.from_tensors(data).repeat())
     return lambda: float(model.train_function(batches)["loss"])

@@ -1,4 +1,4 @@
-"""Batches of augmented images against training steps; batches of photographs against other ways to make them."""
+"""Batches of augmented images against training steps; batches of photographs against other input pipelines."""
 
 import multiprocessing.pool
 import os
@@ -49,7 +49,7 @@ def inputs(options):
 
 
 def literal(path, normal):
-    """P1 3.4 word for word: the whole image is decoded and resized, then cropped. A function for tf.data."""
+    """P1 3.4 literally: the whole image is decoded and resized, then cropped. A function for tf.data."""
     image = tf.io.decode_jpeg(tf.io.read_file(path), channels=3)
     side = tf.random.uniform((), *imagenet.SHORTER_SIDES, "int32")
     image = tf.image.resize(image, imagenet.resized_shape(tf.shape(image)[:2], side))
@@ -58,13 +58,13 @@ def literal(path, normal):
 
 
 def pillow(path, rng):
-    """The same in Pillow, as quickly as it can: the JPEG decoder scales, only the crop is resized."""
+    """The same in Pillow, as fast as possible: the JPEG decoder scales, and only the crop is resized."""
     size = imagenet.IMAGE_SIZE
     with Image.open(path) as image:
         side = rng.integers(*imagenet.SHORTER_SIDES)
         resized = [round(length * side / min(image.size)) for length in image.size]
         corner = [rng.integers(length - size + 1) for length in resized]
-        image.draft("RGB", resized)  # the least size that the decoder has and that is no smaller
+        image.draft("RGB", resized)  # the smallest size of the decoder that is not below `resized`
         box = [(c + s) * now / new for s in (0, size) for c, now, new in zip(corner, image.size, resized, strict=True)]
         image = image if image.mode == "RGB" else image.convert("RGB")
         crop = image.resize((size, size), Image.Resampling.BILINEAR, box)
@@ -75,7 +75,7 @@ def pillow(path, rng):
 
 
 def settle():
-    """Waits until the streams that are not asked for batches have filled their queues."""
+    """Waits until the idle pipelines have filled their prefetch queues."""
     used = -1
     while time.process_time() - used > 0.005:
         used = time.process_time()
@@ -113,7 +113,7 @@ def photographs(options):
     for _ in range(options.rounds):
         for name, work in works.items():
             settle()
-            for _ in range(4):  # what lies in the queues was made before
+            for _ in range(4):  # these batches were already in the queues
                 work()
             begin, used = time.perf_counter(), time.process_time()
             for _ in range(options.steps):

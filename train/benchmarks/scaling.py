@@ -1,4 +1,4 @@
-"""One network on two devices and on two processes, against two processes that know nothing of each other."""
+"""One network on two devices and on two workers, against two independent processes."""
 
 import json
 import os
@@ -15,7 +15,7 @@ from keras_resnet.training.fused import graphs_as_traced
 
 
 def _cluster():
-    """TF_CONFIG of two workers on loopback, but for which of them it is."""
+    """The cluster in TF_CONFIG: two workers on loopback."""
     with socket.socket() as one, socket.socket() as other:
         for each in (one, other):
             each.bind(("127.0.0.1", 0))
@@ -23,7 +23,7 @@ def _cluster():
 
 
 def train(turn, depth, images, mixed_precision, core=None, devices=1, cluster=None):
-    """fit.py's loop on `images` images that are there, in parts of 64; on one of two cores or on both."""
+    """fit.py's loop on one batch of `images` images in memory, in parts of 64; on one of two cores or on both."""
     two = sorted(os.sched_getaffinity(0))[:2]
     os.sched_setaffinity(0, two if core is None else {two[core]})
     tf.config.set_visible_devices([], "GPU")

@@ -1,4 +1,4 @@
-"""Time until the first step is done, and peak memory."""
+"""Time until the end of the first step, and peak memory."""
 
 import contextlib
 import multiprocessing

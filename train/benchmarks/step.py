@@ -22,7 +22,7 @@ from keras_resnet.training.step import cores
 
 @graphs_as_traced()
 def fit(turn, depth, batch_size, mixed_precision):
-    """fit.py's loop: augmentation, callbacks, progress bar, checkpoints; photographs are one batch that is there."""
+    """fit.py's loop: augmentation, callbacks, progress bar, checkpoints; photographs are one batch in memory."""
     distribution.strategy("none", parts(depth, batch_size))
     model = trainer(depth, True, batch_size, mixed_precision)
     if depth in IMAGENET_DEPTHS:
@@ -43,7 +43,7 @@ def fit(turn, depth, batch_size, mixed_precision):
 
 
 def bare(turn, depth, batch_size, kind):
-    """A compiled step on one batch that is there: "ours", "Keras as it is" or "keras.applications"."""
+    """A compiled step on one batch in memory: "ours", "Keras as it is" or "keras.applications"."""
     if kind == "ours":
         distribution.strategy("none", parts(depth, batch_size))
     with graphs_as_traced() if kind == "ours" else contextlib.nullcontext():
@@ -71,7 +71,7 @@ def pytorch(turn, depth, batch_size, bfloat16, compiled):
 
 
 def rivals(depth):
-    """By arithmetic: each rival's function and arguments by name. With the first one the others are compared."""
+    """By precision: each rival's function and arguments by name. The others are compared with the first one."""
     found = {"float32": {"fit.py": (fit, None)}, "bfloat16": {"fit.py --mixed-precision bfloat16": (fit, "bfloat16")}}
     if depth in IMAGENET_DEPTHS:
         found["float32"]["keras.applications"] = (bare, "keras.applications")

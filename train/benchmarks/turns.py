@@ -1,4 +1,4 @@
-"""Rivals that take turns, each in processes of its own, because threads and devices are chosen for a whole process."""
+"""Variants measured in turn, each in processes of its own, because threads and devices are chosen per process."""
 
 import contextlib
 import multiprocessing
@@ -10,7 +10,7 @@ ENDLESS = 10**9  # steps of a `fit` that its process ends
 
 
 class Turn(keras.callbacks.Callback):
-    """Called after each step; after `steps` of them tells the time they took and waits for the next turn."""
+    """Called after each step; after `steps` steps sends the time that they took and waits for the next turn."""
 
     def __init__(self, pipe, steps):
         super().__init__()
@@ -33,13 +33,13 @@ def _play(pipe, steps, work, *arguments):
 
 
 def take_turns(rivals, steps, rounds):
-    """Lets rivals train one after the other, again and again.
+    """Lets rivals train in turn.
 
     Args:
-        rivals: by name, the processes that work at the same time, each a tuple of a function and its arguments. The
-            function gets a `Turn` first, which it calls after each step without end.
-        steps: in a turn.
-        rounds: turns of each that are counted.
+        rivals: by name, the processes that run at the same time, each a tuple of a function and its arguments. The
+            function gets a `Turn` as its first argument, trains without end and calls the `Turn` after each step.
+        steps: steps in a turn.
+        rounds: turns of each rival that are counted.
 
     Returns:
         By name, the seconds of each turn, and the seconds until the first step was done.

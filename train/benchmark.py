@@ -46,7 +46,7 @@ def positive(text):
     return int(text)
 
 
-def main():
+def parse(words=None):
     parser = arguments.parser(__doc__)
     parser.add_argument("what", choices=BENCHMARKS)
     parser.add_argument("--depth", type=positive, help="of the CIFAR network (default 20; start, checkpoint: 110)")
@@ -55,7 +55,7 @@ def main():
     parser.add_argument("--rounds", type=positive, help="turns over which the median is taken (default 7; start: 3)")
     parser.add_argument("--steps", type=positive, help="steps in a turn (default 20; for 224x224: 2)")
     parser.add_argument("--mixed-precision", choices=PRECISIONS, help="scaling: as in fit.py (default float32)")
-    options = parser.parse_args()
+    options = parser.parse_args(words)
     options.depth = options.depth or (110 if options.what in ("start", "checkpoint") else 20)
     options.rounds = options.rounds or (3 if options.what == "start" else 7)
     photographs = options.depth in IMAGENET_DEPTHS
@@ -65,6 +65,11 @@ def main():
         parser.error(f"--{error}; {', '.join(map(str, IMAGENET_DEPTHS))} are ImageNet's")
     options.batch_size = options.batch_size or (16 if photographs else 128)
     options.steps = options.steps or (2 if photographs else 20)
+    return options
+
+
+def main():
+    options = parse()
     BENCHMARKS[options.what](options)
 
 

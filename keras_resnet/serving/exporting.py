@@ -104,8 +104,8 @@ def export(
         with recursion_limit(LOADING_DEPTH):
             network = fold(network, "float32" if dtype == "int8" else dtype, batch_norm == "fold")
             if format == "saved_model":
-                signatures.save(network, temporary, classes, min(top_k, outputs), preprocess, max_pixels)
-                written["signatures"] = signatures.describe(temporary)
+                top_k = min(top_k, outputs)
+                written["signatures"] = signatures.save(network, temporary, classes, top_k, preprocess, max_pixels)
                 os.makedirs(os.path.join(temporary, os.path.dirname(WARMUP)))
                 with tf.io.TFRecordWriter(os.path.join(temporary, WARMUP)) as requests:
                     for log in signatures.warmup_requests(os.path.basename(folder), model.input_shape, crop):

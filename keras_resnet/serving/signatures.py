@@ -40,7 +40,7 @@ def preprocessing(crop: int) -> Preprocessing:
 def save(
     model: keras.Model, path: Path, classes: Sequence[str], top_k: int, preprocess: Preprocessing,
     max_pixels: int = MAX_PIXELS,
-) -> None:  # fmt: skip
+) -> dict[str, dict[str, dict[str, dict]]]:  # fmt: skip
     """Writes a SavedModel with the signatures.
 
     Args:
@@ -51,6 +51,10 @@ def save(
         top_k: how many classes `classes`, `scores` and `labels` hold.
         preprocess: a `Preprocessing`.
         max_pixels: of an image in a file; a larger one fails its request before it is decoded.
+
+    Returns:
+        The signatures, for clients that have no TensorFlow: {signature: {"inputs" and "outputs": {name: {"dtype": for
+        example "float32", "shape": a list}}}}; a length that may be any is None.
     """
     names, pixels = tf.constant(classes), model.input_shape
 
@@ -91,15 +95,10 @@ def save(
     methods = tf.compat.v1.saved_model.signature_def_utils.MethodNameUpdater(path)
     methods.replace_method_name(CLASSIFY, tf.compat.v1.saved_model.CLASSIFY_METHOD_NAME)
     methods.save()
+    return _describe(path)
 
 
-def describe(path: Path) -> dict[str, dict[str, dict[str, dict]]]:
-    """The signatures of a SavedModel, for clients that have no TensorFlow.
-
-    Returns:
-        {signature: {"inputs" and "outputs": {name: {"dtype": for example "float32", "shape": a list}}}}; a length that
-        may be any is None.
-    """
+def _describe(path):
     saved = saved_model_pb2.SavedModel.FromString(pathlib.Path(path, "saved_model.pb").read_bytes())
     tensors = lambda infos: {
         name: {"dtype": tf.dtypes.as_dtype(info.dtype).name, "shape": tf.TensorShape(info.tensor_shape).as_list()}

@@ -1,0 +1,91 @@
+"""What the pages show is run as it stands there; tests/serving/test_contract.py does the same for docs/serving.md."""
+
+import importlib
+import re
+import shlex
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT, blocks
+
+from keras_resnet.data import shapes
+from keras_resnet.experiments import experiments
+from keras_resnet.training.settings import Settings
+
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PLACEHOLDER = re.compile(r"\b(NAME|WHICH)\b|\.\.\.|…")  # of the text, not of a command
+
+
+def commands(page):
+    """Every `python train/PROGRAM.py ...` of a page, in blocks and in sentences, as lists of words."""
+    texts = [text.replace("\\\n", " ") for texts in blocks(page).values() for text in texts]
+    shown = [line for text in texts for line in text.splitlines()]
+    shown += re.findall(r"`([^`\n]+)`", re.sub(r"```.*?```", "", page.read_text(), flags=re.S))
+    found = (re.search(r"python (train/\w+\.py.*)", line) for line in shown)
+    return [shlex.split(match[1], comments=True) for match in found if match and not PLACEHOLDER.search(match[1])]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_the_programs_take_the_commands_of_the_pages(page, monkeypatch, tmp_path):
+    """Flags and their values; what needs days or other people's data is not run."""
+    monkeypatch.syspath_prepend(str(ROOT / "train"))
+    monkeypatch.chdir(tmp_path)
+    for folder in ("IMAGENET", "FLOWERS", "A", "B", "DIR"):  # the names of folders of photographs in the pages
+        (tmp_path / folder).mkdir()
+    for program, *words in commands(page):
+        assert (ROOT / program).is_file(), program
+        options = vars(importlib.import_module(program[6:-3]).parse(words))
+        if program == "train/fit.py" and not options["dataset"].startswith("/"):
+            Settings(**{name: value for name, value in options.items() if name in Settings.__dataclass_fields__})
+        if program == "train/reproduce.py":
+            experiment = experiments.EXPERIMENTS[options["name"]]
+            kept = {key: options[key] for key in options.keys() & Settings.__dataclass_fields__.keys()}
+            experiment.settings(options["only"], options["seeds"], options["data"], **kept)
+
+
+def test_the_pages_have_commands():
+    found = [command[0] for page in PAGES for command in commands(page)]
+    assert len(found) > 40 and {"train/fit.py", "train/benchmark.py", "train/convert.py"} < set(found)
+
+
+def test_training_on_several_devices_in_keras_code(tmp_path):
+    """On two logical CPUs and small images."""
+    from PIL import Image
+
+    (program,) = blocks(ROOT / "docs" / "distribution.md", "## In Keras code")["python"]
+    for words, fewer in {
+        'strategy("auto")': 'strategy("mirrored")',
+        "ResNet50()": "ResNet18(input_shape=(32, 32, 3), classes=3)",
+        "batch_size=256, seed=0,": "batch_size=8, seed=0, image_size=32,",
+        "steps_per_epoch=5000, epochs=90": "steps_per_epoch=2, epochs=1",
+    }.items():
+        assert program.count(words) == 1, words
+        program = program.replace(words, fewer)
+    for number, image in enumerate(shapes.draw(24, seed=0)[0]):
+        path = tmp_path / "IMAGENET" / "train" / f"class{number % 3}" / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(path)
+    (tmp_path / "IMAGENET" / "val").symlink_to("train")
+    two = (
+        "import tensorflow as tf\n"
+        "tf.config.set_logical_device_configuration(\n"
+        "    tf.config.list_physical_devices('CPU')[0], [tf.config.LogicalDeviceConfiguration()] * 2)\n"
+    )
+    program = f"{two}{program}\nassert strategy.num_replicas_in_sync == 2\n"
+    done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "2/2" in done.stdout and "loss" in done.stdout
+
+
+def test_the_table_of_bandwidths_is_what_its_program_prints():
+    page = ROOT / "docs" / "distribution.md"
+    program = blocks(page, "## When the interconnect becomes the bottleneck")["python"][0]
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    rows = []
+    for line in done.stdout.splitlines():
+        name, *numbers = re.findall(r"ResNet-\d+|\d+\.?\d*(?:e-?\d+)?", line)
+        size, sent, slow, slow_limit, fast, fast_limit = map(float, numbers)
+        cells = (f"{size:.1f}", f"{sent:.1f}", f"{slow:.1f}", f"{slow_limit:,.0f}", f"{fast:.1f}", f"{fast_limit:,.0f}")
+        rows.append(f"| {name} | {' | '.join(cells)} |")
+    assert len(rows) == 7 and "\n".join(rows) in page.read_text()

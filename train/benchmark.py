@@ -10,6 +10,7 @@ python train/benchmark.py start    time until the end of the first step, and pea
 python train/benchmark.py checkpoint
                                    the delay of training by a checkpoint
 python train/benchmark.py serve    exports of ResNet-50 against that of keras.applications
+python train/benchmark.py load     images/s and latencies of a server of ResNet-50 with 1, 4 and 16 clients
 """
 
 import argparse
@@ -21,6 +22,7 @@ import arguments
 from benchmarks.checkpoint import checkpoint
 from benchmarks.common import IMAGENET_DEPTHS
 from benchmarks.input import inputs
+from benchmarks.load import load
 from benchmarks.scaling import scaling
 from benchmarks.serve import serve
 from benchmarks.start import start
@@ -36,6 +38,7 @@ BENCHMARKS = {
     "start": start,
     "checkpoint": checkpoint,
     "serve": serve,
+    "load": load,
 }
 
 
@@ -54,6 +57,7 @@ def parse(words=None):
     parser.add_argument("--data", help="input: a folder of images")
     parser.add_argument("--rounds", type=positive, help="turns over which the median is taken (default 7; start: 3)")
     parser.add_argument("--steps", type=positive, help="steps in a turn (default 20; for 224x224: 2)")
+    parser.add_argument("--seconds", type=positive, default=30, help="load: of a turn (default %(default)s)")
     parser.add_argument("--mixed-precision", choices=PRECISIONS, help="scaling: as in fit.py (default float32)")
     options = parser.parse_args(words)
     options.depth = options.depth or (110 if options.what in ("start", "checkpoint") else 20)

@@ -1,0 +1,109 @@
+"""ResNet-50 under load: images/s and latencies of 1, 4 and 16 clients that send a file, wait for the answer, and so on.
+
+The server is that of the tests, `tests/serving/contract_server.py`: TensorFlow's C API behind gRPC in Python.
+It says what the network and the joining of requests give on this machine, not how fast TF Serving itself is.
+"""
+
+import concurrent.futures
+import os
+import pathlib
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+
+import grpc
+import numpy as np
+import tensorflow as tf
+from benchmarks.serve import FROZEN, HEIGHT, SIZE, WIDTH
+from tensorflow_serving.apis import predict_pb2, prediction_service_pb2_grpc
+
+import keras_resnet
+from keras_resnet import serving
+
+SERVER = pathlib.Path(__file__).parents[2] / "tests" / "serving" / "contract_server.py"
+CLIENTS = (1, 4, 16)
+START = 120  # seconds, at most
+BATCHING = """
+max_batch_size { value: 8 }
+batch_timeout_micros { value: 2000 }
+num_batch_threads { value: 2 }
+max_enqueued_batches { value: 64 }
+"""  # as docs/serving.md has it
+
+
+def load(options):
+    """Prints a line for each number of clients, without and with batching; a turn takes `--seconds`."""
+    noise = np.random.default_rng(0).uniform(0, 255, (30, 40, 3))
+    file = tf.io.encode_jpeg(tf.cast(tf.image.resize(noise, (HEIGHT, WIDTH)), "uint8")).numpy()
+    request = predict_pb2.PredictRequest(inputs={"image_bytes": tf.make_tensor_proto([file])})
+    request.model_spec.name, request.model_spec.signature_name = "resnet50", "predict_bytes"
+    with tempfile.TemporaryDirectory() as folder:
+        serving.export(keras_resnet.ResNet50(input_shape=(SIZE, SIZE, 3)), f"{folder}/resnet50")
+        parameters = pathlib.Path(folder, "batching.config")
+        parameters.write_text(BATCHING)
+        print(f"ResNet-50, float32, frozen weights, files of {HEIGHT}x{WIDTH}, {os.cpu_count()} cores")
+        print(f"{'':<20}{'clients':>8}{'images/s':>10}{'ms, median':>12}{'95 %':>8}{'99 %':>8}")
+        for name, flags in (
+            ("one by one", ()),
+            ("batching", ("--enable_batching", f"--batching_parameters_file={parameters}")),
+        ):
+            with _Server(f"{folder}/resnet50", flags) as predict:
+                for clients in CLIENTS:
+                    seconds = _turn(lambda: predict(request, timeout=60), clients, options.seconds)
+                    rate = len(seconds) / options.seconds
+                    median, most, worst = 1000 * np.percentile(seconds, (50, 95, 99))
+                    print(f"{name:<20}{clients:>8}{rate:>10.1f}{median:>12.0f}{most:>8.0f}{worst:>8.0f}", flush=True)
+
+
+class _Server:
+    """A context: starts the server, gives its `Predict`, and ends it."""
+
+    def __init__(self, folder, flags):
+        ports = []
+        for _ in range(2):
+            with socket.socket() as found:
+                found.bind(("localhost", 0))
+                ports.append(found.getsockname()[1])
+        command = [
+            sys.executable, str(SERVER), "--model_name=resnet50", f"--model_base_path={folder}",
+            f"--port={ports[0]}", f"--rest_api_port={ports[1]}", *flags,
+        ]  # fmt: skip
+        self.process = subprocess.Popen(command, stderr=subprocess.DEVNULL, env=os.environ | FROZEN)
+        self.channel = grpc.insecure_channel(f"localhost:{ports[0]}")
+
+    def __enter__(self):
+        predict = prediction_service_pb2_grpc.PredictionServiceStub(self.channel).Predict
+        end = time.monotonic() + START
+        while True:
+            try:
+                predict(predict_pb2.PredictRequest(model_spec={"name": "resnet50"}), timeout=5, wait_for_ready=True)
+            except grpc.RpcError as error:
+                if error.code() == grpc.StatusCode.INVALID_ARGUMENT:  # it is loaded, and lacks the input
+                    return predict
+            if self.process.poll() is not None or time.monotonic() > end:
+                raise SystemExit("benchmark.py: the server of the tests did not start")
+            time.sleep(0.2)
+
+    def __exit__(self, *_):
+        self.channel.close()
+        self.process.kill()
+        self.process.wait()
+
+
+def _turn(ask, clients, seconds):
+    """How long each request took that was begun and answered within so many seconds, after a first one each."""
+
+    def client(_):
+        ask()
+        taken = []
+        end = time.perf_counter() + seconds
+        while (begin := time.perf_counter()) < end:
+            ask()
+            if (now := time.perf_counter()) <= end:
+                taken.append(now - begin)
+        return taken
+
+    with concurrent.futures.ThreadPoolExecutor(clients) as pool:
+        return [each for taken in pool.map(client, range(clients)) for each in taken]

@@ -113,3 +113,14 @@ def locked(path: Path) -> Iterator[None]:
                 raise RunError(f"{path} cannot be written: {error}") from error
             print(f"{path} cannot be locked ({error.strerror}): no other process may train this run at the same time")
         yield
+
+
+@contextlib.contextmanager
+def own_line(verbose: int) -> Iterator[None]:
+    """Inside this context, an error ends the line of a progress bar, so that its message has a line of its own."""
+    try:
+        yield
+    except BaseException:
+        if verbose == 1:
+            print(flush=True)
+        raise

@@ -7,7 +7,7 @@ import hashlib
 import os
 import typing
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import tensorflow as tf
@@ -128,7 +128,7 @@ def load_part(folder: Path, part: str) -> tuple[tuple[str, ...], Files] | None:
     return list_classes(inner) if inner and (part != "test" or _folders(inner)) else None
 
 
-def held_out(names, labels, seed):
+def held_out(names: Sequence[str], labels: np.ndarray, seed: int) -> np.ndarray:
     """Which files of DIR/CLASS/FILE are set aside for validation: about a tenth of each class.
 
     The hash of a file's name and the seed decides: a file is set aside if its hash is in the lowest tenth. So it stays

@@ -15,7 +15,7 @@ import functools
 import json
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import keras
 import numpy as np
@@ -25,6 +25,7 @@ from keras_resnet.data import color
 from keras_resnet.data.folders import Examples
 from keras_resnet.data.parts import WHOLE, Parts, evaluation_ranges, steps_per_epoch, training_order
 from keras_resnet.data.sources import DataError
+from keras_resnet.files import own_line
 
 IMAGE_SIZE = 224
 SHORTER_SIDES = (256, 480)  # P1 3.4, for crops of 224; for other sizes in proportion
@@ -268,18 +269,7 @@ def examples(files: Examples, skipped: set[str] | None = None) -> tf.data.Datase
 
 
 @contextlib.contextmanager
-def bar_ended(verbose):
-    """Inside this context a progress bar is drawn. After an error its line ends, so that the message has its own."""
-    try:
-        yield
-    except BaseException:
-        if verbose:
-            print(flush=True)
-        raise
-
-
-@contextlib.contextmanager
-def errors_named():
+def errors_named() -> Iterator[None]:
     """Inside this context, a file that stops a stream of this module raises a DataError that names the file."""
     try:
         yield
@@ -412,7 +402,7 @@ def statistics(
     files = files.part(np.sort(np.random.default_rng(seed).permutation(len(files))[:images]))
     bar = keras.utils.Progbar(-(-len(files) // batch_size), verbose=verbose, unit_name="batch")
     total, products, n = np.zeros((image_size, image_size, 3)), np.zeros((3, 3)), 0
-    with bar_ended(verbose):
+    with own_line(verbose):
         for batch, _ in center_batches(files, batch_size=batch_size, image_size=image_size, skipped=skipped):
             total += batch.numpy().sum(0, dtype="float64")
             colors = tf.reshape(batch, (-1, 3)) - 128.0  # near zero, where float32 is precise

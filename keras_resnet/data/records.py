@@ -52,7 +52,7 @@ class Records:
         """The arrays `files`, `offsets` and `lengths`."""
         return self.files, self.offsets, self.lengths
 
-    def rows(self, indices):
+    def rows(self, indices: np.ndarray | tf.Tensor) -> tuple[tf.Tensor, ...]:
         """The arguments of `read` for the examples with these indices, int (m,): their records, string (m,).
 
         A record that cannot be read is empty; `check` raises the error.
@@ -113,7 +113,7 @@ def _array_record(path):
     return ArrayRecordReader(path, **options)
 
 
-def photographs(dataset, data_dir=None, seed=0):
+def photographs(dataset: str, data_dir: Path | None = None, seed: int = 0) -> folders.Photographs:
     """The `folders.Photographs` of a folder, as `folders.load` lists it, or of a data set, as `load` finds it."""
     return folders.load(dataset, seed) if os.path.isdir(dataset) else load(dataset, data_dir, seed)
 

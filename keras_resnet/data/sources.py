@@ -177,7 +177,7 @@ def prepared(name: str, data_dir: Path | None = None) -> "tfds.core.DatasetBuild
     return builder
 
 
-def is_array_record(name, builder):
+def is_array_record(name: str, builder: typing.Any) -> bool:
     """Whether a prepared data set is in array_record files rather than TFRecord files.
 
     Raises:

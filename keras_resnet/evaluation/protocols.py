@@ -21,7 +21,7 @@ import tensorflow as tf
 from keras_resnet import graphs
 from keras_resnet.data import imagenet, records, sources
 from keras_resnet.evaluation import views
-from keras_resnet.files import Path
+from keras_resnet.files import Path, own_line
 from keras_resnet.graphs import LOADING_DEPTH, recursion_limit
 from keras_resnet.weights.published import find
 
@@ -352,7 +352,7 @@ def evaluate(
     progress = keras.utils.Progbar(n * len(plan.passes) if n > 0 else None, unit_name="image", verbose=verbose)
     labels: np.ndarray = np.zeros(0, "int64")
     total: np.ndarray = np.zeros(())
-    with imagenet.bar_ended(verbose):
+    with own_line(verbose):
         for one_pass in plan.passes:
             indices, labels_of_batches, scores = [], [], []
             for batch_indices, batch, batch_labels in views.batches(examples, one_pass, batch_size):

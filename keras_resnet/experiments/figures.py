@@ -182,7 +182,7 @@ def draw_responses(networks: Sequence[Responses], note: str) -> Figure:
         return figure
 
 
-def draw_search(trials, note):
+def draw_search(trials: Sequence[Trial], note: str) -> Figure:
     """The error of each trial of a search against each setting; trials with more epochs are darker.
 
     Args:

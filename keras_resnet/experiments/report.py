@@ -14,7 +14,7 @@ import numpy as np
 
 from keras_resnet.experiments import experiments, figures
 from keras_resnet.experiments.experiments import Experiment
-from keras_resnet.files import RunError, write_whole
+from keras_resnet.files import Path, RunError, write_whole
 from keras_resnet.training import recipes
 from keras_resnet.training.command_line import flags
 
@@ -51,12 +51,12 @@ def entries(experiment: Experiment, records: Sequence[dict]) -> list[Entry]:
     return found
 
 
-def groups(found):
+def groups(found: Sequence[Entry]) -> list[list[Entry]]:
     """Lists of entries with the same conditions, without those that have no runs; the conditions of most rows first.
 
     Among equally common conditions the longest schedule comes first.
     """
-    by_conditions = {}
+    by_conditions: dict[str, list[Entry]] = {}
     for entry in found:
         if entry.records:
             by_conditions.setdefault(json.dumps(entry.conditions, sort_keys=True), []).append(entry)
@@ -87,7 +87,7 @@ def command(name: str, entry: Entry, conditions: dict) -> str:
     return f"python train/reproduce.py {name} {flags(options)}"
 
 
-def draw(experiment, group):
+def draw(experiment: Experiment, group: Sequence[Entry]) -> figures.Figure | None:
     """The experiment's figure of one of `groups`; None if it has no figure, or none of these networks is in it."""
     shared = {entry.row.name: entry for entry in group}
     schedule = _schedule(experiment, next(iter(shared.values())))
@@ -152,7 +152,7 @@ def _schedule(experiment, entry):
     return ", ".join([*found, *([flags(others)] if others else [])])
 
 
-def write(records, folder):
+def write(records: Sequence[dict], folder: Path) -> list[str]:
     """Writes report.html and the figures for which there are results as PNG, one for each schedule.
 
     Args:

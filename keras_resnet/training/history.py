@@ -1,6 +1,5 @@
 """The output of a run: its progress, history.csv and curves.png."""
 
-import contextlib
 import csv
 import io
 import time
@@ -18,17 +17,6 @@ COLUMNS = (
 
 
 LINE_EVERY = 600  # seconds between lines in long epochs
-
-
-@contextlib.contextmanager
-def own_line(verbose: int):
-    """Inside this context, an error ends the line of a progress bar, so that its message has a line of its own."""
-    try:
-        yield
-    except BaseException:
-        if verbose == 1:
-            print(flush=True)
-        raise
 
 
 class Progress(keras.callbacks.ProgbarLogger):
@@ -50,7 +38,7 @@ class Progress(keras.callbacks.ProgbarLogger):
         self.batches_per_epoch = batches_per_epoch
         self.lines = False
 
-    def set_params(self, params):
+    def set_params(self, params: dict) -> None:
         self.lines = params["verbose"] == 2
         epochs = -(-self.batches // self.batches_per_epoch)
         super().set_params({**params, "epochs": epochs, "verbose": int(params["verbose"] == 1)})
@@ -70,7 +58,7 @@ class Progress(keras.callbacks.ProgbarLogger):
         if self.lines:
             self.line(logs)
 
-    def line(self, logs):
+    def line(self, logs: dict) -> None:
         self.last = time.perf_counter()
         step, steps = (batches // self.history.accumulate for batches in (self.history.batches, self.batches))
         metrics = ", ".join(f"{name} {value:.4f}" for name, value in logs.items())

@@ -16,13 +16,13 @@ from keras import ops
 
 from keras_resnet import files
 from keras_resnet.data import imagenet
-from keras_resnet.files import RunError, write_whole
+from keras_resnet.files import RunError, own_line, write_whole
 from keras_resnet.graphs import LOADING_DEPTH, recursion_limit
 from keras_resnet.optimizers import SGD, PlateauSchedule, StepSchedule
 from keras_resnet.training import distribution, precision, recipes, tasks
 from keras_resnet.training.checkpoint import Checkpoint, StopSignals
 from keras_resnet.training.fused import fuse_batch_norm, fuse_update, graphs_as_traced
-from keras_resnet.training.history import History, Progress, draw, own_line
+from keras_resnet.training.history import History, Progress, draw
 from keras_resnet.training.settings import WITHOUT_EFFECT, Settings
 from keras_resnet.training.step import TrainingModel, parts_of
 from keras_resnet.weights.readers import WeightsError
@@ -379,7 +379,10 @@ def fit(
         step += epochs * length
 
 
-def finish(settings, task, saved, parts, schedule, history, together):
+def finish(
+    settings: Settings, task: tasks.Task, saved: keras.Model, parts: int, schedule: StepSchedule | PlateauSchedule,
+    history: History, together: int,
+) -> dict:  # fmt: skip
     """Evaluates the saved network on the test set, once, and writes the result."""
     rows, state = history.state["rows"], history.state
     last = {**{f"train_{column}": value for column, value in rows[-1].items()}, **rows[-1]}

@@ -206,20 +206,20 @@ class Settings:
         return os.path.join(self.output, self.name or f"{self.data}-{self.network.lower()}")
 
     @property
-    def warmup_from(self):
+    def warmup_from(self) -> float:
         """The rate for the paper's batch size, which `lr` scales to `batch_size` (Goyal et al., 2.1)."""
         recipe = recipes.PHOTOGRAPHS if self.photographs else recipes.SMALL_IMAGES
         return self.lr * recipe["batch_size"] / self.batch_size
 
-    def steps_in(self, epochs, examples):
+    def steps_in(self, epochs: int, examples: int) -> int:
         """The number of full steps in `epochs` epochs of `examples` images, at least 1."""
         return max(1, epochs * (examples // self.batch_size))
 
-    def length(self, examples):
+    def length(self, examples: int) -> int:
         """The number of steps of the whole run on `examples` images."""
         return self.steps_in(self.epochs, examples) if self.epochs else self.steps
 
     @property
-    def batch_in_memory(self):
+    def batch_in_memory(self) -> int:
         """The number of images in one forward pass."""
         return self.batch_size // self.accumulate

@@ -14,10 +14,9 @@ from keras_resnet import models
 from keras_resnet.data import cifar, color, imagenet, records, sources
 from keras_resnet.data.parts import Parts
 from keras_resnet.data.sources import DataError
-from keras_resnet.files import RunError, write_whole
+from keras_resnet.files import RunError, own_line, write_whole
 from keras_resnet.graphs import LOADING_DEPTH, recursion_limit
 from keras_resnet.training import distribution
-from keras_resnet.training.history import own_line
 from keras_resnet.training.settings import Settings
 from keras_resnet.weights import load_weights, readers
 
@@ -85,7 +84,7 @@ def small_images(settings: Settings) -> Task:
     return Task(source.classes, len(source.train.labels), build, batches, validation, test, set())
 
 
-def photographs(settings, verbose=0):
+def photographs(settings: Settings, verbose: int = 0) -> Task:
     """Photographs (P1 3.4), read when they are needed. The network's first layer subtracts the mean.
 
     `verbose` is as in `run.train`.

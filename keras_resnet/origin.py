@@ -1,7 +1,9 @@
-"""The version of the code that runs."""
+"""Where a result comes from: the version of the code, and the command."""
 
 import os
+import shlex
 import subprocess
+from collections.abc import Mapping
 
 
 def commit() -> str | None:
@@ -19,3 +21,15 @@ def commit() -> str | None:
 def _git(*arguments):
     command = ["git", "-C", os.path.dirname(os.path.abspath(__file__)), *arguments]
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+
+def flags(values: Mapping[str, object]) -> str:
+    """Settings as a command line: {"depth": 56, "plain": True} is "--depth 56 --plain"."""
+    arguments = []
+    for name, value in values.items():
+        flag = name.replace("_", "-")
+        if isinstance(value, bool):
+            arguments.append(f"--{flag}" if value else f"--no-{flag}")
+        else:
+            arguments += [f"--{flag}", *map(str, value if isinstance(value, (list, tuple)) else [value])]
+    return shlex.join(arguments)

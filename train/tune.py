@@ -24,7 +24,7 @@ import keras
 from keras_resnet.data import cifar, sources
 from keras_resnet.experiments import figures
 from keras_resnet.files import RunError, locked, write_whole
-from keras_resnet.training.command_line import flags
+from keras_resnet.origin import flags
 from keras_resnet.training.settings import Settings
 
 COST, PICTURE = "cost.json", "trials.png"  # in the folder of the search

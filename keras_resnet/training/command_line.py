@@ -1,9 +1,8 @@
-"""`Settings` as a command line: the flags of train/fit.py, read and written."""
+"""The flags of train/fit.py: one for each of the `Settings`. `origin.flags` writes them."""
 
 import argparse
-import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from keras_resnet.blocks import ORDERS, SHORTCUT_VARIANTS
 from keras_resnet.training import recipes
@@ -106,15 +105,3 @@ def add_settings(parser: argparse.ArgumentParser, left_out: Sequence[str] = ()) 
     watched = sys.stdout.isatty()
     run.add_argument("--verbose", type=int, default=1 if watched else 2, choices=(0, 1, 2), help=verbose)
     return run
-
-
-def flags(values: Mapping[str, object]) -> str:
-    """Settings as a command line: {"depth": 56, "plain": True} is "--depth 56 --plain"."""
-    arguments = []
-    for name, value in values.items():
-        flag = name.replace("_", "-")
-        if isinstance(value, bool):
-            arguments.append(f"--{flag}" if value else f"--no-{flag}")
-        else:
-            arguments += [f"--{flag}", *map(str, value if isinstance(value, (list, tuple)) else [value])]
-    return shlex.join(arguments)

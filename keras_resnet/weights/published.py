@@ -3,12 +3,14 @@
 `shipped/` has a folder for each finished run, with the network, its classes, settings and result.
 """
 
+import hashlib
 import importlib
 import os
 import pathlib
 import typing
 
 import keras
+import numpy as np
 
 SHIPPED = pathlib.Path(__file__).with_name("shipped")
 
@@ -79,6 +81,24 @@ def find(path: str | os.PathLike) -> str:
     path = os.fspath(path)
     folder = SHIPPED / path
     return str(folder) if folder.parent == SHIPPED and folder.is_dir() and not os.path.exists(path) else path
+
+
+def weights_sha256(model: keras.Model) -> str:
+    """The SHA-256 of a network's numbers, which stands in the record of the run that trained it.
+
+    Of each variable, and of the scale and offset of each `Rescaling`, in the order of the layers: "LAYER/NAME(SHAPE)",
+    then the values as little-endian float32. A `.keras` file has no such digest: it is another one each time it is
+    saved, as it holds the time, and again with another version of Keras or HDF5.
+    """
+    digest = hashlib.sha256()
+    for layer in model.layers:
+        values = [(variable.name, keras.ops.convert_to_numpy(variable)) for variable in layer.weights]
+        if isinstance(layer, keras.layers.Rescaling):
+            values += [("scale", layer.scale), ("offset", layer.offset)]
+        for name, value in values:
+            array = np.asarray(value, "<f4", order="C")
+            digest.update(f"{layer.name}/{name}{array.shape}".encode() + array.tobytes())
+    return digest.hexdigest()
 
 
 def fetch(weights: str, network: str | None) -> str:

@@ -1,15 +1,25 @@
 """Networks by name; a folder that a run could have left stands for those that the package brings."""
 
+import hashlib
 import json
+import os
+import pathlib
+import shutil
+import struct
 
 import keras
 import numpy as np
 import pytest
-from conftest import images, randomize
+from conftest import ROOT, images, randomize, write_cifar10
 
 import keras_resnet
 from keras_resnet import evaluation, normalization
+from keras_resnet.data import sources
+from keras_resnet.experiments import experiments
+from keras_resnet.training.settings import Settings
 from keras_resnet.weights import WeightsError, published, readers
+
+FOLDERS = [pathlib.Path(path).parent for path in published.shipped().values()]
 
 
 @pytest.fixture
@@ -82,12 +92,103 @@ def test_programs_find_a_network_by_its_name(shipped, tmp_path, monkeypatch):
         evaluation.load_model("cifar10-resnet-20")
 
 
+def record_of(folder, results):
+    """The record of the run that left a folder, after they were compared."""
+    settings, result = (json.loads((folder / f"{name}.json").read_text()) for name in ("args", "result"))
+    record = json.loads((results / f"{settings['name']}.json").read_text())
+    found = published.weights_sha256(evaluation.load_model(folder))
+    assert record.get("weights_sha256") == found, f"the weights in {folder} have the SHA-256 {found}"
+    assert record["settings"].items() <= settings.items() and record["settings"].items() <= result["settings"].items()
+    assert record["result"].items() <= result.items() and record["error"] == result["test_error"]
+    for name in ("data_dir", "output"):  # of another machine
+        assert not any(os.path.isabs(found[name] or "") for found in (settings, result["settings"])), name
+    return record
+
+
+def wrong(folder, data_dir):
+    """How many test images of CIFAR-10 a network misses, and how many there are."""
+    test = sources.load("cifar10", data_dir, train_on_all=True).test
+    found = evaluation.load_model(folder).predict(test.images, batch_size=500, verbose=0).argmax(-1)
+    return int((found != test.labels).sum()), len(test.labels)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A folder that a run of two steps left, as it could be shipped, its results and its data."""
+    folder = tmp_path_factory.mktemp("run")
+    drawn, labels = (
+        np.random.default_rng(0).integers(0, n, shape) for n, shape in ((256, (100, 32, 32, 3)), (10, 100))
+    )
+    data = (drawn.astype("uint8"), labels)
+    write_cifar10(folder / "data" / "cifar-10-batches-py", data, data, normalization.CIFAR10_CLASSES)
+    options = {
+        "depth": 8,
+        "dataset": "cifar10",
+        "train_on_all": True,
+        "steps": 2,
+        "batch_size": 20,
+        "bn_batch_size": 20,
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setitem(sources.VALIDATION_EXAMPLES, "cifar10", 20)
+        settings = Settings(**options, name="two-steps", data_dir="data", output="runs")
+        experiments.run(settings, "results", verbose=0)
+    shipped = folder / "shipped" / "cifar10-resnet-8"
+    shipped.mkdir(parents=True)
+    for name in ("model.keras", "classes.json", "args.json", "result.json"):
+        shutil.copy(folder / "runs" / "two-steps" / name, shipped)
+    return shipped, folder / "results", folder / "data"
+
+
+def test_a_record_proves_the_weights_of_its_run(run):
+    folder, results, data = run
+    record = record_of(folder, results)
+    assert wrong(folder, data) == (round(100 * record["error"]), 100)
+    assert "weights_sha256" in (results / "two-steps.json").read_text()
+
+
+def test_a_record_does_not_prove_other_weights(run, tmp_path):
+    other = shutil.copytree(run[0], tmp_path / "other")
+    model = evaluation.load_model(other)
+    model.get_layer("conv3_1_1_bn").moving_mean.assign_add(np.eye(32)[7] * 1e-6)
+    model.save(other / "model.keras")
+    with pytest.raises(AssertionError, match="have the SHA-256"):
+        record_of(other, run[1])
+
+
+def test_the_hash_is_of_all_numbers_and_of_nothing_else(tmp_path):
+    inputs = keras.Input((1, 1, 2))
+    outputs = keras.layers.Rescaling([0.5, 2.0], 1.0, name="first")(inputs)
+    model = keras.Model(inputs, keras.layers.Dense(1, name="fc")(outputs))
+    model.set_weights([np.array([[3.0], [-4.0]]), np.array([5.0])])
+    text = b"first/scale(2,)", struct.pack("<2f", 0.5, 2), b"first/offset()", struct.pack("<f", 1)
+    text += b"fc/kernel(2, 1)", struct.pack("<2f", 3, -4), b"fc/bias(1,)", struct.pack("<f", 5)
+    expected = hashlib.sha256(b"".join(text)).hexdigest()
+    assert published.weights_sha256(model) == expected
+    model.compile("adam", "mse")
+    for name in ("one.keras", "one.h5"):
+        model.save(tmp_path / name)
+        assert published.weights_sha256(keras.models.load_model(tmp_path / name, compile=False)) == expected
+
+
 def test_what_the_package_brings_is_what_its_records_say():
     """Each folder is one of a finished run, and its network the builder's."""
     for name, path in published.shipped().items():
         depth = int("".join(filter(str.isdigit, name)))
         build = keras_resnet.CifarPlainNet if "plain" in name else keras_resnet.CifarResNet
         assert same(build(depth, weights="cifar10"), evaluation.load_model(path))
+        record_of(pathlib.Path(path).parent, ROOT / experiments.RESULTS)
+
+
+@pytest.mark.parametrize(
+    "shipped_folder",
+    [pytest.param(path, marks=pytest.mark.slow) if int(path.name[-2:]) > 20 else path for path in FOLDERS],
+    ids=lambda path: path.name,
+)
+def test_a_shipped_network_makes_the_error_of_its_record(shipped_folder, cifar10_dir):
+    record = record_of(shipped_folder, ROOT / experiments.RESULTS)
+    assert wrong(shipped_folder, cifar10_dir) == (round(10_000 * record["error"]), 10_000)
 
 
 def test_predictions_are_decoded_by_any_names():

@@ -132,5 +132,5 @@ def package(name: str, path: str | os.PathLike) -> typing.Any:
         return importlib.import_module(name)
     except ImportError as error:
         needed = name.split(".")[0]
-        extra = {"torch": "torch", "safetensors": "weights"}[needed]
+        extra = {"torch": "torch", "safetensors": "weights", "keras_hub": "hub"}[needed]
         raise WeightsError(f'{path} needs the package {needed}: pip install "keras-deep-residual[{extra}]"') from error

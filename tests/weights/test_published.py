@@ -19,7 +19,7 @@ from conftest import ROOT, images, randomize, write_cifar10
 import keras_resnet
 from keras_resnet import evaluation, normalization
 from keras_resnet.data import sources
-from keras_resnet.experiments import experiments
+from keras_resnet.experiments import experiments, report
 from keras_resnet.training import command_line
 from keras_resnet.training.settings import Settings
 from keras_resnet.weights import WeightsError, cards, published, readers
@@ -254,6 +254,36 @@ def test_what_the_package_brings_is_what_its_records_say():
         build = keras_resnet.CifarPlainNet if "plain" in name else keras_resnet.CifarResNet
         assert same(build(depth, weights="cifar10"), evaluation.load_model(path))
         record_of(pathlib.Path(path).parent, ROOT / experiments.RESULTS)
+
+
+def row(folder, results):
+    """What docs/weights.md says of a shipped network."""
+    record = record_of(folder, results)
+    alike = lambda other: {**other["settings"], "seed": 0} == {**record["settings"], "seed": 0}
+    seeds = [100 * other["error"] for other in experiments.load(results) if alike(other)]
+    paper = json.loads((folder / "result.json").read_text())["paper_test_error"]
+    name = json.loads((folder / "args.json").read_text())["name"]
+    cells = (f"{record['error']:.2%}", report.ours(seeds), f"{paper:.2%}" if paper else "–")
+    return f"| `{folder.name}` | {' | '.join(cells)} | [record](results/{name}.json) |"
+
+
+def test_a_row_has_the_spread_over_seeds(run, tmp_path):
+    results = shutil.copytree(run[1], tmp_path / "results")
+    record = json.loads((results / "two-steps.json").read_text())
+    for name, seed, steps, error in (("a", 1, 2, record["error"] + 0.02), ("b", 2, 3, 0.5)):  # b is of another recipe
+        settings = {**record["settings"], "seed": seed, "steps": steps}
+        (results / f"{name}.json").write_text(json.dumps({**record, "settings": settings, "error": error}))
+    mean = 100 * record["error"] + 1
+    expected = (
+        f"| `cifar10-resnet-8` | {record['error']:.2%} | {mean:.2f} ± 1.41 | – | [record](results/two-steps.json) |"
+    )
+    assert row(run[0], results) == expected
+
+
+def test_the_page_has_the_rows_of_the_shipped_networks():
+    page = (ROOT / "docs" / "weights.md").read_text()
+    rows = [row(folder, ROOT / experiments.RESULTS) for folder in FOLDERS]
+    assert [line for line in page.splitlines() if line.startswith("| `cifar10-")] == rows
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ from keras_resnet.models import (
 )
 from keras_resnet.normalization import decode_predictions, preprocess_input
 from keras_resnet.optimizers import SGD, PlateauSchedule, StepSchedule
-from keras_resnet.weights import load_weights, save_torchvision
+from keras_resnet.weights import load_weights, save_keras_hub, save_torchvision
 
 __version__ = "0.1.0"
 __all__ = [
@@ -52,6 +52,7 @@ __all__ = [
     "load_weights",
     "preprocess_input",
     "recursion_limit",
+    "save_keras_hub",
     "save_torchvision",
 ]
 

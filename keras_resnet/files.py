@@ -5,6 +5,7 @@ import errno
 import fcntl
 import os
 import platform
+import tempfile
 import typing
 from collections.abc import Callable, Iterator
 
@@ -56,6 +57,26 @@ def whole(path: Path) -> Iterator[Path]:
         finally:
             with contextlib.suppress(OSError):
                 os.remove(temporary)  # it is still there only if something failed
+    except OSError as error:
+        raise RunError(f"{path} could not be written: {error}") from error
+
+
+@contextlib.contextmanager
+def whole_folder(path: Path) -> Iterator[str]:
+    """Yields a temporary folder, which becomes `path` when the context ends without an error. `path` is new or empty.
+
+    Raises:
+        RunError: there are files in `path`, or it could not be written.
+    """
+    target = os.path.realpath(path)
+    try:
+        if os.path.exists(target) and os.listdir(target):
+            raise RunError(f"{path} is not empty; choose a new folder")
+        with tempfile.TemporaryDirectory(prefix=f"{os.path.basename(target)}.", dir=os.path.dirname(target)) as parent:
+            temporary = os.path.join(parent, "folder")
+            os.mkdir(temporary)
+            yield temporary
+            os.replace(temporary, target)
     except OSError as error:
         raise RunError(f"{path} could not be written: {error}") from error
 

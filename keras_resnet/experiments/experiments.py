@@ -26,6 +26,7 @@ from keras_resnet.training import recipes
 from keras_resnet.training.run import train
 from keras_resnet.training.settings import WITHOUT_EFFECT, Settings
 from keras_resnet.training.step import cores
+from keras_resnet.weights.published import weights_sha256
 
 RESULTS = "docs/results"
 RESPONSE_IMAGES = 2_000  # training images; P1 Fig. 7 does not state which
@@ -243,7 +244,8 @@ def run(settings: Settings, folder: Path = RESULTS, verbose: int = 1) -> dict:
 
     Returns:
         The record in FOLDER/NAME.json: what was trained, its `error` in [0, 1] (CIFAR-10: on the test images;
-        photographs: on ten crops of the validation images), history and, for small images, responses.
+        photographs: on ten crops of the validation images), history, `weights_sha256` and, for small images,
+        responses.
 
     Raises:
         RunError, DataError, Stopped: as in `run.train`. RunError also if the result is of another data folder of the
@@ -267,9 +269,11 @@ def run(settings: Settings, folder: Path = RESULTS, verbose: int = 1) -> dict:
         raise RunError(f"the folder of the results, {folder}, cannot be made: {error}") from error
     made = _circumstances()  # now, because commits made during the training are not the code that trains
     result = train(settings, verbose)
+    model = evaluation.load_model(settings.folder)
     record = {
         **describe(settings),
-        **(_ten_crops(settings, verbose) if settings.photographs else _test(settings, result)),
+        **(_ten_crops(settings, model, verbose) if settings.photographs else _test(settings, model, result)),
+        "weights_sha256": weights_sha256(model),
         "result": {name: value for name, value in result.items() if name not in ("settings", "paper_test_error")},
         "history": _history(settings),
         "made": made,
@@ -279,9 +283,9 @@ def run(settings: Settings, folder: Path = RESULTS, verbose: int = 1) -> dict:
     return record
 
 
-def _test(settings, result):
+def _test(settings, model, result):
     images = sources.load(settings.dataset, settings.data_dir).train.images[:RESPONSE_IMAGES]
-    found = analysis.response_std(evaluation.load_model(settings.folder), images.astype("float32"))
+    found = analysis.response_std(model, images.astype("float32"))
     return {
         "error": result["test_error"],
         "measured_on": "test images, single view",
@@ -297,9 +301,9 @@ def _size(data):
     return f"{len(data.classes)} classes, {len(data.train)} images to train on, {len(data.validation)} for validation"
 
 
-def _ten_crops(settings, verbose):
+def _ten_crops(settings, model, verbose):
     data = _photographs(settings)
-    model, examples = evaluation.load_model(settings.folder), imagenet.examples(data.validation)
+    examples = imagenet.examples(data.validation)
     with imagenet.errors_named():
         found = evaluation.evaluate(
             model, examples, data.classes, "10-crop", crop=settings.image_size, verbose=int(verbose == 1)

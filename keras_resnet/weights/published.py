@@ -3,12 +3,14 @@
 `shipped/` has a folder for each finished run, with the network, its classes, settings and result.
 """
 
+import hashlib
 import importlib
 import os
 import pathlib
 import typing
 
 import keras
+import numpy as np
 
 SHIPPED = pathlib.Path(__file__).with_name("shipped")
 
@@ -81,6 +83,24 @@ def find(path: str | os.PathLike) -> str:
     return str(folder) if folder.parent == SHIPPED and folder.is_dir() and not os.path.exists(path) else path
 
 
+def weights_sha256(model: keras.Model) -> str:
+    """The SHA-256 of a network's numbers, which stands in the record of the run that trained it.
+
+    Of each variable, and of the scale and offset of each `Rescaling`, in the order of the layers: "LAYER/NAME(SHAPE)",
+    then the values as little-endian float32. A `.keras` file has no such digest: it is another one each time it is
+    saved, as it holds the time, and again with another version of Keras or HDF5.
+    """
+    digest = hashlib.sha256()
+    for layer in model.layers:
+        values = [(variable.name, keras.ops.convert_to_numpy(variable)) for variable in layer.weights]
+        if isinstance(layer, keras.layers.Rescaling):
+            values += [("scale", layer.scale), ("offset", layer.offset)]
+        for name, value in values:
+            array = np.asarray(value, "<f4", order="C")
+            digest.update(f"{layer.name}/{name}{array.shape}".encode() + array.tobytes())
+    return digest.hexdigest()
+
+
 def fetch(weights: str, network: str | None) -> str:
     """The file of a network with published weights, which is downloaded once if it is not in the package.
 
@@ -112,5 +132,5 @@ def package(name: str, path: str | os.PathLike) -> typing.Any:
         return importlib.import_module(name)
     except ImportError as error:
         needed = name.split(".")[0]
-        extra = {"torch": "torch", "safetensors": "weights"}[needed]
+        extra = {"torch": "torch", "safetensors": "weights", "keras_hub": "hub"}[needed]
         raise WeightsError(f'{path} needs the package {needed}: pip install "keras-deep-residual[{extra}]"') from error

@@ -1,15 +1,30 @@
 """Networks by name; a folder that a run could have left stands for those that the package brings."""
 
+import argparse
+import hashlib
+import importlib
 import json
+import os
+import pathlib
+import re
+import shutil
+import struct
+import sys
 
 import keras
 import numpy as np
 import pytest
-from conftest import images, randomize
+from conftest import ROOT, images, randomize, write_cifar10
 
 import keras_resnet
 from keras_resnet import evaluation, normalization
-from keras_resnet.weights import WeightsError, published, readers
+from keras_resnet.data import sources
+from keras_resnet.experiments import experiments, report
+from keras_resnet.training import command_line
+from keras_resnet.training.settings import Settings
+from keras_resnet.weights import WeightsError, cards, published, readers
+
+FOLDERS = [pathlib.Path(path).parent for path in published.shipped().values()]
 
 
 @pytest.fixture
@@ -82,12 +97,203 @@ def test_programs_find_a_network_by_its_name(shipped, tmp_path, monkeypatch):
         evaluation.load_model("cifar10-resnet-20")
 
 
+def record_of(folder, results):
+    """The record of the run that left a folder, after they were compared."""
+    settings, result = (json.loads((folder / f"{name}.json").read_text()) for name in ("args", "result"))
+    record = json.loads((results / f"{settings['name']}.json").read_text())
+    found = published.weights_sha256(evaluation.load_model(folder))
+    assert record.get("weights_sha256") == found, f"the weights in {folder} have the SHA-256 {found}"
+    assert record["settings"].items() <= settings.items() and record["settings"].items() <= result["settings"].items()
+    assert record["result"].items() <= result.items() and record["error"] == result["test_error"]
+    for name in ("data_dir", "output"):  # of another machine
+        assert not any(os.path.isabs(found[name] or "") for found in (settings, result["settings"])), name
+    return record
+
+
+def wrong(folder, data_dir):
+    """How many test images of CIFAR-10 a network misses, and how many there are."""
+    test = sources.load("cifar10", data_dir, train_on_all=True).test
+    found = evaluation.load_model(folder).predict(test.images, batch_size=500, verbose=0).argmax(-1)
+    return int((found != test.labels).sum()), len(test.labels)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A folder that a run of two steps left, as it could be shipped, its results and its data."""
+    folder = tmp_path_factory.mktemp("run")
+    drawn, labels = (
+        np.random.default_rng(0).integers(0, n, shape) for n, shape in ((256, (100, 32, 32, 3)), (10, 100))
+    )
+    data = (drawn.astype("uint8"), labels)
+    write_cifar10(folder / "data" / "cifar-10-batches-py", data, data, normalization.CIFAR10_CLASSES)
+    options = {
+        "depth": 8,
+        "dataset": "cifar10",
+        "train_on_all": True,
+        "steps": 2,
+        "batch_size": 20,
+        "bn_batch_size": 20,
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setitem(sources.VALIDATION_EXAMPLES, "cifar10", 20)
+        settings = Settings(**options, name="two-steps", data_dir="data", output="runs")
+        experiments.run(settings, "results", verbose=0)
+    shipped = folder / "shipped" / "cifar10-resnet-8"
+    shipped.mkdir(parents=True)
+    for name in ("model.keras", "classes.json", "args.json", "result.json"):
+        shutil.copy(folder / "runs" / "two-steps" / name, shipped)
+    return shipped, folder / "results", folder / "data"
+
+
+def test_a_record_proves_the_weights_of_its_run(run):
+    folder, results, data = run
+    record = record_of(folder, results)
+    assert wrong(folder, data) == (round(100 * record["error"]), 100)
+    assert "weights_sha256" in (results / "two-steps.json").read_text()
+
+
+def test_a_record_does_not_prove_other_weights(run, tmp_path):
+    other = shutil.copytree(run[0], tmp_path / "other")
+    model = evaluation.load_model(other)
+    model.get_layer("conv3_1_1_bn").moving_mean.assign_add(np.eye(32)[7] * 1e-6)
+    model.save(other / "model.keras")
+    with pytest.raises(AssertionError, match="have the SHA-256"):
+        record_of(other, run[1])
+
+
+def test_the_hash_is_of_all_numbers_and_of_nothing_else(tmp_path):
+    inputs = keras.Input((1, 1, 2))
+    outputs = keras.layers.Rescaling([0.5, 2.0], 1.0, name="first")(inputs)
+    model = keras.Model(inputs, keras.layers.Dense(1, name="fc")(outputs))
+    model.set_weights([np.array([[3.0], [-4.0]]), np.array([5.0])])
+    text = b"first/scale(2,)", struct.pack("<2f", 0.5, 2), b"first/offset()", struct.pack("<f", 1)
+    text += b"fc/kernel(2, 1)", struct.pack("<2f", 3, -4), b"fc/bias(1,)", struct.pack("<f", 5)
+    expected = hashlib.sha256(b"".join(text)).hexdigest()
+    assert published.weights_sha256(model) == expected
+    model.compile("adam", "mse")
+    for name in ("one.keras", "one.h5"):
+        model.save(tmp_path / name)
+        assert published.weights_sha256(keras.models.load_model(tmp_path / name, compile=False)) == expected
+
+
+def test_a_folder_for_hugging_face(run, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "train")
+    convert = importlib.import_module("convert")
+
+    def refused(*words):
+        with pytest.raises(SystemExit) as raised:
+            converted(*words)
+        return str(raised.value)
+
+    def converted(*words):
+        monkeypatch.setattr(sys, "argv", ["convert.py", *map(str, words)])
+        convert.main()
+
+    folder, results, _ = run
+    converted(folder, f"{tmp_path}/out/")
+    assert sorted(os.listdir(tmp_path / "out")) == ["README.md", "classes.json", "model.keras"]
+    record, model = record_of(folder, results), keras.saving.load_model(tmp_path / "out" / "model.keras")
+    assert published.weights_sha256(model) == record["weights_sha256"]
+    text = (tmp_path / "out" / "README.md").read_text()
+    assert record["weights_sha256"] in text and f"| test error | {record['error']:.2%} |" in text
+    for fragment in ("data-dir", "license:", "JPEG"):  # where its data were; what is said of shipped ones
+        assert fragment not in text
+    assert "is not empty" in refused(folder, f"{tmp_path}/out/")
+    assert "CIFAR networks" in refused(folder, f"{tmp_path}/hub", "--keras-hub")
+    assert "the folder of a finished run" in refused(tmp_path / "out" / "model.keras", f"{tmp_path}/card/")
+    assert "so OUT does not end in" in refused(folder, f"{tmp_path}/x.keras", "--keras-hub")
+    assert "or is FOLDER/; found" in refused(folder, f"{tmp_path}/x")
+    assert os.listdir(tmp_path) == ["out"]
+
+
+def test_a_preset_has_the_card_of_its_run(tmp_path, monkeypatch):
+    keras_hub = pytest.importorskip("keras_hub", reason="keras_hub is not installed")
+    monkeypatch.syspath_prepend(ROOT / "train")
+    settings = {"depth": 18, "plain": False, "dataset": "photos", "train_on_all": False, "image_size": 64}
+    result = {"settings": settings, "parameters": 9, "train_error": 0.1, "val_error": 0.25, "test_error": None}
+    model = keras_resnet.ResNet18(classes=2, normalization="torch")
+    model.save(tmp_path / "model.keras")
+    (tmp_path / "result.json").write_text(json.dumps(result))
+    (tmp_path / "classes.json").write_text('["cat", "dog"]')
+    words = ["convert.py", str(tmp_path / "model.keras"), str(tmp_path / "preset"), "--keras-hub"]
+    monkeypatch.setattr(sys, "argv", words)
+    importlib.import_module("convert").main()
+    classifier = keras_hub.models.ImageClassifier.from_preset(str(tmp_path / "preset"))
+    assert classifier.preprocessor.image_size == (64, 64)
+    assert np.array_equal(classifier.output_dense.kernel, model.get_layer("fc").kernel)
+    text = (tmp_path / "preset" / "README.md").read_text()
+    assert 'library_name: "keras-hub"' in text and "| validation error | 25.00% |" in text
+    assert "datasets:" not in text and "from_preset" in text
+
+
+def test_a_card_says_what_the_record_says(run, monkeypatch):
+    huggingface_hub = pytest.importorskip("huggingface_hub", reason="huggingface_hub is not installed")
+    folder, results, _ = run
+    monkeypatch.setattr(cards, "SHIPPED", folder.parent)
+    record, model = record_of(folder, results), evaluation.load_model(folder)
+    text = cards.card(folder, model)
+    data = huggingface_hub.ModelCard(text).data
+    assert (data.license, data.library_name, data.datasets) == ("apache-2.0", "keras", ["uoft-cs/cifar10"])
+    found = {result.metric_type: result for result in data.eval_results}
+    assert found["error"].metric_value == record["error"] and found["error"].dataset_split == "test"
+    assert found["accuracy"].metric_value == pytest.approx(1 - record["error"]) and data.model_name == folder.name
+    assert "93 of the 60,000 images (73 of training, 20 of test)" in text
+    command = re.search(r"\| command \| `python train/fit.py (.*)` \|", text)[1]
+    parser = argparse.ArgumentParser()
+    command_line.add_settings(parser)
+    parsed = vars(parser.parse_args(command.split()))
+    parsed.pop("verbose")
+    assert experiments.describe(Settings(**parsed))["settings"] == record["settings"]
+
+
 def test_what_the_package_brings_is_what_its_records_say():
     """Each folder is one of a finished run, and its network the builder's."""
     for name, path in published.shipped().items():
         depth = int("".join(filter(str.isdigit, name)))
         build = keras_resnet.CifarPlainNet if "plain" in name else keras_resnet.CifarResNet
         assert same(build(depth, weights="cifar10"), evaluation.load_model(path))
+        record_of(pathlib.Path(path).parent, ROOT / experiments.RESULTS)
+
+
+def row(folder, results):
+    """What docs/weights.md says of a shipped network."""
+    record = record_of(folder, results)
+    alike = lambda other: {**other["settings"], "seed": 0} == {**record["settings"], "seed": 0}
+    seeds = [100 * other["error"] for other in experiments.load(results) if alike(other)]
+    paper = json.loads((folder / "result.json").read_text())["paper_test_error"]
+    name = json.loads((folder / "args.json").read_text())["name"]
+    cells = (f"{record['error']:.2%}", report.ours(seeds), f"{paper:.2%}" if paper else "–")
+    return f"| `{folder.name}` | {' | '.join(cells)} | [record](results/{name}.json) |"
+
+
+def test_a_row_has_the_spread_over_seeds(run, tmp_path):
+    results = shutil.copytree(run[1], tmp_path / "results")
+    record = json.loads((results / "two-steps.json").read_text())
+    for name, seed, steps, error in (("a", 1, 2, record["error"] + 0.02), ("b", 2, 3, 0.5)):  # b is of another recipe
+        settings = {**record["settings"], "seed": seed, "steps": steps}
+        (results / f"{name}.json").write_text(json.dumps({**record, "settings": settings, "error": error}))
+    mean = 100 * record["error"] + 1
+    expected = (
+        f"| `cifar10-resnet-8` | {record['error']:.2%} | {mean:.2f} ± 1.41 | – | [record](results/two-steps.json) |"
+    )
+    assert row(run[0], results) == expected
+
+
+def test_the_page_has_the_rows_of_the_shipped_networks():
+    page = (ROOT / "docs" / "weights.md").read_text()
+    rows = [row(folder, ROOT / experiments.RESULTS) for folder in FOLDERS]
+    assert [line for line in page.splitlines() if line.startswith("| `cifar10-")] == rows
+
+
+@pytest.mark.parametrize(
+    "shipped_folder",
+    [pytest.param(path, marks=pytest.mark.slow) if int(path.name[-2:]) > 20 else path for path in FOLDERS],
+    ids=lambda path: path.name,
+)
+def test_a_shipped_network_makes_the_error_of_its_record(shipped_folder, cifar10_dir):
+    record = record_of(shipped_folder, ROOT / experiments.RESULTS)
+    assert wrong(shipped_folder, cifar10_dir) == (round(10_000 * record["error"]), 10_000)
 
 
 def test_predictions_are_decoded_by_any_names():

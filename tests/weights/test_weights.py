@@ -854,7 +854,7 @@ def test_convert_says_what_is_wrong(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(ROOT / "train")
     convert = importlib.import_module("convert")
     for arguments, message in (
-        (["x.th", "out.onnx"], "OUT ends in .keras or .safetensors; found 'out.onnx'"),
+        (["x.th", "out.onnx"], "OUT ends in .keras or .safetensors, or is FOLDER/; found 'out.onnx'"),
         (["x.th", "nowhere/out.keras"], "nowhere/out.keras cannot be written: there is no folder nowhere"),
         (["x.th", "out.keras"], None),
     ):

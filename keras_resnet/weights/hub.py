@@ -1,0 +1,116 @@
+"""Networks of this package as presets: folders that `keras_hub` opens."""
+
+import os
+
+import keras
+import numpy as np
+
+from keras_resnet import normalization
+from keras_resnet.blocks import POST
+from keras_resnet.weights import families
+from keras_resnet.weights.published import WeightsError, package
+from keras_resnet.weights.readers import read, variables
+
+IMAGE_SIZE = 224  # of photographs, P1 3.4
+PREACTIVATION = "full_preactivation"
+
+
+def save_keras_hub(model: keras.Model, folder: str | os.PathLike, image_size: int | None = None) -> None:
+    """Writes a network as a preset of keras_hub: `keras_hub.models.ImageClassifier.from_preset(folder)` opens it.
+
+    The network's first layer becomes the preset's image converter, which also crops an image to a square and resizes
+    it. The outputs are the same within rounding. A network without a top becomes a backbone, whose output is the last
+    feature map; `keras_hub.models.Backbone.from_preset(folder)` opens that.
+
+    Args:
+        model: a network of this package that keras_hub's `ResNetBackbone` can express: ResNet-18 to 152 with option B,
+            pre-activation of bottlenecks too, the stride of bottlenecks in the 3x3.
+        folder: of the preset.
+        image_size: height and width of the images that the converter makes; default the network's, or 224.
+
+    Raises:
+        WeightsError: keras_hub is not installed, or `ResNetBackbone` cannot express the network; the message says why.
+    """
+    keras_hub, source = package("keras_hub", folder), read(model)
+    if problems := _inexpressible(source):
+        raise WeightsError("\n  ".join([f"keras_hub's ResNetBackbone cannot express {model.name}:", *problems]))
+    arrays: dict = {key: source.array(*key) for key in variables(model)}
+    converter = {"scale": None, "offset": None}
+    if source.normalization is not None:
+        mean, std = normalization.mean_and_std(source.normalization)
+        if source.normalization == "caffe":  # BGR, which the converter does not make
+            mean, arrays["conv1", "kernel"] = mean[::-1], arrays["conv1", "kernel"][:, :, ::-1]
+        converter = {"scale": (1 / std).tolist(), "offset": (-mean / std).tolist()}
+    preactivated = source.activation_order == PREACTIVATION
+    if preactivated:  # they pool before this batch normalisation, which gives the same where it keeps the order
+        sign = np.where(arrays["conv1_bn", "gamma"] < 0, -1, 1).astype("float32")
+        for key in (("conv1", "kernel"), ("conv1_bn", "moving_mean"), ("conv1_bn", "gamma")):
+            arrays[key] = arrays[key] * sign
+    backbone = keras_hub.models.ResNetBackbone(
+        input_conv_filters=[64],
+        input_conv_kernel_sizes=[7],
+        stackwise_num_filters=[64, 128, 256, 512],
+        stackwise_num_blocks=list(source.repetitions()),
+        stackwise_num_strides=[1, 2, 2, 2],
+        block_type="basic_block" if source.convolutions == 2 else "bottleneck_block",
+        use_pre_activation=preactivated,
+        image_shape=(None, None, arrays["conv1", "kernel"].shape[2]),
+        dtype="float32",
+    )
+    size = (source.input_size or (None,))[0] or image_size or IMAGE_SIZE
+    preprocessor = keras_hub.models.ResNetImageClassifierPreprocessor(
+        keras_hub.layers.ResNetImageConverter(image_size=(size, size), antialias=True, **converter)
+    )
+    preset, top = backbone, [arrays.pop(("fc", kind), None) for kind in ("kernel", "bias")]
+    if top[0] is not None:
+        preset = keras_hub.models.ResNetImageClassifier(
+            backbone, len(top[1]), preprocessor, activation=source.classifier_activation
+        )
+        preset.output_dense.set_weights(top)
+    theirs = {f"{layer.name}/{variable.name}": variable for layer in backbone.layers for variable in layer.weights}
+    ours = {_theirs(layer, kind, preactivated): array for (layer, kind), array in arrays.items()}
+    if odd := theirs.keys() ^ ours.keys():
+        raise WeightsError(
+            f"keras_hub's ResNetBackbone and {model.name} have different layers: {', '.join(sorted(odd))}"
+        )
+    for name, variable in theirs.items():
+        variable.assign(ours[name])
+    preset.save_to_preset(folder)
+    if preset is backbone:
+        preprocessor.save_to_preset(folder)
+
+
+def _theirs(layer, kind, preactivated):
+    """keras_hub's name of a variable. There, batch normalisation has the name of the convolution before it."""
+    layer = "conv2_1_1_bn" if preactivated and layer == "conv1_bn" else layer
+    match = families.BLOCK.fullmatch(layer)
+    if preactivated and match and match["bn"]:
+        layer = f"conv{match['stage']}_{match['block']}_{int(match['conv']) - 1}_bn"
+        return families.KERAS_HUB.tensor(layer, kind).replace("_0_bn", "_pre_activation_bn")
+    return f"{layer}/{kind}" if layer == f"{POST}_bn" else families.KERAS_HUB.tensor(layer, kind)
+
+
+def _inexpressible(source):
+    """What of a network keras_hub does not have, a sentence each."""
+    stem, first, mean = source.array("conv1"), source.array("conv2_1_1"), source.normalization
+    if source.family is not families.OURS or stem is None or first is None:
+        return ["it is no network of this package"]
+    basic, order = source.convolutions == 2, source.activation_order
+    small = stem.shape[0] != 7 or source.stages != 4 or first.shape[-1] != 64
+    found = {
+        "theirs has a 7x7 convolution, pooling and four stages of 64 filters and more; CIFAR networks and others for "
+        "small images have not": small,
+        "it has no shortcuts": not source.residual,
+        f"option {source.shortcut} of shortcuts; theirs is B": source.residual and source.shortcut != "B",
+        f'shortcut_variant="{source.shortcut_variant}"': source.shortcut_variant,
+        'stride_in="1x1", the paper\'s place of the stride of bottlenecks; theirs is "3x3"': source.stride_in == "1x1",
+        f"output_stride={source.output_stride}: theirs has no dilation": source.output_stride,
+        f'activation_order="{order}"': order not in ("original", PREACTIVATION),
+        "pre-activation with basic blocks: their first shortcut starts before the nonlinearity": basic
+        and order == PREACTIVATION,
+        "its first layer subtracts an image, or is of another kind": mean == normalization.UNKNOWN
+        if isinstance(mean, str)
+        else mean and normalization.mean_and_std(mean)[0].ndim > 1,
+        "its last activation has no name in Keras": callable(source.classifier_activation),
+    }
+    return [sentence for sentence, wrong in found.items() if wrong]

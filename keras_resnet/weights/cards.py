@@ -3,10 +3,10 @@
 import json
 import os
 import pathlib
-import shlex
 
 import keras
 
+from keras_resnet.origin import flags
 from keras_resnet.weights.published import SHIPPED, WeightsError, find, weights_sha256
 
 DATASETS = {"cifar10": ("uoft-cs/cifar10", "CIFAR-10"), "cifar100": ("uoft-cs/cifar100", "CIFAR-100")}
@@ -106,10 +106,9 @@ def _read(folder, name):
 
 def _command(settings):
     """What trains it again, with all settings that decide, so that it stays right where the defaults change."""
-    words = ["python", "train/fit.py"]
-    for name, value in settings.items():
-        if name in ELSEWHERE or value in (None, []) or (value is False and name != "warmup"):
-            continue
-        words.append(f"--{'no-' if value is False else ''}{name.replace('_', '-')}")
-        words += [] if isinstance(value, bool) else map(str, value if isinstance(value, list) else [value])
-    return shlex.join(words)
+    kept = {
+        name: value
+        for name, value in settings.items()
+        if name not in ELSEWHERE and value not in (None, []) and (value is not False or name == "warmup")
+    }
+    return f"python train/fit.py {flags(kept)}"

@@ -1,6 +1,8 @@
 """What the pages show is run as it stands there; tests/serving/test_contract.py does the same for docs/serving.md."""
 
+import ast
 import importlib
+import os
 import re
 import shlex
 import subprocess
@@ -89,3 +91,13 @@ def test_the_table_of_bandwidths_is_what_its_program_prints():
         cells = (f"{size:.1f}", f"{sent:.1f}", f"{slow:.1f}", f"{slow_limit:,.0f}", f"{fast:.1f}", f"{fast_limit:,.0f}")
         rows.append(f"| {name} | {' | '.join(cells)} |")
     assert len(rows) == 7 and "\n".join(rows) in page.read_text()
+
+
+@pytest.mark.parametrize("backend", ["tensorflow", "jax"])
+def test_the_first_lines_of_the_readme_name_a_ship(backend):
+    program = blocks(ROOT / "README.md")["python"][0]
+    environment = os.environ | {"KERAS_BACKEND": backend}
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    best = ast.literal_eval(done.stdout.splitlines()[-1])[0][0]
+    assert best[:2] == ("8", "ship") and best[2] > 0.9

@@ -9,6 +9,7 @@ from conftest import randomize, shared
 from PIL import Image
 
 import keras_resnet
+from keras_resnet import blocks, models
 from keras_resnet.weights import WeightsError, load_weights
 
 keras_hub = pytest.importorskip("keras_hub", reason="keras_hub is not installed")
@@ -32,6 +33,13 @@ def network(name, **options):
     gamma = model.get_layer("conv1_bn").gamma
     gamma.assign(gamma * np.where(np.arange(64) % 3, 1, -1))
     return model
+
+
+def narrow():
+    """ResNet-10 with half of the filters."""
+    options = {"include_top": True, "weights": None, "input_shape": None, "classes": 2, "normalization": None}
+    graph = {"classifier_activation": "softmax", "shortcut": "B", "stem": "7x7"}
+    return models._build("resnet10", blocks.basic, (1, 1, 1, 1), 32, **options, **graph)
 
 
 def differ(found, expected):
@@ -88,6 +96,7 @@ def test_a_backbone_and_the_way_back(tmp_path):
     [
         (lambda: keras_resnet.CifarResNet(8), "CIFAR networks"),
         (lambda: keras_resnet.ResNet18(stem="3x3"), "CIFAR networks and others for small images"),
+        (lambda: keras_resnet.from_weights(narrow()), "four stages of 64 filters"),
         (lambda: keras_resnet.PlainNet18(), "it has no shortcuts$"),
         (lambda: keras_resnet.ResNet18(shortcut="A"), "option A of shortcuts"),
         (lambda: keras_resnet.ResNet18(shortcut="C"), "option C of shortcuts"),

@@ -259,8 +259,8 @@ def test_what_the_package_brings_is_what_its_records_say():
 def row(folder, results):
     """What docs/weights.md says of a shipped network."""
     record = record_of(folder, results)
-    alike = lambda other: {**other["settings"], "seed": 0} == {**record["settings"], "seed": 0}
-    seeds = [100 * other["error"] for other in experiments.load(results) if alike(other)]
+    decides = lambda one: [one["conditions"], *(one["settings"][name] for name in ("dataset", *experiments.NETWORK))]
+    seeds = [100 * other["error"] for other in experiments.load(results) if decides(other) == decides(record)]
     paper = json.loads((folder / "result.json").read_text())["paper_test_error"]
     name = json.loads((folder / "args.json").read_text())["name"]
     cells = (f"{record['error']:.2%}", report.ours(seeds), f"{paper:.2%}" if paper else "–")
@@ -270,13 +270,13 @@ def row(folder, results):
 def test_a_row_has_the_spread_over_seeds(run, tmp_path):
     results = shutil.copytree(run[1], tmp_path / "results")
     record = json.loads((results / "two-steps.json").read_text())
-    for name, seed, steps, error in (("a", 1, 2, record["error"] + 0.02), ("b", 2, 3, 0.5)):  # b is of another recipe
-        settings = {**record["settings"], "seed": seed, "steps": steps}
-        (results / f"{name}.json").write_text(json.dumps({**record, "settings": settings, "error": error}))
-    mean = 100 * record["error"] + 1
-    expected = (
-        f"| `cifar10-resnet-8` | {record['error']:.2%} | {mean:.2f} ± 1.41 | – | [record](results/two-steps.json) |"
-    )
+    others = {"seed": {"settings": {**record["settings"], "seed": 1}, "error": record["error"] + 0.02}}
+    others["recipe"] = {"conditions": {**record["conditions"], "steps": 3}, "error": 0.5}
+    others["network"] = {"settings": {**record["settings"], "plain": True}, "error": 0.5}
+    for name, changes in others.items():
+        (results / f"{name}.json").write_text(json.dumps({**record, **changes}))
+    one, mean = record["error"], 100 * record["error"] + 1
+    expected = f"| `cifar10-resnet-8` | {one:.2%} | {mean:.2f} ± 1.41 | – | [record](results/two-steps.json) |"
     assert row(run[0], results) == expected
 
 

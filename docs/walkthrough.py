@@ -357,6 +357,31 @@ print(f"{sum(found == np.arange(10))} of 10 classes speak loudest from their own
 assert sum(found == np.arange(10)) >= 5
 
 # %% [markdown]
+# And a network that has seen photographs: `weights="cifar10"` is ResNet-20 as this project trained it on CIFAR-10, with
+# the paper's whole recipe (`docs/results.md`). It has never seen a drawing.
+
+# %%
+path = next(path for path in ("docs/ship.png", "ship.png") if os.path.exists(path))
+ship = np.array([keras.utils.load_img(path, target_size=(32, 32))])
+photographs = keras_resnet.CifarResNet(20, weights="cifar10")
+(((_, name, score), *_),) = keras_resnet.decode_predictions(photographs.predict(ship, verbose=0), classes="cifar10")
+(seen,) = analysis.class_activation_map(photographs, ship)
+
+figure, axes = plt.subplots(1, 2, figsize=(6, 3), layout="constrained")
+for axis in axes:
+    axis.imshow(ship[0])
+    axis.axis("off")
+# Position i of the 8x8 map looks at an area about pixel 4 i.
+axes[1].imshow(seen, cmap="inferno", alpha=0.6, extent=(-2, 30, 30, -2), interpolation="bilinear")
+axes[1].set(xlim=(-0.5, 31.5), ylim=(31.5, -0.5), title=f"{name}, {score:.0%}")
+plt.show()
+
+row, column = np.unravel_index(seen.argmax(), seen.shape)
+print(f"it speaks for {name} most of all about pixel ({4 * row}, {4 * column})")
+assert name == "ship"
+assert 6 <= 4 * row <= 23 and 4 <= 4 * column <= 30  # from the funnel to the keel
+
+# %% [markdown]
 # ## Served
 #
 # Trained networks leave as SavedModels for TF Serving. `serving.export` folds batch normalisation into the

@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 
@@ -27,10 +28,11 @@ def test_the_page_runs_and_what_it_asserts_holds(tmp_path):
         page = page.replace(long, short)
     script = tmp_path / "walkthrough.py"
     script.write_text(page)
+    shutil.copy(ROOT / "docs" / "ship.png", tmp_path)
     environment = os.environ | {"MPLBACKEND": "Agg", "TMPDIR": str(tmp_path)}
     run = subprocess.run([sys.executable, script], env=environment, cwd=tmp_path, capture_output=True, text=True)
     assert run.returncode == 0, run.stdout + run.stderr
-    assert "test error" in run.stdout and "a PNG of" in run.stdout
+    assert "test error" in run.stdout and "speaks for ship" in run.stdout and "a PNG of" in run.stdout
 
 
 def test_text_and_code_take_turns():

@@ -190,7 +190,8 @@ def attempt(
     made = made.concatenate(tf.data.Dataset.from_tensors(nothing))  # so that there is at least one row
     made = made.batch(tf.size(indices, tf.int64) + 1).get_single_element()
     positions, made = tf.nest.map_structure(lambda tensor: tensor[:-1], made)
-    return positions, tf.boolean_mask(indices, tf.reduce_all(indices[:, None] != positions, 1)), made
+    made_at = tf.scatter_nd(positions[:, None], tf.ones_like(positions), tf.shape(indices))
+    return positions, tf.boolean_mask(indices, made_at == 0), made
 
 
 def _read(files, indices, image, arguments, skipped):

@@ -16,7 +16,8 @@ ELSEWHERE = ("data_dir", "output", "name", "checkpoint_every", "strategy", "jit"
 INEXACT = """
 93 of the 60,000 images (73 of training, 20 of test) in the copy of CIFAR-10 that was used are decoded from JPEG copies
 and differ from the originals by about 8/255 (RMSE). The error is that of one run after its last step; nothing was
-chosen on the test images. docs/results.md of the project has other seeds, and their spread where it is known. The
+chosen on the test images. docs/weights.md of the project says how many seeds
+were trained, and their spread. The
 weights have the project's licence, Apache 2.0. CIFAR-10 comes without a licence, for research.
 """
 OPENED = {

@@ -57,7 +57,7 @@ def save_keras_hub(model: keras.Model, folder: str | os.PathLike, image_size: in
         image_shape=(None, None, arrays["conv1", "kernel"].shape[2]),
         dtype="float32",
     )
-    size = (source.input_size or (None,))[0] or image_size or IMAGE_SIZE
+    size = image_size or (source.input_size or (None,))[0] or IMAGE_SIZE
     preprocessor = keras_hub.models.ResNetImageClassifierPreprocessor(
         keras_hub.layers.ResNetImageConverter(image_size=(size, size), antialias=True, **converter)
     )

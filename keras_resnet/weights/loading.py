@@ -12,6 +12,7 @@ import numpy as np
 
 from keras_resnet import normalization
 from keras_resnet.weights import families
+from keras_resnet.weights.published import PUBLISHED
 from keras_resnet.weights.readers import (
     METADATA,
     Readable,
@@ -41,7 +42,7 @@ def load_weights(model: keras.Model, source: Readable) -> None:
             layer, its strides or its shortcuts would give other outputs than the source. All problems are listed, and
             nothing has been changed.
     """
-    by_name = isinstance(source, str) and source == "imagenet"
+    by_name = isinstance(source, str) and source in PUBLISHED
     source = read(source, read(model).network if by_name else None)
     if source.family is None:
         return _load_unnamed(model, source.name)

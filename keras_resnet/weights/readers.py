@@ -137,7 +137,7 @@ def read(source: Readable, network: str | None = None) -> Source:
     if isinstance(source, keras.Model):
         return _of_model(source, source.name)
     if not isinstance(source, (str, os.PathLike)):
-        raise WeightsError(f'weights is None, a Keras model, a path or "imagenet"; found {source!r}')
+        raise WeightsError(f'weights is None, a Keras model, a path, "imagenet" or "cifar10"; found {source!r}')
     if source in published.PUBLISHED:
         path = published.fetch(source, network)
     else:
@@ -146,7 +146,8 @@ def read(source: Readable, network: str | None = None) -> Source:
     extension = os.path.splitext(path)[1]
     if extension not in READERS:
         raise WeightsError(
-            f'weights is None, a Keras model, the path of a {", ".join(READERS)} file, or "imagenet"; found {path!r}'
+            f'weights is None, a Keras model, the path of a {", ".join(READERS)} file, "imagenet" or "cifar10"; '
+            f"found {path!r}"
         )
     if not os.path.isfile(path):
         raise WeightsError(f"the weights {path!r} do not exist")

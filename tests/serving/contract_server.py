@@ -2,10 +2,10 @@
 
     python contract_server.py --model_name=NAME --model_base_path=FOLDER --port=8500 --rest_api_port=8501
 
-takes these flags of `tensorflow_model_server`, and its --file_system_poll_wait_seconds, --enable_batching and
---batching_parameters_file. SavedModels are loaded and run by TensorFlow's C API; TensorFlow's Python is there for
-messages alone. Interfaces, statuses and messages are those that TF Serving documents (gRPC services, "RESTful API",
-"SavedModel Warmup", "Batching"); it was written without a server to compare it with.
+takes these flags of `tensorflow_model_server`, and its --file_system_poll_wait_seconds, --max_num_load_retries,
+--enable_batching and --batching_parameters_file. SavedModels are loaded and run by TensorFlow's C API; TensorFlow's
+Python is there for messages alone. Interfaces, statuses and messages are those that TF Serving documents (gRPC
+services, "RESTful API", "SavedModel Warmup", "Batching"); it was written without a server to compare it with.
 """
 
 import argparse
@@ -490,6 +490,7 @@ def main():
     parser.add_argument("--port", type=int, default=8500)
     parser.add_argument("--rest_api_port", type=int, default=8501)
     parser.add_argument("--file_system_poll_wait_seconds", type=float, default=1)
+    parser.add_argument("--max_num_load_retries", type=int, default=0)  # it never tries again
     parser.add_argument("--enable_batching", action="store_true")
     flags = parser.parse_args()
     batching = None

@@ -77,7 +77,8 @@ class Server:
         self.url = f"http://localhost:{self.rest_port}/v1/models/{NAME}"
         command = [
             *SERVERS[kind], f"--model_name={NAME}", f"--model_base_path={folder}", f"--port={self.grpc_port}",
-            f"--rest_api_port={self.rest_port}", "--file_system_poll_wait_seconds=1", *flags,
+            f"--rest_api_port={self.rest_port}", "--file_system_poll_wait_seconds=1",
+            "--max_num_load_retries=0", *flags,
         ]  # fmt: skip
         self.process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
@@ -284,7 +285,7 @@ SMALL = pixels(1)[:, :4].tolist()
     [
         (b"{", 400, "JSON"),
         ([1], 400, ""),
-        ({"signature_name": "predict_bytes"}, 400, "in"),  # neither instances nor inputs
+        ({"signature_name": "predict_bytes"}, 400, "inputs"),  # neither instances nor inputs
         ({"instances": [1], "inputs": [1]}, 400, ""),
         ({"signature_name": "predict_file", "instances": [1]}, 400, '"predict_file" not found'),
         ({"signature_name": "predict_bytes", "instances": [{"b64": "data:image/png;base64,AAAA"}]}, 400, "base64"),

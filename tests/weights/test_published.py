@@ -58,6 +58,9 @@ def test_a_network_by_name(shipped):
         keras.Model(shipped.input, shipped.get_layer("pool").output).predict(pixels, verbose=0),
         atol=1e-5,
     )
+    later = keras_resnet.CifarResNet(20, normalization=(images(1, 32)[0] + 120.0, 1.0))
+    keras_resnet.load_weights(later, "cifar10")
+    assert same(later, shipped)
     other = keras_resnet.CifarResNet(20, weights="cifar10", classes=7)
     assert other.output_shape == (None, 7)
     assert np.array_equal(other.get_layer("conv4_3_2").kernel, shipped.get_layer("conv4_3_2").kernel)

@@ -408,7 +408,7 @@ def test_what_is_no_state_dict(tmp_path):
     torch.save(tensors | {f"module.{name}": tensor for name, tensor in tensors.items()}, tmp_path / "x.pth")
     with pytest.raises(WeightsError, match="several networks, whose tensors differ in a prefix only: conv1.weight"):
         readers.read(tmp_path / "x.pth")
-    with pytest.raises(WeightsError, match='a Keras model, a path or "imagenet"; found 18'):
+    with pytest.raises(WeightsError, match='a Keras model, a path, "imagenet" or "cifar10"; found 18'):
         readers.read(18)
 
 

@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+import typing
 from collections.abc import Sequence
 
 from keras_resnet.blocks import ORDERS, SHORTCUT_VARIANTS
@@ -11,7 +12,7 @@ from keras_resnet.training.precision import PRECISIONS
 from keras_resnet.training.settings import PREPARATIONS, Settings
 
 
-def add_settings(parser: argparse.ArgumentParser, left_out: Sequence[str] = ()) -> argparse._ArgumentGroup:
+def add_settings(parser: argparse.ArgumentParser, left_out: Sequence[str] = ()) -> typing.Any:
     """Adds a flag for each of the `Settings` that is not in `left_out`, and --verbose.
 
     Returns:

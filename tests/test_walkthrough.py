@@ -9,7 +9,7 @@ import sys
 from conftest import ROOT
 
 PAGE = (ROOT / "docs" / "walkthrough.py").read_text()
-SHORT = {"DEPTHS = (8, 20, 32)": "DEPTHS = (8, 32)", "EPOCHS, BATCH, RATE = 8,": "EPOCHS, BATCH, RATE = 3,"}
+SHORT = {"DEPTHS = (8, 20, 32)": "DEPTHS = (8, 32)", "EPOCHS, BATCH, RATE = 8,": "EPOCHS, BATCH, RATE = 4,"}
 
 
 def cells():

@@ -12,8 +12,9 @@ from conftest import ROOT
 
 import keras_resnet
 from keras_resnet import evaluation
-from keras_resnet.data import imagenet, sources
+from keras_resnet.data import sources
 from keras_resnet.experiments.experiments import DECIDED
+from keras_resnet.files import own_line
 
 PROGRAMS = ("colors", "convert", "evaluate", "export", "fit", "report", "reproduce", "tune")
 
@@ -102,7 +103,7 @@ def test_an_error_has_a_line_of_its_own(capsys, verbose):
         evaluation.evaluate(model, examples, "abcdefghij", "single", batch_size=10, verbose=verbose)
     printed = capsys.readouterr().out
     assert printed.endswith("image\n") if verbose else not printed
-    with pytest.raises(KeyboardInterrupt), imagenet.bar_ended(1):
+    with pytest.raises(KeyboardInterrupt), own_line(1):
         raise KeyboardInterrupt
     assert capsys.readouterr().out == "\n"
 

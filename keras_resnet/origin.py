@@ -5,6 +5,9 @@ import shlex
 import subprocess
 from collections.abc import Mapping
 
+# Settings that do not change the result, such as paths.
+WITHOUT_EFFECT = ("data_dir", "output", "name", "checkpoint_every", "strategy", "jit", "data_changed")
+
 
 def commit() -> str | None:
     """The git commit of this package, with "-dirty" if its files were changed; None if git does not track them.

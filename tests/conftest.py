@@ -5,6 +5,7 @@ import pathlib
 import pickle
 import re
 import signal
+import socket
 import struct
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -47,6 +48,16 @@ def blocks(page, heading=""):
     for language, content in fence.findall(text):
         found.setdefault(language, []).append(content)
     return found
+
+
+def free_ports(count):
+    sockets = [socket.socket() for _ in range(count)]
+    for each in sockets:
+        each.bind(("127.0.0.1", 0))
+    ports = [each.getsockname()[1] for each in sockets]
+    for each in sockets:
+        each.close()
+    return ports
 
 
 # Why a test may be skipped where STRICT_SKIPS is set, as CI does; any other reason fails the tests.

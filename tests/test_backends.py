@@ -3,14 +3,13 @@
 import ast
 import os
 import pathlib
-import re
 import subprocess
 import sys
 
 import keras
 import numpy as np
 import pytest
-from conftest import ROOT, WITHOUT_TENSORFLOW, write_cifar10
+from conftest import ROOT, WITHOUT_TENSORFLOW, blocks, write_cifar10
 
 import keras_resnet
 from keras_resnet.data import cifar, shapes, sources
@@ -183,7 +182,7 @@ def test_the_examples_of_the_readme_need_no_tensorflow(tmp_path, backend):
     from PIL import Image
 
     pytest.importorskip(backend, reason=f"{backend} is not installed")
-    examples = re.findall(r"^```python\n(.*?)^```", (ROOT / "README.md").read_text(), re.M | re.S)
+    examples = blocks(ROOT / "README.md")["python"]
     code = WITHOUT_TENSORFLOW + "\n".join(example for example in examples if "model.fit(" in example)
     for words, fewer in SMALLER.items():
         assert code.count(words) == 1, words

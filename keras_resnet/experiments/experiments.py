@@ -21,10 +21,10 @@ import tensorflow as tf
 from keras_resnet import analysis, evaluation, files, origin
 from keras_resnet.data import imagenet, records, sources
 from keras_resnet.files import Path, RunError, write_whole
-from keras_resnet.origin import flags
+from keras_resnet.origin import WITHOUT_EFFECT, flags
 from keras_resnet.training import recipes
 from keras_resnet.training.run import train
-from keras_resnet.training.settings import WITHOUT_EFFECT, Settings
+from keras_resnet.training.settings import Settings
 from keras_resnet.training.step import cores
 from keras_resnet.weights.published import weights_sha256
 

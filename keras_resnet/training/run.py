@@ -19,11 +19,12 @@ from keras_resnet.data import imagenet
 from keras_resnet.files import RunError, own_line, write_whole
 from keras_resnet.graphs import LOADING_DEPTH, recursion_limit
 from keras_resnet.optimizers import SGD, PlateauSchedule, StepSchedule
+from keras_resnet.origin import WITHOUT_EFFECT
 from keras_resnet.training import distribution, precision, recipes, tasks
 from keras_resnet.training.checkpoint import Checkpoint, StopSignals
 from keras_resnet.training.fused import fuse_batch_norm, fuse_update, graphs_as_traced
 from keras_resnet.training.history import History, Progress, draw
-from keras_resnet.training.settings import WITHOUT_EFFECT, Settings
+from keras_resnet.training.settings import Settings
 from keras_resnet.training.step import TrainingModel, parts_of
 from keras_resnet.weights.readers import WeightsError
 

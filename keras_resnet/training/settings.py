@@ -12,10 +12,9 @@ import keras
 from keras_resnet import models
 from keras_resnet.data import imagenet, sources
 from keras_resnet.files import RunError, is_name
+from keras_resnet.origin import WITHOUT_EFFECT
 from keras_resnet.training import recipes
 
-# Settings that do not change the result, such as paths.
-WITHOUT_EFFECT = ("data_dir", "output", "name", "checkpoint_every", "strategy", "jit", "data_changed")
 SEEDS = 2**31  # the number of seeds that the random numbers of the input pipeline allow
 POSITIVE = (
     "steps", "epochs", "batch_size", "bn_batch_size", "accumulate", "image_size", "lr", "patience", "warmup_epochs",

@@ -6,12 +6,10 @@ import pathlib
 
 import keras
 
-from keras_resnet.origin import flags
+from keras_resnet.origin import WITHOUT_EFFECT, flags
 from keras_resnet.weights.published import SHIPPED, WeightsError, find, weights_sha256
 
 DATASETS = {"cifar10": ("uoft-cs/cifar10", "CIFAR-10"), "cifar100": ("uoft-cs/cifar100", "CIFAR-100")}
-# Settings of a run that do not decide on its result.
-ELSEWHERE = ("data_dir", "output", "name", "checkpoint_every", "strategy", "jit", "data_changed")
 # Of the networks in the package.
 INEXACT = """
 93 of the 60,000 images (73 of training, 20 of test) in the copy of CIFAR-10 that was used are decoded from JPEG copies
@@ -110,6 +108,6 @@ def _command(settings):
     kept = {
         name: value
         for name, value in settings.items()
-        if name not in ELSEWHERE and value not in (None, []) and (value is not False or name == "warmup")
+        if name not in WITHOUT_EFFECT and value not in (None, []) and (value is not False or name == "warmup")
     }
     return f"python train/fit.py {flags(kept)}"

@@ -51,13 +51,20 @@ WARMUP = "assets.extra/tf_serving_warmup_requests"
 State = get_model_status_pb2.ModelVersionStatus.State
 
 
+def signature_defs(path):
+    """The signatures of a SavedModel by name."""
+    saved = saved_model_pb2.SavedModel.FromString(pathlib.Path(path, "saved_model.pb").read_bytes())
+    return {
+        name: found for name, found in saved.meta_graphs[0].signature_def.items() if name != "__saved_model_init_op"
+    }
+
+
 class Version:
     """A version that is loaded, and warm."""
 
     def __init__(self, path, batching):
-        meta = saved_model_pb2.SavedModel.FromString((path / "saved_model.pb").read_bytes()).meta_graphs[0]
         self.number, self.users = int(path.name), 0
-        self.signatures = {k: v for k, v in meta.signature_def.items() if k != "__saved_model_init_op"}
+        self.signatures = signature_defs(path)
         self.session = Session(os.path.dirname(tf.__file__), path)
         self.run_signature = Batches(self._run, batching).run if batching else self._run
         for log in warmup_requests(path / WARMUP):

@@ -23,7 +23,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from conftest import ROOT, WITHOUT_TENSORFLOW, blocks
+from conftest import ROOT, WITHOUT_TENSORFLOW, blocks, free_ports
 from tensorflow_serving.apis import (
     classification_pb2,
     get_model_metadata_pb2,
@@ -33,6 +33,7 @@ from tensorflow_serving.apis import (
     prediction_log_pb2,
     prediction_service_pb2_grpc,
 )
+from test_exporting import CLASSES, pixels, png
 from test_folding import trained
 
 import keras_resnet
@@ -40,7 +41,6 @@ from keras_resnet import serving
 from keras_resnet.serving import exporting
 
 NAME = "cifar10-resnet-20"  # as the page calls it
-CLASSES = tuple("abcdefghij")
 PAGE = ROOT / "docs" / "serving.md"
 SERVERS = {
     "contract": [sys.executable, str(ROOT / "tests" / "serving" / "contract_server.py")],
@@ -49,31 +49,15 @@ SERVERS = {
 START = 60  # seconds
 
 
-def pixels(n=3, seed=0):
-    """Blurred noise: the network's answers to sharp noise are all alike."""
-    coarse = np.random.default_rng(seed).uniform(0, 255, (n, 4, 4, 3))
-    return np.round(tf.image.resize(coarse, (32, 32)).numpy()).astype("uint8")
-
-
-def png(image):
-    return tf.io.encode_png(image).numpy()
-
-
 def b64(content):
     return {"b64": base64.b64encode(content).decode()}
-
-
-def free_port():
-    with socket.socket() as found:
-        found.bind(("localhost", 0))
-        return found.getsockname()[1]
 
 
 class Server:
     """A server of the versions in `folder`."""
 
     def __init__(self, kind, folder, *flags):
-        self.folder, self.grpc_port, self.rest_port = folder, free_port(), free_port()
+        self.folder, (self.grpc_port, self.rest_port) = folder, free_ports(2)
         self.url = f"http://localhost:{self.rest_port}/v1/models/{NAME}"
         command = [
             *SERVERS[kind], f"--model_name={NAME}", f"--model_base_path={folder}", f"--port={self.grpc_port}",
@@ -492,7 +476,7 @@ def test_kserve_serves_an_openvino_export(small, expected, tmp_path):
     serving.export(small, tmp_path / "saved_models" / NAME, classes=CLASSES, format="openvino")
     (program,) = blocks(PAGE, "## Other servers")["python"]
     (tmp_path / "server.py").write_text(program)
-    port = free_port()
+    (port,) = free_ports(1)
     with subprocess.Popen([sys.executable, "server.py", f"--http_port={port}"], cwd=tmp_path) as process:
         try:
             url = f"http://localhost:{port}/v2/models/{NAME}"

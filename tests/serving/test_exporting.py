@@ -17,10 +17,11 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from conftest import ROOT, shared
+from contract_server import signature_defs
 from keras import layers
 from PIL import Image
 from tensorflow.core.example import example_pb2
-from tensorflow.core.protobuf import meta_graph_pb2, saved_model_pb2
+from tensorflow.core.protobuf import meta_graph_pb2
 from tensorflow_serving.apis import get_model_metadata_pb2, predict_pb2, prediction_log_pb2
 from test_folding import trained
 
@@ -55,13 +56,6 @@ def png(image):
 
 def strings(*values):
     return np.array([*values, None], "O")[:-1]
-
-
-def signature_defs(path):
-    saved = saved_model_pb2.SavedModel.FromString(pathlib.Path(path, "saved_model.pb").read_bytes())
-    return {
-        name: found for name, found in saved.meta_graphs[0].signature_def.items() if name != "__saved_model_init_op"
-    }
 
 
 def serve(path, *requests):

@@ -6,7 +6,6 @@ import os
 import pathlib
 import re
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -14,6 +13,7 @@ import time
 import keras
 import numpy as np
 import pytest
+from conftest import free_ports
 from distributed import small_shapes
 
 from keras_resnet.data import parts
@@ -24,16 +24,6 @@ from keras_resnet.training.run import Settings
 
 RUN = {"dataset": "shapes", "depth": 8, "steps": 5, "batch_size": 16, "lr": 0.01, "checkpoint_every": 3}
 LOST_WITHIN = 60  # seconds; measured: 8
-
-
-def free_ports(count):
-    sockets = [socket.socket() for _ in range(count)]
-    for each in sockets:
-        each.bind(("127.0.0.1", 0))
-    ports = [each.getsockname()[1] for each in sockets]
-    for each in sockets:
-        each.close()
-    return ports
 
 
 class Process(subprocess.Popen):

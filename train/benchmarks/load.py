@@ -7,6 +7,7 @@ It says what the network and the joining of requests give on this machine, not h
 import concurrent.futures
 import os
 import pathlib
+import re
 import socket
 import subprocess
 import sys
@@ -22,15 +23,11 @@ from tensorflow_serving.apis import predict_pb2, prediction_service_pb2_grpc
 import keras_resnet
 from keras_resnet import serving
 
-SERVER = pathlib.Path(__file__).parents[2] / "tests" / "serving" / "contract_server.py"
+ROOT = pathlib.Path(__file__).parents[2]
+SERVER = ROOT / "tests" / "serving" / "contract_server.py"
 CLIENTS = (1, 4, 16)
 START = 120  # seconds, at most
-BATCHING = """
-max_batch_size { value: 8 }
-batch_timeout_micros { value: 2000 }
-num_batch_threads { value: 2 }
-max_enqueued_batches { value: 64 }
-"""  # as docs/serving.md has it
+BATCHING = re.compile(r"^max_batch_size .*?(?=^```)", re.M | re.S)  # in docs/serving.md
 
 
 def load(options):
@@ -42,7 +39,7 @@ def load(options):
     with tempfile.TemporaryDirectory() as folder:
         serving.export(keras_resnet.ResNet50(input_shape=(SIZE, SIZE, 3)), f"{folder}/resnet50")
         parameters = pathlib.Path(folder, "batching.config")
-        parameters.write_text(BATCHING)
+        parameters.write_text(BATCHING.search((ROOT / "docs" / "serving.md").read_text())[0])
         print(f"ResNet-50, float32, frozen weights, files of {HEIGHT}x{WIDTH}, {os.cpu_count()} cores")
         print(f"{'':<20}{'clients':>8}{'images/s':>10}{'ms, median':>12}{'95 %':>8}{'99 %':>8}")
         for name, flags in (
@@ -61,17 +58,15 @@ class _Server:
     """A context: starts the server, gives its `Predict`, and ends it."""
 
     def __init__(self, folder, flags):
-        ports = []
-        for _ in range(2):
-            with socket.socket() as found:
-                found.bind(("localhost", 0))
-                ports.append(found.getsockname()[1])
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
         command = [
             sys.executable, str(SERVER), "--model_name=resnet50", f"--model_base_path={folder}",
-            f"--port={ports[0]}", f"--rest_api_port={ports[1]}", *flags,
+            f"--port={port}", "--rest_api_port=0", *flags,
         ]  # fmt: skip
         self.process = subprocess.Popen(command, stderr=subprocess.DEVNULL, env=os.environ | FROZEN)
-        self.channel = grpc.insecure_channel(f"localhost:{ports[0]}")
+        self.channel = grpc.insecure_channel(f"localhost:{port}")
 
     def __enter__(self):
         predict = prediction_service_pb2_grpc.PredictionServiceStub(self.channel).Predict

@@ -1,9 +1,13 @@
 """Where a result comes from: the version of the code, and the command."""
 
+import importlib
 import os
+import platform
 import shlex
 import subprocess
 from collections.abc import Mapping
+
+import keras
 
 # Settings that do not change the result, such as paths.
 WITHOUT_EFFECT = ("data_dir", "output", "name", "checkpoint_every", "strategy", "jit", "data_changed")
@@ -19,6 +23,18 @@ def commit() -> str | None:
         return _git("rev-parse", "--short", "HEAD") + ("-dirty" if _git("status", "--porcelain", "--", ".") else "")
     except (OSError, subprocess.CalledProcessError):
         return None
+
+
+def circumstances(devices: list[str]) -> dict[str, object]:
+    """With what something is made: this code's commit, the versions of Python, Keras and its backend, the devices."""
+    backend = keras.backend.backend()
+    return {
+        "commit": commit(),
+        "python": platform.python_version(),
+        "keras": keras.__version__,
+        backend: importlib.import_module(backend).__version__,
+        "devices": devices,
+    }
 
 
 def _git(*arguments):

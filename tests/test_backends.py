@@ -48,7 +48,7 @@ def trained(tmp_path_factory):
     """A function from a backend to a network's weights after ten steps from the same weights with the same batches."""
     folder = tmp_path_factory.mktemp("backends")
     source = sources.load("shapes")
-    mean = cifar.per_pixel_mean(source.train.images)
+    mean = sources.per_pixel_mean(source.train.images)
     batches = cifar.training_batches(source.train, mean, batch_size=BATCH, seed=0).take(STEPS)
     images, labels = (np.concatenate(parts) for parts in zip(*batches.as_numpy_iterator(), strict=True))
     np.savez(folder / "batches.npz", mean=mean, images=images, labels=labels)

@@ -29,7 +29,7 @@ from benchmarks.start import start
 from benchmarks.step import step
 
 from keras_resnet import models
-from keras_resnet.training.precision import PRECISIONS
+from keras_resnet.training.settings import PRECISIONS
 
 BENCHMARKS = {
     "step": step,

@@ -33,10 +33,10 @@ from keras_resnet.files import RunError
 from keras_resnet.training import distribution
 from keras_resnet.training.checkpoint import Stopped
 from keras_resnet.training.command_line import add_settings
+from keras_resnet.training.folder import summary
 from keras_resnet.training.run import train
 from keras_resnet.training.settings import Settings
 
-TOP5 = {"training": "train_top5_error", "validation": "val_top5_error", "test": "test_top5_error"}
 EXIT_STATUS = 128  # plus the number of the signal, as shells do
 
 
@@ -49,36 +49,12 @@ def parse(words=None):
     return parser.parse_args(words)
 
 
-def table(settings, result):
-    """The result as a table."""
-    percent = lambda value: "-" if value is None else f"{value:.2%}"
-    paper, damaged = result["paper_test_error"], result["damaged_files"]
-    minutes, seconds = divmod(round(result["seconds"]), 60)
-    rows = [
-        ("training error, last epoch", percent(result["train_error"])),
-        ("validation error", percent(result["val_error"])),
-        ("test error", percent(result["test_error"])),
-        *((f"{part} error, top 5", percent(result[key])) for part, key in TOP5.items() if result.get(key) is not None),
-        ("images/s while training", f"{result['images_per_second']:.0f}"),
-        ("waiting for data, of the time of the steps", percent(result.get("waiting"))),
-        ("wall time", f"{minutes // 60}:{minutes % 60:02}:{seconds:02}"),
-    ]
-    if paper:
-        rows.insert(3, ("the paper's test error, 64k steps on all 50k", percent(paper)))
-    if damaged:
-        rows.append(("damaged files that were skipped", str(damaged)))
-    steps = result.get("steps", settings.steps)  # which results of older versions do not have
-    title = f"{settings.network} on {settings.data}, {steps} steps, {result['parameters']:,} parameters"
-    lines = [title, "-" * len(title), *(f"{name:<46}{value:>10}" for name, value in rows)]
-    return "\n".join([*lines, f"in {settings.folder}: " + ", ".join(sorted(os.listdir(settings.folder)))])
-
-
 def main():
     arguments = vars(parse())
     verbose, profile, to_export = (arguments.pop(name) for name in ("verbose", "profile", "export"))
     try:
         settings = Settings(**arguments)
-        print(table(settings, train(settings, verbose, profile)))
+        print(summary(settings, train(settings, verbose, profile)))
         if to_export and distribution.is_chief(settings.strategy):
             folder = os.path.join("saved_models", os.path.basename(settings.folder))
             print(f"exported to {serving.export_run(settings.folder, folder)}")

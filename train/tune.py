@@ -21,7 +21,7 @@ import quiet  # noqa: F401, first, before anything that imports TensorFlow
 import arguments
 import keras
 
-from keras_resnet.data import cifar, sources
+from keras_resnet.data import sources
 from keras_resnet.experiments import figures
 from keras_resnet.files import RunError, locked, write_whole
 from keras_resnet.origin import flags
@@ -51,7 +51,7 @@ def search(options, name):
     from keras_resnet.training.tuning import OBJECTIVE, ResNetHyperModel
 
     source = sources.load(options.dataset, options.data_dir)
-    normalization = cifar.per_pixel_mean(source.train.images), 1.0
+    normalization = sources.per_pixel_mean(source.train.images), 1.0
     folder = os.path.join(options.output, name)
     os.makedirs(folder, exist_ok=True)
     with locked(os.path.join(folder, "lock")):

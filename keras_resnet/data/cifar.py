@@ -10,14 +10,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_resnet.data.parts import WHOLE, Parts, evaluation_ranges, steps_per_epoch, training_order
-from keras_resnet.data.sources import Split
-
-PADDING = 4
-
-
-def per_pixel_mean(images: np.ndarray) -> np.ndarray:
-    """The mean of images (n, height, width, 3): float32 (height, width, 3), rounded to 1/1000 of a pixel value."""
-    return np.round(images.mean(axis=0, dtype="float64"), 3).astype("float32")
+from keras_resnet.data.sources import PADDING, Split
 
 
 def augment(images: tf.Tensor, mean: tf.Tensor, dy: tf.Tensor, dx: tf.Tensor, flip: tf.Tensor) -> tf.Tensor:

@@ -24,10 +24,9 @@ import tensorflow as tf
 from keras_resnet.data import color
 from keras_resnet.data.folders import Examples
 from keras_resnet.data.parts import WHOLE, Parts, evaluation_ranges, steps_per_epoch, training_order
-from keras_resnet.data.sources import DataError
+from keras_resnet.data.sources import IMAGE_SIZE, DataError
 from keras_resnet.files import own_line
 
-IMAGE_SIZE = 224
 SHORTER_SIDES = (256, 480)  # P1 3.4, for crops of 224; for other sizes in proportion
 JPEG = b"\xff\xd8\xff"  # the first bytes of a JPEG file
 BMP_WITH_PALETTE = r"BM\C{26}\x08"  # those of a BMP file with 8 bits per pixel, whose palette TensorFlow ignores

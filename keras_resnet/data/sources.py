@@ -25,6 +25,8 @@ VALIDATION_EXAMPLES = {"cifar10": 5_000, "cifar100": 5_000, "shapes": 1_280}  # 
 SHAPES_EXAMPLES = {"train": 14_080, "test": 2_000}
 HOSTS = {"cifar10": "www.cs.toronto.edu", "cifar100": "www.cs.toronto.edu"}
 ARRAY_RECORD = "array_record"  # a format of tensorflow-datasets, and the package that reads it
+PADDING = 4  # pixels on each side of small images before they are cropped (P1 4.2)
+IMAGE_SIZE = 224  # of the crops of photographs (P1 3.4)
 HOST = "storage.googleapis.com"  # of the files that tensorflow-datasets hosts itself
 
 
@@ -90,6 +92,11 @@ def load(name: str, data_dir: Path | None = None, train_on_all: bool = False) ->
     cut = len(train.labels) - VALIDATION_EXAMPLES[name]
     kept, validation = (Split(train.images[part], train.labels[part]) for part in (slice(cut), slice(cut, None)))
     return Source(classes, kept, validation, test)
+
+
+def per_pixel_mean(images: np.ndarray) -> np.ndarray:
+    """The mean of images (n, height, width, 3): float32 (height, width, 3), rounded to 1/1000 of a pixel value."""
+    return np.round(images.mean(axis=0, dtype="float64"), 3).astype("float32")
 
 
 def cifar10(data_dir: str | None = None) -> tuple[Arrays, Arrays]:

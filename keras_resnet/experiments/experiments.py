@@ -11,21 +11,16 @@ import csv
 import dataclasses
 import json
 import os
-import platform
 import typing
 from collections.abc import Iterable
 
-import keras
-import tensorflow as tf
-
-from keras_resnet import analysis, evaluation, files, origin
+from keras_resnet import analysis, evaluation, files
 from keras_resnet.data import imagenet, records, sources
 from keras_resnet.files import Path, RunError, write_whole
 from keras_resnet.origin import WITHOUT_EFFECT, flags
 from keras_resnet.training import recipes
 from keras_resnet.training.run import train
 from keras_resnet.training.settings import Settings
-from keras_resnet.training.step import cores
 from keras_resnet.weights.published import weights_sha256
 
 RESULTS = "docs/results"
@@ -267,16 +262,16 @@ def run(settings: Settings, folder: Path = RESULTS, verbose: int = 1) -> dict:
             os.makedirs(folder, exist_ok=True)
     except OSError as error:
         raise RunError(f"the folder of the results, {folder}, cannot be made: {error}") from error
-    made = _circumstances()  # now, because commits made during the training are not the code that trains
     result = train(settings, verbose)
     model = evaluation.load_model(settings.folder)
+    left_out = ("settings", "paper_test_error", "made")
     record = {
         **describe(settings),
         **(_ten_crops(settings, model, verbose) if settings.photographs else _test(settings, model, result)),
         "weights_sha256": weights_sha256(model),
-        "result": {name: value for name, value in result.items() if name not in ("settings", "paper_test_error")},
+        "result": {name: value for name, value in result.items() if name not in left_out},
         "history": _history(settings),
-        "made": made,
+        "made": result.get("made"),  # None in runs of older versions
     }
     lines = ",\n".join(f"{json.dumps(name)}: {json.dumps(value)}" for name, value in record.items())
     write_whole(path, lambda file: file.write(f"{{\n{lines}\n}}\n".encode()))
@@ -320,19 +315,6 @@ def _history(settings):
     with open(os.path.join(settings.folder, "history.csv")) as file:
         rows = list(csv.DictReader(file))
     return {name: [float(row[name]) for row in rows] for name in rows[0] if rows[0][name]}
-
-
-def _circumstances():
-    """The commit (None outside a repository), the versions, and the devices: GPUs or the available CPU cores."""
-    gpus = tf.config.list_physical_devices("GPU")
-    names = [tf.config.experimental.get_device_details(gpu).get("device_name", "GPU") for gpu in gpus]
-    return {
-        "commit": origin.commit(),
-        "python": platform.python_version(),
-        "keras": keras.__version__,
-        "tensorflow": tf.__version__,
-        "devices": names or [f"{cores()} CPU core{'s' * (cores() > 1)}"],
-    }
 
 
 def load(folder: Path = RESULTS) -> list[dict]:

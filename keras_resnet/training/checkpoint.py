@@ -174,15 +174,19 @@ class Checkpoint(keras.callbacks.Callback):
                 variable.assign(array)
         self.saved_metrics = None
 
+    def on_train_batch_begin(self, batch, logs=None):
+        self.first_batch = batch
+
     def on_train_batch_end(self, batch, logs=None):
-        self.step += 1
+        before = self.step
+        self.step += batch - self.first_batch + 1
         if self.writing and self.writing.done():
             self.wait()  # if it failed, raises now and not at the next checkpoint
         if not np.isfinite(logs["loss"]):
             self.wait()  # because the message says whether there is a checkpoint
             raise RunError(diverged(self.step, f"the loss is {logs['loss']}", self.path))
         ends_epoch = self.step % self.steps_per_epoch == 0 or self.step == self.steps
-        self.due = self.due or self.step % self.every == 0 or self.step == self.steps
+        self.due = self.due or before // self.every < self.step // self.every or self.step == self.steps
         self.signal = self.signal or self.stop.received
         if (self.due or self.signal) and not ends_epoch:
             self.save_and_stop()

@@ -7,9 +7,7 @@ from collections.abc import Sequence
 
 from keras_resnet.blocks import ORDERS, SHORTCUT_VARIANTS
 from keras_resnet.training import recipes
-from keras_resnet.training.distribution import STRATEGIES
-from keras_resnet.training.precision import PRECISIONS
-from keras_resnet.training.settings import PREPARATIONS, Settings
+from keras_resnet.training.settings import PRECISIONS, PREPARATIONS, STRATEGIES, Settings
 
 
 def add_settings(parser: argparse.ArgumentParser, left_out: Sequence[str] = ()) -> typing.Any:

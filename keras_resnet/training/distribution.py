@@ -29,7 +29,6 @@ from keras_resnet.training import precision
 from keras_resnet.training.checkpoint import Stop
 from keras_resnet.training.step import choose_threads, cores, moving_statistics
 
-STRATEGIES = ("auto", "none", "mirrored", "multiworker")
 KERAS_VERSIONS = ("3.15.1",)  # versions whose `fit` was tested with `adapted_keras`
 SLURM_PORT = 8888  # of the first task on each node
 
@@ -88,6 +87,13 @@ def devices() -> str:
         if replicas > _workers():
             found += f" as {replicas // _workers()} devices"
     return found if _workers() == 1 else f"{found}, {_workers()} processes"
+
+
+def device_names() -> list[str]:
+    """The devices, for records: the names of the GPUs, or the number of available CPU cores."""
+    gpus = tf.config.list_physical_devices("GPU")
+    names = [tf.config.experimental.get_device_details(gpu).get("device_name", "GPU") for gpu in gpus]
+    return names or [f"{cores()} CPU core{'s' * (cores() > 1)}"]
 
 
 def unused_gpu() -> str | None:

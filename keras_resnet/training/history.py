@@ -17,6 +17,7 @@ COLUMNS = (
 
 
 LINE_EVERY = 600  # seconds between lines in long epochs
+DRAW_EVERY = 20  # seconds from one drawing of the curves to the next, at least
 
 
 class Progress(keras.callbacks.ProgbarLogger):
@@ -74,7 +75,7 @@ class History(keras.callbacks.Callback):
     also in the epoch's logs. For a resumed epoch it covers only the steps after the resumption.
 
     Args:
-        folder: the folder in which history.csv and curves.png are kept up to date.
+        folder: the folder in which history.csv is kept up to date, and curves.png to within seconds.
         title: title of the curves.
         accumulate: batches in a step.
 
@@ -91,6 +92,7 @@ class History(keras.callbacks.Callback):
         self.state["waited"] = 0.0  # of the timed seconds
         self.last = time.perf_counter()
         self.warm = False
+        self.draw_from = 0.0  # the time on `last`'s clock
 
     def lap(self) -> float:
         """Seconds since the last lap, which are added to the run's total."""
@@ -104,17 +106,19 @@ class History(keras.callbacks.Callback):
         self.before = self.state["waited"], self.state["timed_seconds"]
 
     def on_train_batch_begin(self, batch, logs=None):
+        self.first_batch = batch
         self.waited = getattr(self.model, "waited", None) or 0.0
         if self.state["learning_rate"] is None:
             rate = keras.ops.convert_to_numpy(self.model.optimizer.learning_rate)
             self.state["learning_rate"] = float(f"{rate:.6g}")
 
     def on_train_batch_end(self, batch, logs=None):
-        self.batches += 1
+        done = batch - self.first_batch + 1  # several in one execution, as with steps_per_execution
+        self.batches += done
         seconds = self.lap()
         if self.warm:  # the first step of a process includes compilation
             self.state["timed_seconds"] += seconds
-            self.state["timed_steps"] += 1
+            self.state["timed_steps"] += done
             self.state["waited"] += (getattr(self.model, "waited", None) or 0.0) - self.waited
         self.warm = True
 
@@ -141,7 +145,8 @@ class History(keras.callbacks.Callback):
         table.writeheader()
         table.writerows(self.state["rows"])
         write_whole(f"{self.folder}/history.csv", lambda file: file.write(text.getvalue().encode()))
-        if self.state["rows"]:
+        if self.state["rows"] and time.perf_counter() > self.draw_from:
+            self.draw_from = time.perf_counter() + DRAW_EVERY
             write_whole(f"{self.folder}/curves.png", lambda file: draw(self.state["rows"], self.title, file))
 
 

@@ -5,9 +5,9 @@ import platform
 import typing
 
 import keras
-import tensorflow as tf
 
-PRECISIONS = ("float16", "bfloat16")
+from keras_resnet.normalization import Tensor
+
 BFLOAT16_UNITS = {"amx_bf16": "AMX", "avx512_bf16": "AVX512-BF16"}  # of processors, by Linux' names of the flags
 FLOAT32_LAYERS = ("images", "normalization", "fc", "predictions")  # at the input and the output
 
@@ -38,6 +38,8 @@ def processor() -> dict[str, str]:
 
 def described(precision: str | None) -> str:
     """The precision of a run, for messages, and whether another one would be faster on this processor."""
+    import tensorflow as tf  # here, because the networks' precision is set on other backends, too
+
     named = precision or "float32"
     if tf.config.list_physical_devices("GPU"):
         return named
@@ -61,6 +63,8 @@ class LossScaleOptimizer(keras.optimizers.LossScaleOptimizer):
     ):
         super().__init__(inner_optimizer, name=name, **kwargs)
 
-    def check_finite(self, grads: list[tf.Tensor]) -> tf.Tensor:
+    def check_finite(self, grads: list[Tensor]) -> Tensor:
+        import tensorflow as tf
+
         overflows = tf.cast(tf.logical_not(super().check_finite(grads)), "float32")
         return tf.distribute.get_replica_context().all_reduce("SUM", overflows) == 0

@@ -1,12 +1,7 @@
 """A training run, from settings to a trained model in a folder."""
 
 import contextlib
-import dataclasses
-import json
-import math
 import os
-import pathlib
-import shutil
 import typing
 from collections.abc import Iterator
 
@@ -14,46 +9,23 @@ import keras
 import tensorflow as tf
 from keras import ops
 
-from keras_resnet import files
+from keras_resnet import files, origin
 from keras_resnet.data import imagenet
-from keras_resnet.files import RunError, own_line, write_whole
+from keras_resnet.files import RunError, own_line
 from keras_resnet.graphs import LOADING_DEPTH, recursion_limit
 from keras_resnet.optimizers import SGD, PlateauSchedule, StepSchedule
 from keras_resnet.origin import WITHOUT_EFFECT
 from keras_resnet.training import distribution, precision, recipes, tasks
 from keras_resnet.training.checkpoint import Checkpoint, StopSignals
+from keras_resnet.training.folder import CHECKPOINT, finished, open_folder, own_folder, write_classes, write_result
 from keras_resnet.training.fused import fuse_batch_norm, fuse_update, graphs_as_traced
-from keras_resnet.training.history import History, Progress, draw
-from keras_resnet.training.settings import Settings
-from keras_resnet.training.step import TrainingModel, parts_of
+from keras_resnet.training.history import History, Progress
+from keras_resnet.training.objective import objective, schedule_of
+from keras_resnet.training.settings import Settings, parts_of
+from keras_resnet.training.step import TrainingModel
 from keras_resnet.weights.readers import WeightsError
 
-TOP5_FROM = 10  # with more classes the top-5 error is shown, too
 SKIPPED = 10  # batches before those that are profiled, because graphs are traced in the first ones
-CHECKPOINT, LOCK, RESULT = "checkpoint/latest.npz", "checkpoint/lock", "result.json"  # in the run's folder
-
-
-def error(labels: tf.Tensor, outputs: tf.Tensor) -> tf.Tensor:
-    """1 if the largest output is not the label's, else 0."""
-    return ops.cast(ops.not_equal(ops.argmax(outputs, axis=-1), ops.cast(labels, "int32")), "float32")
-
-
-def top5_error(labels: tf.Tensor, outputs: tf.Tensor) -> tf.Tensor:
-    """1 if the label's output is not among the five largest, else 0."""
-    return 1 - ops.cast(ops.in_top_k(ops.cast(labels, "int32"), outputs, 5), "float32")
-
-
-def errors(classes: int) -> list:
-    """The functions of labels and outputs whose means are shown: the error and, for many classes, the top-5 error."""
-    return [error, top5_error] if classes > TOP5_FROM else [error]
-
-
-def objective(classes: int) -> dict:
-    """The cross-entropy of logits and the errors, as arguments of `keras.Model.compile`."""
-    return {
-        "loss": keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-        "metrics": [keras.metrics.MeanMetricWrapper(one, name=one.__name__) for one in errors(classes)],
-    }
 
 
 def compile_for_training(
@@ -77,67 +49,6 @@ def compile_for_training(
     model.optimizer.build(model.trainable_variables)
     model.compute_metrics(None, ops.zeros((1,), "int32"), ops.zeros((1, model.output.shape[-1])))
     model.reset_metrics()
-
-
-@contextlib.contextmanager
-def own_folder(settings: Settings) -> Iterator[None]:
-    """Makes the run's folder and locks it against other processes. The folder of a refused run is removed.
-
-    Raises:
-        RunError: the folder cannot be written, or another process trains this run.
-    """
-    folder, result = settings.folder, os.path.join(settings.folder, RESULT)
-    if not files.writes or os.path.exists(result):
-        yield
-        return
-    new = not os.path.exists(folder)
-    try:
-        os.makedirs(os.path.join(folder, "checkpoint"), exist_ok=True)
-    except OSError as error:
-        raise RunError(f"the folder of the run, {folder}, cannot be written: {error}") from error
-    with files.locked(os.path.join(folder, LOCK)):
-        try:
-            yield
-        except BaseException:
-            kept = (CHECKPOINT, "checkpoint/latest.tmp.npz", "history.csv")  # the second may still be written
-            if new and not any(os.path.exists(os.path.join(folder, name)) for name in kept):
-                shutil.rmtree(folder, ignore_errors=True)
-            raise
-
-
-def open_folder(settings: Settings) -> None:
-    """Checks that the run's folder belongs to this run. The folder of a run that never saved anything is taken over.
-
-    Raises:
-        RunError: the folder cannot be written, or holds a run with other settings.
-    """
-    folder, path = settings.folder, os.path.join(settings.folder, "args.json")
-    new = settings.as_json()
-    try:
-        saved = [os.path.join(folder, name) for name in (CHECKPOINT, RESULT)]
-        if not os.path.exists(path) or not any(map(os.path.exists, saved)):
-            write_whole(path, lambda file: file.write(json.dumps(new, indent=2).encode()))
-            for name in (tasks.DATA, tasks.COLORS) if files.writes else ():  # they may describe other data
-                pathlib.Path(folder, name).unlink(missing_ok=True)
-            return
-        with open(path) as file:
-            old = json.load(file)
-    except OSError as os_error:
-        raise RunError(f"{path} cannot be read: {os_error}") from os_error
-    except ValueError as json_error:
-        raise RunError(f"{path} is damaged: {json_error}. Delete the folder or choose another --name.") from json_error
-    defaults = {field.name: field.default for field in dataclasses.fields(Settings)}
-    old = {**json.loads(json.dumps(defaults)), **old}  # older versions have fewer settings
-    old["bn_batch_size"] = old["bn_batch_size"] or old["batch_size"]  # the value before it was a setting
-    different = [name for name in new if name not in WITHOUT_EFFECT and old[name] != new[name]]
-    if "dataset" in different and os.path.abspath(old["dataset"]) == os.path.abspath(new["dataset"]):
-        different.remove("dataset")
-    if different:
-        rows = [f"  --{n.replace('_', '-'):<16} {old[n]!s:>10} there, {new[n]!s:>10} now" for n in different]
-        raise RunError(
-            f"{folder} holds a run with other settings:\n" + "\n".join(rows) + "\n"
-            "Choose another --name or --output, or repeat that run's settings to resume it."
-        )
 
 
 def train(settings: Settings, verbose: int = 1, profile: int = 0) -> dict:
@@ -212,18 +123,16 @@ def _train(settings, replicas, verbose, profile):
     open_folder(settings)
     distribution.of_all_workers(0)  # waits until the chief has removed files
     folder = settings.folder
-    result_path = os.path.join(folder, RESULT)
-    if os.path.exists(result_path):
-        print(f"{folder} is finished; this is its result")
-        with open(result_path) as file:
-            return json.load(file)
+    if (result := finished(settings)) is not None:
+        return result
 
+    made = origin.circumstances(distribution.device_names())  # now: later commits are not the code that trains
     try:
         task = tasks.photographs(settings, verbose) if settings.photographs else tasks.small_images(settings)
         network = task.build()
     except WeightsError as weights_error:
         raise RunError(f"--init-from {weights_error}") from weights_error
-    write_whole(os.path.join(folder, "classes.json"), lambda file: file.write(json.dumps(task.classes).encode()))
+    write_classes(settings, task.classes)
     trained = training_model(settings, network, replicas)
     schedule = schedule_of(settings, task.examples)
     compile_for_training(
@@ -237,7 +146,7 @@ def _train(settings, replicas, verbose, profile):
 
     # From here on a step is one forward and backward pass; `accumulate` of them are one step of the optimizer.
     steps = settings.length(task.examples) * settings.accumulate
-    steps_per_epoch = task.examples // settings.batch_size * settings.accumulate
+    steps_per_epoch = settings.steps_per_epoch(task.examples) * settings.accumulate
     history = History(folder, f"{settings.network} on {settings.data}", settings.accumulate)
     with StopSignals() as stop, imagenet.errors_named():
         saver = Checkpoint(
@@ -288,7 +197,7 @@ def _train(settings, replicas, verbose, profile):
     if files.writes:
         with files.whole(os.path.join(folder, "model.keras")) as path:
             saved.save(path)
-    return finish(settings, task, saved, trained.parts, schedule, history, _together(settings, replicas))
+    return finish(settings, task, saved, trained.parts, schedule, history, _together(settings, replicas), made)
 
 
 def training_model(settings: Settings, network: keras.Model, replicas: int) -> TrainingModel:
@@ -308,29 +217,6 @@ def training_model(settings: Settings, network: keras.Model, replicas: int) -> T
             network.name,
             jit_parts=settings.jit and replicas > 1,
         )
-
-
-def schedule_of(settings: Settings, examples: int) -> StepSchedule | PlateauSchedule:
-    """The callback that sets the learning rate of a run on `examples` images.
-
-    Raises:
-        RunError: the rate would be divided during the warm-up.
-    """
-    steps = settings.length(examples)
-    warmup = {"warmup_rate": recipes.WARMUP_RATE if settings.warmup else None, "warmup_error": recipes.WARMUP_ERROR}
-    if settings.warmup_epochs:
-        warmup_steps = settings.steps_in(settings.warmup_epochs, examples)
-        warmup |= {"warmup_rate": settings.warmup_from, "warmup_steps": warmup_steps}
-    if settings.schedule == "plateau":
-        return PlateauSchedule(settings.lr, **warmup, patience=settings.patience, divisions=recipes.DIVISIONS)
-    in_steps = (lambda epochs: settings.steps_in(epochs, examples)) if settings.epochs else int
-    boundaries = [*map(in_steps, settings.boundaries)] or [round(part * steps) for part in recipes.BOUNDARIES]
-    if settings.warmup_epochs and boundaries[0] < warmup_steps:
-        raise RunError(
-            f"--warmup-epochs {settings.warmup_epochs} are {warmup_steps} steps, and the rate is divided at step "
-            f"{boundaries[0]} already; fewer --warmup-epochs, later --boundaries or a longer run are possible"
-        )
-    return StepSchedule(settings.lr, boundaries, **warmup)
 
 
 def _together(settings, replicas):
@@ -382,35 +268,16 @@ def fit(
 
 def finish(
     settings: Settings, task: tasks.Task, saved: keras.Model, parts: int, schedule: StepSchedule | PlateauSchedule,
-    history: History, together: int,
+    history: History, together: int, made: dict,
 ) -> dict:  # fmt: skip
     """Evaluates the saved network on the test set, once, and writes the result."""
-    rows, state = history.state["rows"], history.state
-    last = {**{f"train_{column}": value for column, value in rows[-1].items()}, **rows[-1]}
+    evaluated = {}
     if task.test is not None:
         with recursion_limit(LOADING_DEPTH):
             tested = TrainingModel(saved.input, saved.get_layer("fc").output, parts)
         tested.compile(**objective(len(task.classes)), jit_compile=False)
-        found = tested.evaluate(task.test, verbose=0, return_dict=True)
-        last |= {f"test_{name}": round(value, 5) for name, value in found.items()}
-    names = [f"{part}_{one.__name__}" for one in errors(len(task.classes)) for part in ("train", "val", "test")]
-    images = settings.batch_in_memory * state["timed_steps"]
-    result = {
-        "settings": settings.as_json(),
-        "steps": rows[-1]["step"],
-        "parameters": sum(math.prod(variable.shape) for variable in saved.trainable_variables),
-        **{name: last.get(name) for name in names},
-        "paper_test_error": recipes.paper_error(settings.depth, settings.changes),
-        "warm_at_step": schedule.state["warm_at_step"],
-        "normalized_together": together,
-        "damaged_files": len(task.damaged),
-        "waiting": round(state["waited"] / max(state["timed_seconds"], 1e-9), 3) if "waiting" in rows[-1] else None,
-        "images_per_second": round(images / max(state["timed_seconds"], 1e-9), 1),
-        "seconds": round(state["seconds"], 1),
-    }
-    curves = os.path.join(settings.folder, "curves.png")
-    write_whole(curves, lambda file: draw(rows, history.title, file, result["test_error"]))
-    result_path = os.path.join(settings.folder, RESULT)
-    write_whole(result_path, lambda file: file.write(json.dumps(result, indent=2).encode()))
+        evaluated = tested.evaluate(task.test, verbose=0, return_dict=True)
+    damaged = len(task.damaged)
+    result = write_result(settings, saved, evaluated, schedule, history, together=together, damaged=damaged, made=made)
     distribution.of_all_workers(0)  # waits for the chief
     return result

@@ -10,8 +10,9 @@ from collections.abc import Callable
 import keras
 
 from keras_resnet import models
-from keras_resnet.data import imagenet, sources
+from keras_resnet.data import sources
 from keras_resnet.files import RunError, is_name
+from keras_resnet.normalization import Normalization
 from keras_resnet.origin import WITHOUT_EFFECT
 from keras_resnet.training import recipes
 
@@ -20,10 +21,17 @@ POSITIVE = (
     "steps", "epochs", "batch_size", "bn_batch_size", "accumulate", "image_size", "lr", "patience", "warmup_epochs",
     "checkpoint_every",
 )  # fmt: skip
+STRATEGIES = ("auto", "none", "mirrored", "multiworker")
+PRECISIONS = ("float16", "bfloat16")
+OF_PHOTOGRAPHS = ("image_size", "colors", "without", "skip_damaged", "stride_in")
 PREPARATIONS = ("scale", "crop", "flip", "color", "mean")
 
-
 AS_RECIPE: typing.Any = None  # `Settings` replaces it with the value in `recipes` for the data
+
+
+def parts_of(images: int, bn_batch_size: int) -> int:
+    """The number of parts of a batch of `images` so that no part has more than `bn_batch_size`."""
+    return -(-images // bn_batch_size)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,7 +50,7 @@ class Settings:
     dataset: str = "cifar10"
     data_dir: str | None = None
     train_on_all: bool = False
-    image_size: int = imagenet.IMAGE_SIZE
+    image_size: int = sources.IMAGE_SIZE
     colors: str | None = None
     without: tuple[str, ...] = ()
     skip_damaged: bool = False
@@ -119,7 +127,7 @@ class Settings:
                 if getattr(self, name) != getattr(Settings, name):
                     raise RunError(f"--{name.replace('_', '-')} is for small images, not for photographs")
             return
-        for name in ("image_size", "colors", "without", "skip_damaged", "stride_in"):
+        for name in OF_PHOTOGRAPHS:
             if getattr(self, name) != getattr(Settings, name):
                 raise RunError(f"--{name.replace('_', '-')} is for photographs, not for {self.dataset}")
         try:
@@ -183,6 +191,19 @@ class Settings:
         """The function of `models` that builds the network for photographs."""
         return getattr(models, self._builder(self.depth))
 
+    def small_network(self, classes: int, normalization: Normalization) -> keras.Model:
+        """Builds the network for small images, the same one each time; arguments as in `models.CifarResNet`."""
+        keras.utils.set_random_seed(self.seed)
+        return models.CifarResNet(
+            self.depth,
+            block=self.block,
+            shortcut=None if self.plain else self.shortcut,
+            classes=classes,
+            normalization=normalization,
+            activation_order=self.activation_order or "original",
+            shortcut_variant=self.shortcut_variant,
+        )
+
     @property
     def photographs(self) -> bool:
         """Whether the data set has photographs: a folder, or one of TensorFlow Datasets."""
@@ -209,6 +230,14 @@ class Settings:
         """The rate for the paper's batch size, which `lr` scales to `batch_size` (Goyal et al., 2.1)."""
         recipe = recipes.PHOTOGRAPHS if self.photographs else recipes.SMALL_IMAGES
         return self.lr * recipe["batch_size"] / self.batch_size
+
+    def steps_per_epoch(self, examples: int) -> int:
+        """The number of full batches in `examples` images; RunError if there is none."""
+        if self.batch_size > examples:
+            raise RunError(
+                f"--batch-size is at most the number of training examples, {examples}; found {self.batch_size}"
+            )
+        return examples // self.batch_size
 
     def steps_in(self, epochs: int, examples: int) -> int:
         """The number of full steps in `epochs` epochs of `examples` images, at least 1."""

@@ -14,11 +14,6 @@ import keras
 import tensorflow as tf
 
 
-def parts_of(images: int, bn_batch_size: int) -> int:
-    """The number of parts of a batch of `images` so that no part has more than `bn_batch_size`."""
-    return -(-images // bn_batch_size)
-
-
 def cores() -> int:
     """The number of processor cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,6 +1,5 @@
 """What depends on the data set: the network, its batches, and its validation and test data."""
 
-import json
 import os
 import re
 import typing
@@ -10,20 +9,15 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_resnet import models
 from keras_resnet.data import cifar, color, imagenet, records, sources
 from keras_resnet.data.parts import Parts
 from keras_resnet.data.sources import DataError
 from keras_resnet.files import RunError, own_line, write_whole
 from keras_resnet.graphs import LOADING_DEPTH, recursion_limit
 from keras_resnet.training import distribution
+from keras_resnet.training.folder import COLORS, check_data
 from keras_resnet.training.settings import Settings
 from keras_resnet.weights import load_weights, readers
-
-# Files in a run's folder from the start: the digests of its data, and the colour statistics of its photographs.
-DATA, COLORS = "data.json", "colors.npz"
-LISTED = 8  # the largest number of differences in a message
-
 
 Batches: typing.TypeAlias = Callable[[int], tf.data.Dataset]
 
@@ -49,21 +43,12 @@ def small_images(settings: Settings) -> Task:
     """CIFAR or the built-in shapes (P1 4.2), in memory. The network's first layer subtracts the per-pixel mean."""
     trained = _trained(settings)  # first, so that a mistyped path is noticed before data are downloaded
     source = sources.load(settings.dataset, settings.data_dir, settings.train_on_all)
-    _check_batch(settings, len(source.train.labels))
-    _check_data(settings, sources.describe(source))
-    mean = cifar.per_pixel_mean(source.train.images)
+    settings.steps_per_epoch(len(source.train.labels))  # refuses too large batches
+    check_data(settings, sources.describe(source))
+    mean = sources.per_pixel_mean(source.train.images)
 
     def build():
-        keras.utils.set_random_seed(settings.seed)
-        network = models.CifarResNet(
-            settings.depth,
-            block=settings.block,
-            shortcut=None if settings.plain else settings.shortcut,
-            classes=len(source.classes),
-            normalization=trained.normalization or (mean, 1.0),
-            activation_order=settings.activation_order or "original",
-            shortcut_variant=settings.shortcut_variant,
-        )
+        network = settings.small_network(len(source.classes), trained.normalization or (mean, 1.0))
         return _initialized(network, trained, settings)
 
     def batches(step):
@@ -91,8 +76,8 @@ def photographs(settings: Settings, verbose: int = 0) -> Task:
     """
     trained = _trained(settings)
     data = records.photographs(settings.dataset, settings.data_dir, settings.seed)
-    _check_batch(settings, len(data.train))
-    _check_data(settings, records.describe(data, settings.dataset))
+    settings.steps_per_epoch(len(data.train))
+    check_data(settings, records.describe(data, settings.dataset))
     damaged: set[str] = set()
     skipped = damaged if settings.skip_damaged else None
     with imagenet.errors_named():
@@ -184,38 +169,6 @@ def _parts_of_batches(settings, step, training_batches):
         return distribution.datasets(lambda parts: training_batches(step, parts))
     whole, begun = divmod(step, settings.accumulate)
     return training_batches(whole, Parts(settings.accumulate, range(settings.accumulate))).skip(begun)
-
-
-def _check_batch(settings, examples):
-    if settings.batch_size > examples:
-        raise RunError(
-            f"--batch-size is at most the number of training examples, {examples}; found {settings.batch_size}"
-        )
-
-
-def _check_data(settings, found):
-    """Writes the digests of a run's data, `found`; RunError if a resumed run has other data.
-
-    With other data the indices of classes could change, and validation images could be among those trained on before.
-    """
-    path = os.path.join(settings.folder, DATA)
-    if os.path.exists(path) and not settings.data_changed:
-        try:
-            with open(path) as file:
-                kept = json.load(file)
-        except (OSError, ValueError) as error:
-            raise RunError(f"{path} is damaged: {error}. Delete it to go on with the data as they are.") from error
-        different = [name for name in {**kept, **found} if kept.get(name) != found.get(name)]
-        if different:
-            rows = [f"  {name}: {kept.get(name, 'none')} then; {found.get(name, 'none')} now" for name in different]
-            rows[LISTED:] = [f"  and {len(rows) - LISTED} more"] * (len(rows) > LISTED)
-            raise RunError(
-                f"{settings.dataset} has changed since this run was begun (number of examples, digest):\n"
-                + "\n".join(rows)
-                + "\nA class could now have another's number, and validation images be such that were trained on. Put "
-                "the data back, choose another --name, or give --data-changed to go on nevertheless."
-            )
-    write_whole(path, lambda file: file.write(json.dumps(found, indent=0).encode()))
 
 
 def _colors(files, settings, skipped, verbose):

@@ -83,7 +83,7 @@ class ResNetHyperModel(keras_tuner.HyperModel):
         split, batch_size = sources.Split(x, y), hp.get("batch_size")
         if batch_size > len(y):
             raise ValueError(f"there are batches of {max(BATCH_SIZES)}, and only {len(y)} images to train on")
-        steps_per_epoch, mean = len(y) // batch_size, cifar.per_pixel_mean(x)
+        steps_per_epoch, mean = len(y) // batch_size, sources.per_pixel_mean(x)
         first_step, steps = initial_epoch * steps_per_epoch, epochs * steps_per_epoch
         boundaries = [round(part * steps) for part in recipes.BOUNDARIES]
         warmup_rate = recipes.WARMUP_RATE if hp.get("warmup") and not initial_epoch else None

@@ -33,7 +33,7 @@ def padded_crop(image, mean, dy, dx, flip):
 @pytest.mark.parametrize("size", [32, 9])
 def test_augment_against_numpy(size):
     images = split(81 * 2, size).images
-    mean = cifar.per_pixel_mean(images)
+    mean = sources.per_pixel_mean(images)
     dy, dx = (np.tile(a.ravel(), 2).astype("int32") for a in np.mgrid[:9, :9])
     flip = np.arange(81 * 2) >= 81
     result = cifar.augment(images, mean, tf.constant(dy), tf.constant(dx), tf.constant(flip)).numpy()
@@ -43,7 +43,7 @@ def test_augment_against_numpy(size):
 
 def test_padding_is_zero_after_the_networks_first_layer():
     images = split(4).images
-    mean = cifar.per_pixel_mean(images)
+    mean = sources.per_pixel_mean(images)
     corner = tf.zeros(4, "int32")
     network = keras_resnet.CifarResNet(8, normalization=(mean, 1.0))
     crops = cifar.augment(images, mean, corner, corner, tf.zeros(4, "bool"))
@@ -70,7 +70,7 @@ def test_the_partial_batch_is_left_out():
 @pytest.mark.parametrize("step", [1, 5, 6, 7, 20])
 def test_a_resumed_stream_is_the_same(step):
     data = split(50)
-    mean = cifar.per_pixel_mean(data.images)
+    mean = sources.per_pixel_mean(data.images)
     whole = take(cifar.training_batches(data, mean, batch_size=8, seed=3), step + 8)[step:]
     resumed = take(cifar.training_batches(data, mean, batch_size=8, seed=3, first_step=step), 8)
     for (x, y), (other_x, other_y) in zip(whole, resumed, strict=True):
@@ -79,7 +79,7 @@ def test_a_resumed_stream_is_the_same(step):
 
 def test_seeds_differ_and_epochs_are_augmented_differently():
     data = split(16)
-    mean = cifar.per_pixel_mean(data.images)
+    mean = sources.per_pixel_mean(data.images)
     (first, _), (second, labels) = take(cifar.training_batches(data, mean, batch_size=16, seed=0), 2)
     ((other, _),) = take(cifar.training_batches(data, mean, batch_size=16, seed=1), 1)
     assert not np.array_equal(first, other)
@@ -146,7 +146,7 @@ def test_cifar10(cifar10_dir):
     assert list(both) == [5_000] * 10
     whole = sources.load("cifar10", cifar10_dir, train_on_all=True)
     assert whole.validation is None and len(whole.train.labels) == 50_000
-    mean = cifar.per_pixel_mean(whole.train.images)
+    mean = sources.per_pixel_mean(whole.train.images)
     assert np.allclose(mean.mean((0, 1)), (125.307, 122.950, 113.865), atol=0.02)  # as published for CIFAR-10
 
 

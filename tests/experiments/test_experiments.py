@@ -16,7 +16,7 @@ from keras_resnet.experiments import experiments
 from keras_resnet.experiments.experiments import EXPERIMENTS, Experiment, Row
 from keras_resnet.files import RunError
 from keras_resnet.origin import flags
-from keras_resnet.training import recipes, tasks
+from keras_resnet.training import folder, recipes
 from keras_resnet.training.checkpoint import Stopped
 from keras_resnet.training.settings import Settings
 
@@ -186,7 +186,7 @@ def test_data_that_changed(tmp_path, reproduce, terminated_at, capsys):
     """A run is stopped, its data change, and it goes on only when it is told to."""
     with terminated_at(2), pytest.raises(SystemExit):
         reproduce("--only", "ResNet-8")
-    data = tmp_path / "runs" / "shapes-resnet-8-steps-3-seed-0" / tasks.DATA
+    data = tmp_path / "runs" / "shapes-resnet-8-steps-3-seed-0" / folder.DATA
     data.write_text(json.dumps({**json.loads(data.read_text()), "train": "7, another"}))
     with pytest.raises(SystemExit, match="1 of 1 runs failed"):
         reproduce("--only", "ResNet-8")

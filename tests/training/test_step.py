@@ -16,6 +16,7 @@ from keras_resnet import models
 from keras_resnet.training import recipes, step
 from keras_resnet.training.fused import fuse_batch_norm
 from keras_resnet.training.run import Settings, compile_for_training
+from keras_resnet.training.settings import parts_of
 
 IMAGES = np.random.default_rng(0).uniform(0, 255, (12, 32, 32, 3)).astype("float32")
 LABELS = np.arange(12) % 10
@@ -118,7 +119,7 @@ def test_one_device_with_two_parts_is_two_devices():
         from keras_resnet.training.run import compile_for_training
         from test_step import trainer
         source = sources.Split(*shapes.draw(96, seed=0))
-        mean = cifar.per_pixel_mean(source.images)
+        mean = sources.per_pixel_mean(source.images)
         def train(strategy, parts):
             with strategy.scope(), distribution.adapted_keras():
                 model = trainer(parts, fused=False)
@@ -167,7 +168,7 @@ def test_parts_are_tested_as_the_whole(parts):
 
 
 def test_parts_of():
-    assert [step.parts_of(n, 64) for n in (1, 64, 65, 128, 129, 256)] == [1, 1, 2, 2, 3, 4]
+    assert [parts_of(n, 64) for n in (1, 64, 65, 128, 129, 256)] == [1, 1, 2, 2, 3, 4]
 
 
 @pytest.mark.parametrize(

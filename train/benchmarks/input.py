@@ -29,7 +29,7 @@ def inputs(options):
     train = bare_step(trainer(options.depth), data)
     train()
     images, labels = shapes.draw(50_000, seed=0)
-    mean = cifar.per_pixel_mean(images)
+    mean = sources.per_pixel_mean(images)
     batches = iter(cifar.training_batches(sources.Split(images, labels), mean, batch_size=options.batch_size, seed=0))
     next(batches)
     rates = {"augmented batches": [], f"ResNet-{options.depth} training steps": []}

@@ -29,7 +29,7 @@ def fit(turn, depth, batch_size, mixed_precision):
         data = tf.data.Dataset.from_tensors(batch(batch_size, depth)).repeat()
     else:
         source = sources.load("shapes")
-        mean = cifar.per_pixel_mean(source.train.images)
+        mean = sources.per_pixel_mean(source.train.images)
         data = cifar.training_batches(source.train, mean, batch_size=batch_size, seed=0)
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()), StopSignals() as stop:
         callbacks = [StepSchedule(), History(folder, "")]

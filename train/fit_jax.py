@@ -1,0 +1,51 @@
+"""Trains a CIFAR network of the paper with JAX, on one GPU or TPU, without TensorFlow.
+
+    python train/fit_jax.py --depth 110                       as train/fit.py, with the data in the GPU's memory
+    python train/fit_jax.py --dataset shapes --steps 300      no data needed
+    python train/fit_jax.py --data-dir DIR                    DIR contains the authors' cifar-10-batches-py
+
+Needs Keras, Matplotlib and JAX: pip install . matplotlib "jax[cuda13]". The flags are some of fit.py's, and the output,
+OUTPUT/NAME/, is the same but for tensorboard/. A run that was stopped goes on when the same command is given again.
+"""
+
+import os
+import sys
+
+import interrupted  # noqa: F401
+
+os.environ["KERAS_BACKEND"] = "jax"
+
+# isort: split
+import arguments
+
+from keras_resnet.files import DataError, RunError
+from keras_resnet.training import on_jax
+from keras_resnet.training.checkpoint import Stopped
+from keras_resnet.training.command_line import add_settings
+from keras_resnet.training.folder import summary
+from keras_resnet.training.settings import OF_PHOTOGRAPHS, Settings
+
+EXIT_STATUS = 128  # plus the number of the signal, as shells do
+
+
+def parse(words=None):
+    parser = arguments.parser(__doc__)
+    add_settings(parser, (*on_jax.UNSUPPORTED, *OF_PHOTOGRAPHS))
+    return parser.parse_args(words)
+
+
+def main():
+    options = vars(parse())
+    verbose = options.pop("verbose")
+    try:
+        settings = Settings(**options)
+        print(summary(settings, on_jax.train(settings, verbose)))
+    except (RunError, DataError) as error:
+        sys.exit(f"fit_jax.py: {error}")
+    except Stopped as stopped:
+        print(f"{stopped}; the same command goes on from there", file=sys.stderr)
+        sys.exit(EXIT_STATUS + stopped.signal_number)
+
+
+if __name__ == "__main__":
+    main()

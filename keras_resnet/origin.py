@@ -37,6 +37,11 @@ def circumstances(devices: list[str]) -> dict[str, object]:
     }
 
 
+def program(made: Mapping[str, object] | None) -> str:
+    """Which program of train/ trains like this; `made` is as `circumstances`, or None if that is not known."""
+    return "fit_jax.py" if "jax" in (made or {}) else "fit.py"
+
+
 def _git(*arguments):
     command = ["git", "-C", os.path.dirname(os.path.abspath(__file__)), *arguments]
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()

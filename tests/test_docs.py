@@ -32,13 +32,14 @@ def commands(page):
 def test_the_programs_take_the_commands_of_the_pages(page, monkeypatch, tmp_path):
     """Flags and their values; what needs days or other people's data is not run."""
     monkeypatch.syspath_prepend(str(ROOT / "train"))
+    monkeypatch.setenv("KERAS_BACKEND", "tensorflow")  # which importing fit_jax changes
     monkeypatch.chdir(tmp_path)
     for folder in ("IMAGENET", "FLOWERS", "A", "B", "DIR"):  # the names of folders of photographs in the pages
         (tmp_path / folder).mkdir()
     for program, *words in commands(page):
         assert (ROOT / program).is_file(), program
         options = vars(importlib.import_module(program[6:-3]).parse(words))
-        if program == "train/fit.py" and not options["dataset"].startswith("/"):
+        if program in ("train/fit.py", "train/fit_jax.py") and not options["dataset"].startswith("/"):
             Settings(**{name: value for name, value in options.items() if name in Settings.__dataclass_fields__})
         if program == "train/reproduce.py":
             experiment = experiments.EXPERIMENTS[options["name"]]

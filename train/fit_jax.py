@@ -8,12 +8,9 @@ Needs Keras, Matplotlib and JAX: pip install . matplotlib "jax[cuda13]". The fla
 OUTPUT/NAME/, is the same but for tensorboard/. A run that was stopped goes on when the same command is given again.
 """
 
-import os
 import sys
 
-import interrupted  # noqa: F401
-
-os.environ["KERAS_BACKEND"] = "jax"
+import jax_backend  # noqa: F401, first, before anything that imports Keras
 
 # isort: split
 import arguments

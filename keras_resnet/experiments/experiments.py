@@ -14,7 +14,7 @@ import os
 import typing
 from collections.abc import Iterable
 
-from keras_resnet import analysis, evaluation, files
+from keras_resnet import analysis, evaluation, files, origin
 from keras_resnet.data import imagenet, records, sources
 from keras_resnet.files import Path, RunError, write_whole
 from keras_resnet.origin import WITHOUT_EFFECT, flags
@@ -215,15 +215,15 @@ def identity(settings: Settings) -> str:
     return f"{settings.data}-{settings.network.lower()}-{words}"
 
 
-def describe(settings: Settings) -> dict:
-    """The part of a record that is known before the run.
+def describe(settings: Settings, program: str = "fit.py") -> dict:
+    """The part of a record that is known before the run by `program`.
 
     `conditions` are the settings that differ from the paper's run of the same network, except the seed.
     """
     changes, not_conditions = settings.changes, (*NETWORK, "dataset", "seed")
     kept = {name: value for name, value in settings.as_json().items() if name not in WITHOUT_EFFECT}
     return {
-        "command": f"python train/fit.py {flags({**changes, 'dataset': settings.data})}",
+        "command": f"python train/{program} {flags({**changes, 'dataset': settings.data})}",
         "settings": {**kept, "dataset": settings.data},
         "conditions": {name: value for name, value in changes.items() if name not in not_conditions},
     }
@@ -264,14 +264,14 @@ def run(settings: Settings, folder: Path = RESULTS, verbose: int = 1) -> dict:
         raise RunError(f"the folder of the results, {folder}, cannot be made: {error}") from error
     result = train(settings, verbose)
     model = evaluation.load_model(settings.folder)
-    left_out = ("settings", "paper_test_error", "made")
+    left_out, made = ("settings", "paper_test_error", "made"), result.get("made")  # None in runs of older versions
     record = {
-        **describe(settings),
+        **describe(settings, origin.program(made)),
         **(_ten_crops(settings, model, verbose) if settings.photographs else _test(settings, model, result)),
         "weights_sha256": weights_sha256(model),
         "result": {name: value for name, value in result.items() if name not in left_out},
         "history": _history(settings),
-        "made": result.get("made"),  # None in runs of older versions
+        "made": made,
     }
     lines = ",\n".join(f"{json.dumps(name)}: {json.dumps(value)}" for name, value in record.items())
     write_whole(path, lambda file: file.write(f"{{\n{lines}\n}}\n".encode()))

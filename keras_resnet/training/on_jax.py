@@ -203,9 +203,11 @@ def check(settings: Settings) -> None:
         raise RunError("--mixed-precision float16 needs fit.py, which scales the loss; bfloat16 needs no scaling")
     if settings.shortcut_variant == "dropout":
         raise RunError("--shortcut-variant dropout needs fit.py, which draws other numbers for each part of a batch")
-    if settings.batch_size % parts_of(settings.batch_size, settings.bn_batch_size):
+    parts = parts_of(settings.batch_size, settings.bn_batch_size)
+    if settings.batch_size % parts:
         raise RunError(
-            f"--batch-size {settings.batch_size} is a multiple of --bn-batch-size here; found {settings.bn_batch_size}"
+            f"--batch-size {settings.batch_size} with --bn-batch-size {settings.bn_batch_size} is cut into {parts} "
+            f"parts of the same size here; choose a multiple of {parts}, or use fit.py"
         )
 
 

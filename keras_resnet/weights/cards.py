@@ -6,7 +6,7 @@ import pathlib
 
 import keras
 
-from keras_resnet.origin import WITHOUT_EFFECT, flags
+from keras_resnet.origin import WITHOUT_EFFECT, flags, program
 from keras_resnet.weights.published import SHIPPED, WeightsError, find, weights_sha256
 
 DATASETS = {"cifar10": ("uoft-cs/cifar10", "CIFAR-10"), "cifar100": ("uoft-cs/cifar100", "CIFAR-100")}
@@ -73,7 +73,7 @@ def card(path: str | os.PathLike, model: keras.Model, library: str = "keras") ->
         "network": f"{network}, {result['parameters']:,} parameters",
         "data": f"{title}, {images}",
         "classes": ", ".join(classes),
-        "command": f"`{_command(settings)}`",
+        "command": f"`{_command(result)}`",
         f"{split} error": f"{error:.2%}",
         "the paper's test error": f"{paper:.2%}" if (paper := result.get("paper_test_error")) else "–",
         "training error, last epoch": f"{result['train_error']:.2%}",
@@ -103,11 +103,11 @@ def _read(folder, name):
         ) from error
 
 
-def _command(settings):
+def _command(result):
     """What trains it again, with all settings that decide, so that it stays right where the defaults change."""
     kept = {
         name: value
-        for name, value in settings.items()
+        for name, value in result["settings"].items()
         if name not in WITHOUT_EFFECT and value not in (None, []) and (value is not False or name == "warmup")
     }
-    return f"python train/fit.py {flags(kept)}"
+    return f"python train/{program(result.get('made'))} {flags(kept)}"

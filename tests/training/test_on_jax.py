@@ -1,6 +1,9 @@
 """Training with JAX: each step against that of TensorFlow, and the run as a user sees it."""
 
+import csv
+import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -8,11 +11,14 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from conftest import ROOT
+from conftest import ROOT, WITHOUT_TENSORFLOW, write_cifar10
 
-from keras_resnet.data import cifar, sources
+from keras_resnet import evaluation
+from keras_resnet.data import cifar, shapes, sources
+from keras_resnet.experiments import experiments
 from keras_resnet.training import run
 from keras_resnet.training.settings import Settings
+from keras_resnet.weights import published
 
 pytest.importorskip("jax", reason="jax is not installed")
 
@@ -98,7 +104,123 @@ def test_steps_are_those_of_tensorflow(steps):
     assert distance(train(1), kernels) > 1e-3  # the parts would be missed
 
 
-def fit(folder, *flags, program="fit_jax.py", **options):
-    command = [sys.executable, ROOT / "train" / program, *map(str, flags)]
-    environment = os.environ | {"KERAS_BACKEND": "jax" if program == "fit_jax.py" else "tensorflow"}
-    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, **options)
+IMAGES = {"train": 330, "test": 100}
+RUN = ["--depth", "8", "--train-on-all", "--batch-size", "32", "--steps", "25", "--bn-batch-size", "16"]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """Little data in the layout of CIFAR-10."""
+    folder = tmp_path_factory.mktemp("data")
+    splits = [shapes.draw(count, seed=seed) for seed, count in enumerate(IMAGES.values())]
+    write_cifar10(folder / "cifar-10-batches-py", *splits, shapes.CLASSES)
+    return folder
+
+
+def fit(folder, *flags, program="fit_jax.py", code=""):
+    """Runs a program as where TensorFlow is not installed, unless it needs it."""
+    path = ROOT / "train" / program
+    lines = "" if program == "fit.py" else WITHOUT_TENSORFLOW
+    lines += f"import runpy, sys; sys.argv[0] = {str(path)!r}; sys.path.insert(0, {str(path.parent)!r})\n{code}\n"
+    lines += f"runpy.run_path({str(path)!r}, run_name='__main__')"
+    environment = {name: value for name, value in os.environ.items() if name != "KERAS_BACKEND"}
+    command = [sys.executable, "-c", lines, *map(str, flags), "--output", folder]
+    return subprocess.run(command, env=environment, capture_output=True, text=True)
+
+
+def rows(folder):
+    with open(folder / "history.csv") as file:
+        return [{**row, "seconds": None} for row in csv.DictReader(file)]
+
+
+@pytest.fixture(scope="module")
+def whole(data, tmp_path_factory):
+    """The folder of a run without interruption: two epochs of ten steps and a part of one."""
+    folder = tmp_path_factory.mktemp("whole")
+    done = fit(folder, *RUN, "--data-dir", data)
+    assert done.returncode == 0, done.stderr
+    assert "ResNet-8 on cifar10, 25 steps" in done.stdout and "test error" in done.stdout
+    return folder / "cifar10-resnet-8"
+
+
+def test_a_run_leaves_what_a_run_of_fit_leaves(whole, data):
+    names = {"args.json", "classes.json", "data.json", "history.csv", "curves.png", "result.json", "model.keras"}
+    assert {*os.listdir(whole)} >= names
+    result = json.loads((whole / "result.json").read_text())
+    assert {"jax", "keras", "devices"} < result["made"].keys() and "tensorflow" not in result["made"]
+    assert result["steps"] == 25 and result["normalized_together"] == 16
+    found = [(row["step"], row["learning_rate"]) for row in rows(whole)]  # the rate of an epoch's first step
+    assert found == [("10", "0.1"), ("20", "0.1"), ("25", "0.001")]
+    # TensorFlow evaluates the saved network.
+    test = sources.load("cifar10", data, train_on_all=True).test
+    wrong = evaluation.load_model(whole).predict(test.images, verbose=0).argmax(-1) != test.labels
+    assert wrong.mean() == pytest.approx(result["test_error"], abs=0.011)  # one image
+    assert result["train_error"] < 0.85  # chance is .9
+
+
+def test_a_run_that_was_stopped_ends_as_if_it_had_not_been(whole, data, tmp_path):
+    stop = """
+import os, signal
+os.environ["KERAS_BACKEND"] = "jax"
+from keras_resnet.training import on_jax
+run = on_jax.Trainer.run
+def stopped(*arguments):
+    os.kill(os.getpid(), signal.SIGTERM)
+    return run(*arguments)
+on_jax.Trainer.run = stopped
+"""
+    command = [*RUN, "--data-dir", data]
+    done = fit(tmp_path, *command, code=stop)
+    assert done.returncode == 143 and "stopped by SIGTERM at step 10" in done.stderr, done.stderr
+    done = fit(tmp_path, *command)
+    assert done.returncode == 0 and "resuming from step 10" in done.stdout, done.stderr
+    assert rows(tmp_path / "cifar10-resnet-8") == rows(whole)
+    again, before = (evaluation.load_model(path).get_weights() for path in (tmp_path / "cifar10-resnet-8", whole))
+    assert all(np.array_equal(a, b) for a, b in zip(again, before, strict=True))
+    assert "is finished" in fit(tmp_path, *command).stdout
+
+
+def test_the_warm_up_ends_after_the_epoch_whose_error_is_low_enough(data, tmp_path):
+    done = fit(tmp_path, *RUN[:-4], "--steps", 150, "--boundaries", 145, "--warmup", "--data-dir", data)
+    assert done.returncode == 0, done.stderr
+    result = json.loads((tmp_path / "cifar10-resnet-8" / "result.json").read_text())
+    table = rows(tmp_path / "cifar10-resnet-8")
+    warm = next(number for number, row in enumerate(table, 1) if float(row["error"]) < 0.8)
+    assert result["warm_at_step"] == 10 * warm and warm < 15
+    assert [row["learning_rate"] for row in table] == ["0.01"] * warm + ["0.1"] * (15 - warm)
+
+
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        (["--dataset", ROOT], "photographs, here"),
+        (["--mixed-precision", "float16"], "bfloat16"),
+        (["--depth", "110", "--shortcut-variant", "dropout"], "dropout"),
+        (["--batch-size", "130"], "3 parts of the same size"),
+        (["--batch-size", "20000", "--bn-batch-size", "20000"], "at most the number of training examples"),
+        (["--sync-bn"], "unrecognized arguments"),
+        (["--depth", "21"], "--depth"),
+    ],
+)
+def test_what_is_not_possible_is_refused(tmp_path, flags, message):
+    done = fit(tmp_path, *([] if "--dataset" in flags else ["--dataset", "shapes"]), *flags)
+    assert done.returncode and message in done.stderr and "Traceback" not in done.stderr
+    assert not os.listdir(tmp_path)
+
+
+def test_the_other_program_takes_the_finished_run_and_says_who_made_it(whole, tmp_path, monkeypatch):
+    monkeypatch.setitem(sources.VALIDATION_EXAMPLES, "cifar10", 20)
+    folder = shutil.copytree(whole, tmp_path / "runs" / "one")
+    settings = json.loads((folder / "args.json").read_text())
+    settings = Settings(**{**settings, "output": str(tmp_path / "runs"), "name": "one"})
+    record = experiments.run(settings, tmp_path / "results", verbose=0)
+    assert record["command"].startswith("python train/fit_jax.py --depth 8 ")
+    assert record["made"] == json.loads((whole / "result.json").read_text())["made"]
+    assert record["weights_sha256"] == published.weights_sha256(evaluation.load_model(folder))
+
+
+def test_without_jax_the_program_says_so(tmp_path):
+    code = "import importlib.util; found = importlib.util.find_spec\n"
+    code += "importlib.util.find_spec = lambda name: None if name == 'jax' else found(name)"
+    done = fit(tmp_path, *RUN, code=code)
+    assert done.returncode == 1 and "needs the package jax" in done.stderr and "Traceback" not in done.stderr

@@ -70,7 +70,6 @@ MAY_SKIP = (
     "kserve is not installed",
     "that is for TensorFlow",  # the tests of the optimizer run again on the other backends
     "Keras has none on PyTorch",
-    "got empty parameter set for (shipped_folder)",  # no trained network is in the package yet
 )
 
 

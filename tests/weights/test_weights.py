@@ -15,6 +15,7 @@ import keras
 import numpy as np
 import pytest
 from conftest import ROOT, by_hand, images, randomize, shared
+from conftest import blocks as fenced
 
 import keras_resnet
 from keras_resnet import blocks, evaluation, models, normalization
@@ -774,6 +775,33 @@ def test_imagenet_is_fetched_once_and_checked(tmp_path, monkeypatch, cache):
     (tmp_path / "published.h5").unlink()
     features = keras_resnet.ResNet50(weights="imagenet", include_top=False)  # from the cache
     assert np.array_equal(features.get_layer("conv1").kernel, model.get_layer("conv1").kernel)
+
+
+@pytest.mark.parametrize("page, heading", [("README.md", "## Three uses"), ("docs/weights.md", "")])
+def test_the_lines_of_the_pages_run(tmp_path, monkeypatch, cache, page, heading):
+    """As one program, in a folder with files of these names and layouts."""
+    torch = pytest.importorskip("torch", reason="torch is not installed")
+    programs = fenced(ROOT / page, heading)["python"]
+    program = next(program for program in programs if 'weights="imagenet"' in program and "fit(" not in program)
+    theirs = keras.applications.ResNet50(weights=None)
+    theirs.save(tmp_path / "published.h5")
+    digest = hashlib.sha256((tmp_path / "published.h5").read_bytes()).hexdigest()
+    monkeypatch.setitem(IMAGENET, "resnet50", ((tmp_path / "published.h5").as_uri(), digest))
+    monkeypatch.chdir(tmp_path)
+    keras_resnet.save_torchvision(keras_resnet.ResNet50(normalization="torch", stride_in="3x3"), "model.safetensors")
+    files = {"resnet50.pth": safetensors.load_file("model.safetensors")}
+    files["resnet56.th"] = state_dict(9, (16, 32, 64), 3, "linear", projections=False)
+    files["cifar10_resnet20.pt"] = state_dict(3, (16, 32, 64), 3)
+    for name, tensors in files.items():
+        torch.save({key: torch.tensor(array) for key, array in tensors.items()}, name)
+    found = {"keras_hub_backbone": hub("bottleneck_block") if "keras_hub" in program else None}
+    exec(compile(program, page, "exec"), found)
+    assert list(found["maps"].output) == ["conv2", "conv3", "conv4", "conv5"]
+    if page == "docs/weights.md":
+        expected = files["resnet50.pth"]["fc.weight"]
+        assert np.array_equal(found["model"].get_layer("fc").kernel, expected.T)
+        assert np.array_equal(safetensors.load_file("model.safetensors")["fc.weight"], expected)
+        assert os.path.exists("preset/config.json")
 
 
 @pytest.mark.parametrize("digest", ["0" * 64, "0" * 32])

@@ -37,8 +37,6 @@ from keras_resnet.training.folder import summary
 from keras_resnet.training.run import train
 from keras_resnet.training.settings import Settings
 
-EXIT_STATUS = 128  # plus the number of the signal, as shells do
-
 
 def parse(words=None):
     parser = arguments.parser(__doc__)
@@ -62,7 +60,7 @@ def main():
         sys.exit(f"fit.py: {error}")
     except Stopped as stopped:
         print(f"{stopped}; the same command goes on from there", file=sys.stderr)
-        sys.exit(EXIT_STATUS + stopped.signal_number)
+        sys.exit(stopped.exit_status)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,9 @@
     python train/fit_jax.py --data-dir DIR                    DIR contains the authors' cifar-10-batches-py
 
 Needs Keras, Matplotlib and JAX: pip install . matplotlib "jax[cuda13]". The flags are some of fit.py's, and the output,
-OUTPUT/NAME/, is the same but for tensorboard/. A run that was stopped goes on when the same command is given again.
+OUTPUT/NAME/, is the same but for tensorboard/; what the help says of other flags and of photographs is for fit.py. A
+run that was stopped goes on when the same command is given again. It is saved, and stops after Ctrl-C or SIGTERM, at
+the end of an epoch; --checkpoint-every is rounded up to whole epochs.
 """
 
 import sys
@@ -21,8 +23,6 @@ from keras_resnet.training.checkpoint import Stopped
 from keras_resnet.training.command_line import add_settings
 from keras_resnet.training.folder import summary
 from keras_resnet.training.settings import OF_PHOTOGRAPHS, Settings
-
-EXIT_STATUS = 128  # plus the number of the signal, as shells do
 
 
 def parse(words=None):
@@ -41,7 +41,7 @@ def main():
         sys.exit(f"fit_jax.py: {error}")
     except Stopped as stopped:
         print(f"{stopped}; the same command goes on from there", file=sys.stderr)
-        sys.exit(EXIT_STATUS + stopped.signal_number)
+        sys.exit(stopped.exit_status)
 
 
 if __name__ == "__main__":

@@ -20,7 +20,6 @@ once, at the end. The paper's test errors are of networks trained on all 50k, as
 no validation error. For photographs the error is that of ten crops of the validation images.
 """
 
-import signal
 import sys
 
 import quiet  # noqa: F401, first, before anything that imports TensorFlow
@@ -35,7 +34,7 @@ from keras_resnet.files import RunError
 from keras_resnet.training.checkpoint import Stopped
 from keras_resnet.training.command_line import add_settings
 
-EXIT_STATUS = 128  # plus the number of the signal, as shells do
+INTERRUPTED = 130  # the status after SIGINT, as in shells
 
 
 def parse(words=None):
@@ -81,10 +80,10 @@ def main():
         sys.exit(f"reproduce.py: {error}")
     except Stopped as stopped:
         print(f"\n{stopped}; the same command goes on from there", file=sys.stderr)
-        sys.exit(EXIT_STATUS + stopped.signal_number)
+        sys.exit(stopped.exit_status)
     except KeyboardInterrupt:  # outside of training, during an evaluation for example
         print("\nstopped; the same command goes on with this network", file=sys.stderr)
-        sys.exit(EXIT_STATUS + signal.SIGINT)
+        sys.exit(INTERRUPTED)
     print(f"{table(experiment, errors)}\nin {results}; `python train/report.py --results {results}` draws them")
     if failures:
         sys.exit(f"reproduce.py: {len(failures)} of {len(runs)} runs failed: {', '.join(failures)}")

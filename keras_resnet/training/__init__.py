@@ -8,6 +8,9 @@ import typing
 from keras_resnet.training.checkpoint import Stopped
 from keras_resnet.training.settings import Settings
 
+if typing.TYPE_CHECKING:
+    from keras_resnet.training.run import train
+
 __all__ = ["Settings", "Stopped", "train"]
 
 

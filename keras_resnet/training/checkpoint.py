@@ -24,6 +24,7 @@ class Stopped(Exception):
         super().__init__(f"stopped by {signal.Signals(signal_number).name} at step {step}")
         self.step = step
         self.signal_number = signal_number
+        self.exit_status = 128 + signal_number  # as in shells
 
 
 class Stop(typing.Protocol):
@@ -56,7 +57,10 @@ class StopSignals:
     def note(self, number: int, frame: types.FrameType | None) -> None:
         self.received = number
         self.__exit__()
-        print(f"\n{signal.Signals(number).name}: stopping after this step; once more to stop at once", flush=True)
+        print(
+            f"\n{signal.Signals(number).name}: stopping as soon as the run is saved; once more to stop at once",
+            flush=True,
+        )
 
 
 class Checkpoint(keras.callbacks.Callback):
@@ -118,7 +122,7 @@ class Checkpoint(keras.callbacks.Callback):
         metrics = self.model.metrics_variables
         arrays |= {f"metrics/{i}": variable.numpy() for i, variable in enumerate(metrics)}
         callbacks = {name: callback.state for name, callback in self.stateful.items()}
-        state = {"step": self.step, "metrics": len(metrics), "callbacks": callbacks}
+        state = {"step": self.step, "backend": keras.backend.backend(), "metrics": len(metrics), "callbacks": callbacks}
         arrays["state"] = np.frombuffer(json.dumps(state).encode(), "uint8")
         self.writing = self.writer.submit(write_whole, self.path, lambda file: np.savez(file, **arrays))
 
@@ -153,6 +157,11 @@ class Checkpoint(keras.callbacks.Callback):
             metrics = [arrays.pop(f"metrics/{i}") for i in range(state["metrics"])]
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
             raise RunError(f"the checkpoint {self.path} is damaged: {error}\n{advice}") from error
+        if (begun := state.get("backend", "tensorflow")) != (backend := keras.backend.backend()):
+            raise RunError(
+                f"the run of {self.path} was begun on {begun}, and this is {backend}, with other random numbers. "
+                f"Go on with {'fit_jax.py' if begun == 'jax' else 'fit.py'}, or choose another --name."
+            )
         variables = self.variables()
         found = {name: array.shape for name, array in arrays.items()}
         expected = {name: tuple(variable.shape) for name, variable in variables.items()}
@@ -184,7 +193,7 @@ class Checkpoint(keras.callbacks.Callback):
             self.wait()  # if it failed, raises now and not at the next checkpoint
         if not np.isfinite(logs["loss"]):
             self.wait()  # because the message says whether there is a checkpoint
-            raise RunError(diverged(self.step, f"the loss is {logs['loss']}", self.path))
+            raise RunError(diverged(before + 1, f"the loss is {logs['loss']}", self.path, self.step))
         ends_epoch = self.step % self.steps_per_epoch == 0 or self.step == self.steps
         self.due = self.due or before // self.every < self.step // self.every or self.step == self.steps
         self.signal = self.signal or self.stop.received
@@ -207,6 +216,8 @@ class Checkpoint(keras.callbacks.Callback):
             raise Stopped(self.step, self.signal)
 
 
-def diverged(step: int, what: str, path: Path) -> str:
+def diverged(step: int, what: str, path: Path, last: int | None = None) -> str:
+    """What to say of a run that diverged at this step; with `last`, at one of the steps up to it."""
+    at = f"at step {step}" if last in (None, step) else f"in steps {step} to {last}"
     kept = f"The checkpoint {path} is the last good one." if os.path.exists(path) else "No checkpoint was written yet."
-    return f"training diverged at step {step}: {what}. {kept}\nA lower --lr or --warmup may help, under another --name."
+    return f"training diverged {at}: {what}. {kept}\nA lower --lr or --warmup may help, under another --name."

@@ -1,4 +1,4 @@
-"""The flags of train/fit.py: one for each of the `Settings`. `origin.flags` writes them."""
+"""The flags of train/fit.py, and those of fit_jax.py: one for each of the `Settings`. `origin.flags` writes them."""
 
 import argparse
 import sys

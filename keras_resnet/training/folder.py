@@ -164,7 +164,7 @@ def write_result(
         "normalized_together": together,
         "damaged_files": damaged,
         "waiting": round(state["waited"] / max(state["timed_seconds"], 1e-9), 3) if "waiting" in rows[-1] else None,
-        "images_per_second": round(images / max(state["timed_seconds"], 1e-9), 1),
+        "images_per_second": round(images / state["timed_seconds"], 1) if images else None,  # none beside the first
         "seconds": round(state["seconds"], 1),
         "made": made,
     }
@@ -180,12 +180,16 @@ def summary(settings: Settings, result: Mapping[str, typing.Any]) -> str:
     percent = lambda value: "-" if value is None else f"{value:.2%}"
     paper, damaged = result["paper_test_error"], result["damaged_files"]
     minutes, seconds = divmod(round(result["seconds"]), 60)
+    speed = result["images_per_second"]  # None if no step was timed
     rows = [
         ("training error, last epoch", percent(result["train_error"])),
         ("validation error", percent(result["val_error"])),
         ("test error", percent(result["test_error"])),
         *((f"{part} error, top 5", percent(result[key])) for part, key in TOP5.items() if result.get(key) is not None),
-        ("images/s while training", f"{result['images_per_second']:.0f}"),
+        (
+            "images/s while training",
+            "-" if speed is None else f"{speed:.0f}",
+        ),
         ("waiting for data, of the time of the steps", percent(result.get("waiting"))),
         ("wall time", f"{minutes // 60}:{minutes % 60:02}:{seconds:02}"),
     ]

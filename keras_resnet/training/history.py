@@ -75,7 +75,7 @@ class History(keras.callbacks.Callback):
     also in the epoch's logs. For a resumed epoch it covers only the steps after the resumption.
 
     Args:
-        folder: the folder in which history.csv is kept up to date, and curves.png to within seconds.
+        folder: the folder in which history.csv is kept up to date; curves.png is drawn at most every 20 seconds.
         title: title of the curves.
         accumulate: batches in a step.
 

@@ -1,12 +1,11 @@
 """Training on small images with JAX, on one GPU or TPU, without TensorFlow.
 
-The data set lies in the device's memory, batches are augmented there, and up to an epoch of steps is one computation,
-so that the device never waits for the host. Everything else is as in `run`: the settings, the recipe, the folder of the
-run and its files, except that tensorboard/ is missing. The random numbers are others than with TensorFlow, so the same
-settings give another run of the same recipe.
+The training images lie in the device's memory and are augmented there. Up to an epoch of steps is one computation, in
+which the device does not wait for the host; on a CPU each step is one. A run is saved, and stops after a signal, at the
+end of an epoch. Everything else is as in `run`: the settings, the recipe, the folder of the run and its files, but for
+tensorboard/. The random numbers differ from those with TensorFlow, so the same settings give another run.
 """
 
-import functools
 import itertools
 import os
 
@@ -85,16 +84,19 @@ class Trainer:
         parts: parts of a batch that batch normalisation sees separately, as in `step.TrainingModel`; all have the same
             size. Loss and gradients are means over all images, and the moving averages are updated with the mean over
             the parts.
-        source: the data. The per-pixel mean of its training images fills the padding.
+        split: the training data.
+        mean: float32 (height, width, 3), which fills the padding of the images.
     """
 
-    def __init__(self, model: keras.Model, parts: int, source: sources.Source):
+    def __init__(self, model: keras.Model, parts: int, split: sources.Split, mean: np.ndarray):
         self.model = model
         self.parts = parts
         self.loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-        self.errors = errors(len(source.classes))
-        self.images, self.labels = jnp.asarray(source.train.images), jnp.asarray(source.train.labels, "int32")
-        self.mean = jnp.asarray(sources.per_pixel_mean(source.train.images))
+        self.errors = errors(model.output.shape[-1])
+        self.images, self.labels = jnp.asarray(split.images), jnp.asarray(split.labels, "int32")
+        self.mean = jnp.asarray(mean)
+        # Of this object, so that its data are freed with it.
+        self.step, self.steps = jax.jit(self._step, donate_argnums=1), jax.jit(self._steps, donate_argnums=2)
 
     def variables(self) -> list[list[keras.Variable]]:
         """Those that a step changes: the weights, the moving averages, and the optimizer's variables."""
@@ -110,7 +112,7 @@ class Trainer:
             begin, end: numbers of batches.
 
         Returns:
-            The means of the loss and the errors, by their names.
+            The means of the loss and the errors, by their names. After an error the model cannot be used any more.
         """
         carried = (
             [[variable.value for variable in group] for group in self.variables()],
@@ -119,21 +121,18 @@ class Trainer:
         data = self.images, self.labels, self.mean, *map(jnp.asarray, (order, draws, rates))
         if jax.default_backend() == "cpu":  # whose convolutions are thirty times as slow inside a loop of XLA
             for number in range(begin, end):
-                carried = self._step(number, carried, data)
+                carried = self.step(number, carried, data)
         else:
-            carried = self._steps(begin, end, carried, data)
+            carried = self.steps(begin, end, carried, data)
         state, sums = carried
         for group, values in zip(self.variables(), state, strict=True):
             for variable, value in zip(group, values, strict=True):
                 variable.assign(value)
-        names = [*(one.__name__ for one in self.errors), "loss"]
-        return dict(zip(names, (np.asarray(sums, "float64") / (end - begin)).tolist(), strict=True))
+        return _means(self.errors, np.asarray(sums, "float64"), end - begin)
 
-    @functools.partial(jax.jit, static_argnums=0, donate_argnums=3)
     def _steps(self, begin, end, carried, data):
         return jax.lax.fori_loop(begin, end, lambda number, carried: self._step(number, carried, data), carried)
 
-    @functools.partial(jax.jit, static_argnums=0, donate_argnums=2)
     def _step(self, number, carried, data):
         (trainable, others, optimizer), sums = carried
         images, labels, mean, order, draws, rates = data
@@ -164,6 +163,11 @@ class Trainer:
         return [trainable, others, optimizer], sums + jnp.stack(found)
 
 
+def _means(errors, sums, count):
+    """Sums of the errors and the loss as means, by their names."""
+    return dict(zip([*(one.__name__ for one in errors), "loss"], (sums / count).tolist(), strict=True))
+
+
 def _split(x, parts):
     return x.reshape(parts, len(x) // parts, *x.shape[1:])
 
@@ -175,6 +179,7 @@ class Evaluator:
         self.model = model
         self.loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True, reduction="sum")
         self.errors = errors(model.output.shape[-1])
+        self.sums = jax.jit(self._sums)
 
     def __call__(self, split: sources.Split) -> dict[str, float]:
         groups = self.model.trainable_variables, self.model.non_trainable_variables
@@ -182,11 +187,9 @@ class Evaluator:
         edges = [*range(0, len(split.labels), TEST_BATCH), len(split.labels)]
         sums = np.zeros(len(self.errors) + 1)
         for begin, end in itertools.pairwise(edges):
-            sums += np.asarray(self._sums(*weights, *(x[begin:end] for x in split)))
-        names = [*(one.__name__ for one in self.errors), "loss"]
-        return dict(zip(names, (sums / len(split.labels)).tolist(), strict=True))
+            sums += np.asarray(self.sums(*weights, *(x[begin:end] for x in split)))
+        return _means(self.errors, sums, len(split.labels))
 
-    @functools.partial(jax.jit, static_argnums=0)
     def _sums(self, trainable, others, images, labels):
         with jax.default_matmul_precision("highest"):  # GPUs and TPUs otherwise shorten the factors in float32
             logits, _ = self.model.stateless_call(trainable, others, images, training=False)
@@ -194,11 +197,15 @@ class Evaluator:
 
 
 def check(settings: Settings) -> None:
-    """RunError if a setting is none of those that this module trains with."""
-    changed = [name for name in UNSUPPORTED if name in settings.changes]
-    if settings.photographs or changed:
-        what = f"--{changed[0].replace('_', '-')}" if changed else f"photographs, here {settings.dataset}"
-        raise RunError(f"this program trains on {', '.join(sources.DATASETS)}; {what} needs fit.py")
+    """RunError if this module does not support a setting."""
+    default = lambda name: (getattr(Settings, name), recipes.SMALL_IMAGES.get(name))
+    changed = [name for name in UNSUPPORTED if getattr(settings, name) not in default(name)]
+    if settings.photographs:
+        raise RunError(
+            f"this program trains on {', '.join(sources.DATASETS)}; photographs, here {settings.dataset}, need fit.py"
+        )
+    if changed:
+        raise RunError(f"--{changed[0].replace('_', '-')} needs fit.py")
     if settings.mixed_precision == "float16":
         raise RunError("--mixed-precision float16 needs fit.py, which scales the loss; bfloat16 needs no scaling")
     if settings.shortcut_variant == "dropout":
@@ -214,7 +221,7 @@ def check(settings: Settings) -> None:
 def train(settings: Settings, verbose: int = 1) -> dict:
     """Trains on one device, or continues where an earlier call with the same settings was stopped; tests at the end.
 
-    Args, returned value, files and errors are those of `run.train`.
+    Arguments, returned value, files and errors are those of `run.train`, without `profile` and tensorboard/.
     """
     check(settings)
     with own_folder(settings):
@@ -227,10 +234,11 @@ def _train(settings, verbose):
         return result
     made = origin.circumstances([device.device_kind for device in jax.devices()[:1]])
     source = sources.load(settings.dataset, settings.data_dir, settings.train_on_all)
+    examples, mean = len(source.train.labels), sources.per_pixel_mean(source.train.images)
+    steps_per_epoch = settings.steps_per_epoch(examples)
     check_data(settings, sources.describe(source))
     write_classes(settings, source.classes)
-    examples, normalization = len(source.train.labels), (sources.per_pixel_mean(source.train.images), 1.0)
-    network = settings.small_network(len(source.classes), normalization)
+    network = settings.small_network(len(source.classes), (mean, 1.0))
     if settings.mixed_precision:
         precision.set_precision(network, settings.mixed_precision)
     with recursion_limit(LOADING_DEPTH):
@@ -245,7 +253,7 @@ def _train(settings, verbose):
             os.path.join(settings.folder, CHECKPOINT),
             model,
             every=settings.checkpoint_every,
-            steps_per_epoch=settings.steps_per_epoch(examples),
+            steps_per_epoch=steps_per_epoch,
             steps=settings.length(examples),
             callbacks=[schedule, history],
             stop=stop,
@@ -253,14 +261,18 @@ def _train(settings, verbose):
         history.batches = saver.restore()
         begin = f"resuming from step {saver.step}" if saver.step else f"{settings.network}, {saver.steps} steps"
         named = settings.mixed_precision or "float32"
-        print(f"{begin}, in {settings.folder}: {examples} images of {settings.data} on {made['devices'][0]}, {named}")
+        where = f"{examples} images of {settings.data} on {made['devices'][0]}, {named}"
+        print(f"{begin}, in {settings.folder}: {where}", flush=True)
+        if saver.step:
+            history.write()
         with own_line(verbose):
             try:
-                fit(Trainer(model, parts, source), settings, source.validation, schedule, history, saver, verbose)
+                trainer = Trainer(model, parts, source.train, mean)
+                fit(trainer, settings, source.validation, schedule, history, saver, verbose)
             finally:
                 saver.wait()
 
-    saved = settings.small_network(len(source.classes), normalization)
+    saved = settings.small_network(len(source.classes), (mean, 1.0))
     saved.set_weights(network.get_weights())
     with whole(os.path.join(settings.folder, "model.keras")) as path:
         saved.save(path)
@@ -280,8 +292,8 @@ def fit(
     progress = Progress(history, saver.steps, steps_per_epoch)
     callbacks: list[keras.callbacks.Callback] = [schedule, history, progress, saver]
     for callback in callbacks:
-        callback.set_params({"verbose": verbose, "steps": steps_per_epoch})
         callback.set_model(model)
+        callback.set_params({"verbose": verbose, "steps": steps_per_epoch})
         callback.on_train_begin()
     while saver.step < saver.steps:
         epoch, begin = divmod(saver.step, steps_per_epoch)
@@ -289,6 +301,7 @@ def fit(
         order, draws = draws_of(settings.seed, epoch, examples)
         order = order[: steps_per_epoch * settings.batch_size].reshape(steps_per_epoch, settings.batch_size)
         for callback in callbacks:
+            callback.set_params({"verbose": verbose, "steps": end})
             callback.on_epoch_begin(epoch)
             callback.on_train_batch_begin(begin)
         rates = [schedule.rate(epoch * steps_per_epoch + number) for number in range(steps_per_epoch)]

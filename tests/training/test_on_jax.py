@@ -24,7 +24,7 @@ pytest.importorskip("jax", reason="jax is not installed")
 
 STEPS, BATCH = 3, 32
 TRAIN = """
-import sys, types
+import sys
 import keras, numpy as np
 from keras_resnet.data import sources
 from keras_resnet.optimizers import SGD
@@ -39,7 +39,7 @@ network.load_weights(f"{folder}/initial.weights.h5")
 model = keras.Model(network.input, network.get_layer("fc").output)
 model.compile(SGD(0.1))
 model.optimizer.build(model.trainable_variables)
-trainer = Trainer(model, parts, source)
+trainer = Trainer(model, parts, source.train, sources.per_pixel_mean(source.train.images))
 logs = trainer.run(data["order"], data["draws"], data["rates"], 0, len(data["order"]))
 found = {variable.path: keras.ops.convert_to_numpy(variable) for variable in model.weights}
 batch = data["order"][0]
@@ -188,6 +188,36 @@ def test_the_warm_up_ends_after_the_epoch_whose_error_is_low_enough(data, tmp_pa
     warm = next(number for number, row in enumerate(table, 1) if float(row["error"]) < 0.8)
     assert result["warm_at_step"] == 10 * warm and warm < 15
     assert [row["learning_rate"] for row in table] == ["0.01"] * warm + ["0.1"] * (15 - warm)
+
+
+def test_a_run_begun_on_another_backend_is_refused(data, tmp_path):
+    """Its random numbers are others: images would repeat within an epoch."""
+    stop = "from keras_resnet.training import checkpoint; checkpoint.StopSignals.__enter__ = lambda self: self\n"
+    stop += "checkpoint.StopSignals.received = property(lambda self: 15, lambda self, value: None)"
+    command = [*RUN, "--data-dir", data]
+    done = fit(tmp_path, *command, program="fit.py", code=stop)
+    assert done.returncode == 143 and "stopped by SIGTERM at step 1" in done.stderr, done.stderr
+    before = (tmp_path / "cifar10-resnet-8" / "checkpoint" / "latest.npz").read_bytes()
+    done = fit(tmp_path, *command)
+    assert done.returncode == 1 and "was begun on tensorflow, and this is jax" in done.stderr
+    assert "Go on with fit.py" in done.stderr and "Traceback" not in done.stderr
+    assert (tmp_path / "cifar10-resnet-8" / "checkpoint" / "latest.npz").read_bytes() == before
+
+
+def test_settings_without_a_flag_are_refused():
+    code = """
+from keras_resnet.files import RunError
+from keras_resnet.training import Settings, on_jax
+for setting in ({"jit": True}, {"strategy": "mirrored"}, {"accumulate": 2}, {"schedule": "plateau"}):
+    try:
+        on_jax.check(Settings(dataset="shapes", **setting))
+    except RunError as error:
+        assert f"--{list(setting)[0]} needs fit.py" in str(error), error
+    else:
+        raise AssertionError(setting)
+on_jax.check(Settings(dataset="shapes"))
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, env=os.environ | {"KERAS_BACKEND": "jax"})
 
 
 @pytest.mark.parametrize(

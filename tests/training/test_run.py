@@ -26,7 +26,7 @@ from keras_resnet.data import records, shapes, sources
 from keras_resnet.files import RunError
 from keras_resnet.models import logits
 from keras_resnet.optimizers import PlateauSchedule, StepSchedule
-from keras_resnet.training import checkpoint, distribution, history, precision, recipes, run, tasks
+from keras_resnet.training import checkpoint, distribution, history, objective, precision, recipes, run, tasks
 from keras_resnet.training.checkpoint import Checkpoint, Stopped, StopSignals
 from keras_resnet.training.fused import fuse_batch_norm
 from keras_resnet.training.run import Settings, train
@@ -245,7 +245,7 @@ def test_a_run_with_many_classes_shows_both_errors(tmp_path, small_shapes, monke
     """Here "many" are the ten of the shapes; the run was begun by a version that did not count top 5's."""
     with terminated_at(12), pytest.raises(Stopped):
         train(settings(tmp_path), verbose=0)
-    monkeypatch.setattr(run, "TOP5_FROM", 9)
+    monkeypatch.setattr(objective, "TOP5_FROM", 9)
     capsys.readouterr()
     result = train(settings(tmp_path), verbose=2)
     line = [line for line in capsys.readouterr().out.splitlines() if line.startswith("epoch 3/3")][0]
@@ -727,6 +727,7 @@ def test_a_checkpoint_does_not_wait_for_the_disk(tmp_path, disk):
     callback.save()
     for variable in model.variables:
         variable.assign(variable + 1)
+    callback.on_train_batch_begin(0)
     callback.on_train_batch_end(0, {"loss": 1.0})
     assert callback.step == 6 and not (tmp_path / "latest.npz").exists()
     again = threading.Thread(target=callback.save)
@@ -747,9 +748,11 @@ def test_a_full_disk_is_told_at_the_next_step(tmp_path, disk):
     callback = saved(tmp_path)[1]
     callback.every, disk.full = 100, True
     callback.save()
+    callback.on_train_batch_begin(0)
     callback.on_train_batch_end(0, {"loss": 1.0})
     disk.ready.set()
     concurrent.futures.wait([callback.writing])
+    callback.on_train_batch_begin(1)
     with pytest.raises(RunError, match="the disk is full"):
         callback.on_train_batch_end(1, {"loss": 1.0})
 

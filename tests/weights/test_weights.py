@@ -968,7 +968,7 @@ def test_convert_says_what_it_needs(missing):
 PROGRAMS = sorted(path.name for path in (ROOT / "train").glob("*.py") if "def main" in path.read_text())
 
 
-@pytest.mark.parametrize("program", [name for name in PROGRAMS if name != "convert.py"])
+@pytest.mark.parametrize("program", [name for name in PROGRAMS if name not in ("convert.py", "fit_jax.py")])
 def test_programs_without_tensorflow(program):
     done = without("tensorflow", program, "--help")
     assert done.returncode and done.stderr == f'{program} needs the package tensorflow: pip install ".[train]"\n'

@@ -20,7 +20,6 @@ given again. The test set is used once, at the end; with photographs only the va
 """
 
 import os
-import sys
 
 import quiet  # noqa: F401, first, before anything that imports TensorFlow
 
@@ -28,11 +27,8 @@ import quiet  # noqa: F401, first, before anything that imports TensorFlow
 import arguments
 
 from keras_resnet import serving
-from keras_resnet.data.sources import DataError
-from keras_resnet.files import RunError
 from keras_resnet.training import distribution
-from keras_resnet.training.checkpoint import Stopped
-from keras_resnet.training.command_line import add_settings
+from keras_resnet.training.command_line import add_settings, errors_told
 from keras_resnet.training.folder import summary
 from keras_resnet.training.run import train
 from keras_resnet.training.settings import Settings
@@ -50,17 +46,12 @@ def parse(words=None):
 def main():
     arguments = vars(parse())
     verbose, profile, to_export = (arguments.pop(name) for name in ("verbose", "profile", "export"))
-    try:
+    with errors_told("fit.py", serving.ExportError):
         settings = Settings(**arguments)
         print(summary(settings, train(settings, verbose, profile)))
         if to_export and distribution.is_chief(settings.strategy):
             folder = os.path.join("saved_models", os.path.basename(settings.folder))
             print(f"exported to {serving.export_run(settings.folder, folder)}")
-    except (RunError, DataError, serving.ExportError) as error:
-        sys.exit(f"fit.py: {error}")
-    except Stopped as stopped:
-        print(f"{stopped}; the same command goes on from there", file=sys.stderr)
-        sys.exit(stopped.exit_status)
 
 
 if __name__ == "__main__":

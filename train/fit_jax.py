@@ -10,17 +10,13 @@ run that was stopped goes on when the same command is given again. It is saved, 
 the end of an epoch; --checkpoint-every is rounded up to whole epochs.
 """
 
-import sys
-
 import jax_backend  # noqa: F401, first, before anything that imports Keras
 
 # isort: split
 import arguments
 
-from keras_resnet.files import DataError, RunError
 from keras_resnet.training import on_jax
-from keras_resnet.training.checkpoint import Stopped
-from keras_resnet.training.command_line import add_settings
+from keras_resnet.training.command_line import add_settings, errors_told
 from keras_resnet.training.folder import summary
 from keras_resnet.training.settings import OF_PHOTOGRAPHS, Settings
 
@@ -34,14 +30,9 @@ def parse(words=None):
 def main():
     options = vars(parse())
     verbose = options.pop("verbose")
-    try:
+    with errors_told("fit_jax.py"):
         settings = Settings(**options)
         print(summary(settings, on_jax.train(settings, verbose)))
-    except (RunError, DataError) as error:
-        sys.exit(f"fit_jax.py: {error}")
-    except Stopped as stopped:
-        print(f"{stopped}; the same command goes on from there", file=sys.stderr)
-        sys.exit(stopped.exit_status)
 
 
 if __name__ == "__main__":

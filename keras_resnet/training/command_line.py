@@ -1,12 +1,18 @@
-"""The flags of train/fit.py, and those of fit_jax.py: one for each of the `Settings`. `origin.flags` writes them."""
+"""The command lines of train/fit.py and fit_jax.py: a flag for each of the `Settings`, and how they end.
+
+`origin.flags` writes the flags.
+"""
 
 import argparse
+import contextlib
 import sys
 import typing
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from keras_resnet.blocks import ORDERS, SHORTCUT_VARIANTS
+from keras_resnet.files import DataError, RunError
 from keras_resnet.training import recipes
+from keras_resnet.training.checkpoint import Stopped
 from keras_resnet.training.settings import PRECISIONS, PREPARATIONS, STRATEGIES, Settings
 
 
@@ -104,3 +110,19 @@ def add_settings(parser: argparse.ArgumentParser, left_out: Sequence[str] = ()) 
     watched = sys.stdout.isatty()
     run.add_argument("--verbose", type=int, default=1 if watched else 2, choices=(0, 1, 2), help=verbose)
     return run
+
+
+@contextlib.contextmanager
+def errors_told(program: str, *others: type[Exception]) -> Iterator[None]:
+    """Inside this context, what ends a run ends `program` with a message, and a signal with its status in shells.
+
+    `others` are exceptions for people beside `RunError` and `DataError`.
+    """
+    for_people: tuple[type[Exception], ...] = (RunError, DataError, *others)
+    try:
+        yield
+    except for_people as error:
+        sys.exit(f"{program}: {error}")
+    except Stopped as stopped:
+        print(f"{stopped}; the same command goes on from there", file=sys.stderr)
+        sys.exit(stopped.exit_status)

@@ -186,10 +186,7 @@ def summary(settings: Settings, result: Mapping[str, typing.Any]) -> str:
         ("validation error", percent(result["val_error"])),
         ("test error", percent(result["test_error"])),
         *((f"{part} error, top 5", percent(result[key])) for part, key in TOP5.items() if result.get(key) is not None),
-        (
-            "images/s while training",
-            "-" if speed is None else f"{speed:.0f}",
-        ),
+        ("images/s while training", "-" if speed is None else f"{speed:.0f}"),
         ("waiting for data, of the time of the steps", percent(result.get("waiting"))),
         ("wall time", f"{minutes // 60}:{minutes % 60:02}:{seconds:02}"),
     ]

@@ -96,20 +96,20 @@ class Trainer:
         self.images, self.labels = jnp.asarray(split.images), jnp.asarray(split.labels, "int32")
         self.mean = jnp.asarray(mean)
         # Of this object, so that its data are freed with it.
-        self.step, self.steps = jax.jit(self._step, donate_argnums=1), jax.jit(self._steps, donate_argnums=2)
+        self.step, self.steps = jax.jit(self._step, donate_argnums=1), jax.jit(self._steps, donate_argnums=1)
 
     def variables(self) -> list[list[keras.Variable]]:
         """Those that a step changes: the weights, the moving averages, and the optimizer's variables."""
         return [self.model.trainable_variables, self.model.non_trainable_variables, self.model.optimizer.variables]
 
-    def run(self, order: np.ndarray, draws: np.ndarray, rates: np.ndarray, begin: int, end: int) -> dict[str, float]:
-        """Trains on batches `begin` to `end` of an epoch.
+    def run(self, order: np.ndarray, draws: np.ndarray, rates: np.ndarray, count: int) -> dict[str, float]:
+        """Trains on the first `count` batches of an epoch.
 
         Args:
             order: int32 (batches, batch size), the examples of each batch of the epoch.
             draws: int32 (n, 3), one row for each example, as in `augment`.
             rates: float32 (batches,), the learning rates.
-            begin, end: numbers of batches.
+            count: a number of batches. With another one nothing is compiled anew.
 
         Returns:
             The means of the loss and the errors, by their names. After an error the model cannot be used any more.
@@ -120,18 +120,18 @@ class Trainer:
         )
         data = self.images, self.labels, self.mean, *map(jnp.asarray, (order, draws, rates))
         if jax.default_backend() == "cpu":  # whose convolutions are thirty times as slow inside a loop of XLA
-            for number in range(begin, end):
+            for number in range(count):
                 carried = self.step(number, carried, data)
         else:
-            carried = self.steps(begin, end, carried, data)
+            carried = self.steps(count, carried, data)
         state, sums = carried
         for group, values in zip(self.variables(), state, strict=True):
             for variable, value in zip(group, values, strict=True):
                 variable.assign(value)
-        return _means(self.errors, np.asarray(sums, "float64"), end - begin)
+        return _means(self.errors, np.asarray(sums, "float64"), count)
 
-    def _steps(self, begin, end, carried, data):
-        return jax.lax.fori_loop(begin, end, lambda number, carried: self._step(number, carried, data), carried)
+    def _steps(self, count, carried, data):
+        return jax.lax.fori_loop(0, count, lambda number, carried: self._step(number, carried, data), carried)
 
     def _step(self, number, carried, data):
         (trainable, others, optimizer), sums = carried
@@ -296,18 +296,18 @@ def fit(
         callback.set_params({"verbose": verbose, "steps": steps_per_epoch})
         callback.on_train_begin()
     while saver.step < saver.steps:
-        epoch, begin = divmod(saver.step, steps_per_epoch)
-        end = min(steps_per_epoch, begin + saver.steps - saver.step)
+        epoch = saver.step // steps_per_epoch  # a run is saved at the end of an epoch
+        count = min(steps_per_epoch, saver.steps - saver.step)
         order, draws = draws_of(settings.seed, epoch, examples)
         order = order[: steps_per_epoch * settings.batch_size].reshape(steps_per_epoch, settings.batch_size)
         for callback in callbacks:
-            callback.set_params({"verbose": verbose, "steps": end})
+            callback.set_params({"verbose": verbose, "steps": count})
             callback.on_epoch_begin(epoch)
-            callback.on_train_batch_begin(begin)
+            callback.on_train_batch_begin(0)
         rates = [schedule.rate(epoch * steps_per_epoch + number) for number in range(steps_per_epoch)]
-        logs = trainer.run(order, draws, np.array(rates, "float32"), begin, end)
+        logs = trainer.run(order, draws, np.array(rates, "float32"), count)
         for callback in (history, progress, saver):  # not the schedule, which has already given all rates
-            callback.on_train_batch_end(end - 1, logs)
+            callback.on_train_batch_end(count - 1, logs)
         if validation is not None:
             logs |= {f"val_{name}": value for name, value in evaluate(validation).items()}
         for callback in callbacks:

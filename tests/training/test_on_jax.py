@@ -40,7 +40,7 @@ model = keras.Model(network.input, network.get_layer("fc").output)
 model.compile(SGD(0.1))
 model.optimizer.build(model.trainable_variables)
 trainer = Trainer(model, parts, source.train, sources.per_pixel_mean(source.train.images))
-logs = trainer.run(data["order"], data["draws"], data["rates"], 0, len(data["order"]))
+logs = trainer.run(data["order"], data["draws"], data["rates"], len(data["order"]))
 found = {variable.path: keras.ops.convert_to_numpy(variable) for variable in model.weights}
 batch = data["order"][0]
 np.savez(

@@ -195,8 +195,8 @@ def shortcut_gate(x: KerasTensor, residual: KerasTensor, name: str) -> tuple[Ker
 def dropout(x: KerasTensor, residual: KerasTensor, name: str) -> tuple[KerasTensor, KerasTensor]:
     """Half of the shortcut's values are dropped while training (P2 Fig. 2 f).
 
-    The paper's dropout scales the shortcut by 0.5 on average (P2 3.1), which is its reason why the network fails. Keras'
-    doubles what it keeps, so this is undone; in inference the shortcut is halved.
+    The paper's dropout scales the shortcut by 0.5 on average, its reason why the network fails (P2 3.1). Keras'
+    own doubles what it keeps, so this is undone; in inference the shortcut is halved.
     """
     x = layers.Dropout(0.5, name=f"{name}_dropout")(x)
     return layers.Rescaling(0.5, name=f"{name}_halved_shortcut")(x), residual

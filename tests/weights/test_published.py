@@ -203,7 +203,7 @@ def test_a_folder_for_hugging_face(run, tmp_path, monkeypatch):
     for fragment in ("data-dir", "license:", "JPEG"):  # where its data were; what is said of shipped ones
         assert fragment not in text
     assert "is not empty" in refused(folder, f"{tmp_path}/out/")
-    assert "CIFAR networks" in refused(folder, f"{tmp_path}/hub", "--keras-hub")
+    assert "theirs '7x7'" in refused(folder, f"{tmp_path}/hub", "--keras-hub")
     assert "the folder of a finished run" in refused(tmp_path / "out" / "model.keras", f"{tmp_path}/card/")
     assert "so OUT does not end in" in refused(folder, f"{tmp_path}/x.keras", "--keras-hub")
     assert "or is FOLDER/; found" in refused(folder, f"{tmp_path}/x")

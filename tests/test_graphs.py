@@ -4,7 +4,7 @@ import pytest
 from keras import layers
 
 import keras_resnet
-from keras_resnet.folding import fold
+from keras_resnet.graphs import fold
 
 
 def trained(model, gain=1):

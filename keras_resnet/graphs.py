@@ -15,6 +15,8 @@ import keras
 import numpy as np
 from keras import layers
 
+from keras_resnet import normalization
+
 LOADING_DEPTH = 20_000  # recursion limit while Keras loads or copies a network; ResNet-1202 needs up to 2,000
 
 # Stock layers that return their input at inference, beside those whose names begin with "Random".
@@ -157,7 +159,7 @@ def fold(model: keras.Model, dtype: str = "float32", batch_norm: bool = True) ->
 
     At inference batch normalisation multiplies each channel by a constant and adds another one. Right after a
     convolution both can be folded into the convolution: its kernel is scaled, and it gets a bias. Layers that act in
-    training only, such as `Dropout` and `RandomFlip`, are left out.
+    training only, such as `Dropout` and `RandomFlip`, are left out. A `Normalization` becomes a `Rescaling`.
 
     Args:
         model: a functional or sequential `keras.Model`. It does not change.
@@ -183,6 +185,9 @@ def fold(model: keras.Model, dtype: str = "float32", batch_norm: bool = True) ->
     def new_layer(layer):
         if id(layer) in normalizations or _returns_its_input(layer):
             return None
+        if type(layer) is layers.Normalization:  # its constants are lost in ONNX
+            scale, offset = (array.tolist() for array in normalization.affine(layer))
+            return layers.Rescaling(scale, offset, dtype="float32", name=layer.name)
         config = layer.get_config()
         if id(layer) in folded:
             config["use_bias"] = True
@@ -193,7 +198,7 @@ def fold(model: keras.Model, dtype: str = "float32", batch_norm: bool = True) ->
     def state(layer, copied):
         if id(layer) in folded:
             copied.set_weights(_weights(layer, folded[id(layer)]))
-        else:
+        elif type(layer) is type(copied):
             give_state(layer, copied)
 
     whole = copy(model, new_layer, state)
@@ -221,7 +226,7 @@ def _is_exact(layer):
     """Whether a layer belongs to the input or output of a network, where float32 is cheap and rounding would harm."""
     if isinstance(layer, layers.Activation):
         return layer.activation is keras.activations.softmax
-    return isinstance(layer, (layers.Rescaling, layers.Normalization, layers.Softmax))
+    return isinstance(layer, (layers.Rescaling, layers.Softmax))
 
 
 def _foldable(model):

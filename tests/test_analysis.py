@@ -199,7 +199,7 @@ def test_moments_are_not_computed_in_16_bits(policy):
         keras.config.set_dtype_policy("float32")
     kernel = np.zeros((3, 3, 1, 1))
     kernel[1, 1] = 1
-    model.set_weights([kernel, [0]])
+    model.set_weights([kernel, np.zeros(1)])
     x = np.where(np.arange(64).reshape(8, 8, 1) % 2, 258, 256)[None].astype("float32")
     assert response_std(model, x) == {"conv": pytest.approx(1, abs=1e-2)}
 
@@ -207,7 +207,7 @@ def test_moments_are_not_computed_in_16_bits(policy):
 def test_what_is_measured_up_to_the_last_layer_needs_it(images):
     for model in (
         keras_resnet.CifarResNet(8, include_top=False),
-        keras.Sequential([keras.Input((32, 32, 3))], "empty"),
+        keras.Sequential([keras.Input((32, 32, 3))], name="empty"),
     ):
         for function in (keras_resnet.models.logits, lambda model: gradient_norms(model, *images)):
             with pytest.raises(ValueError, match=f"{model.name} has no layer fc; build it with its top, include_top"):

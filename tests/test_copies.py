@@ -266,7 +266,7 @@ def test_other_runtimes_answer_as_the_network(tmp_path, format):
 
 def test_other_runtimes_are_compared_with_the_network_that_was_given(tmp_path, monkeypatch):
     monkeypatch.setattr(exporting, "fold", lambda model, *options: keras.models.clone_model(model))
-    with pytest.raises(serving.ExportError, match=r"network in onnx differs from the network by \d.\de-0[12]"):
+    with pytest.raises(serving.ExportError, match=r"network in onnx differs from the network by "):
         serving.export(classifier(OF_IMAGES["Conv2D"]), tmp_path / "m", format="onnx")
 
 

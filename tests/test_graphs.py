@@ -104,7 +104,7 @@ def test_input_and_output_are_exact():
     probabilities /= probabilities.sum(1, keepdims=True)
     for last in (layers.Softmax(), layers.Activation("softmax")):
         model = keras.Sequential([keras.Input((3,)), last])
-        np.testing.assert_allclose(fold(model, "bfloat16")(x), probabilities, rtol=1e-5)
+        np.testing.assert_allclose(fold(model, "bfloat16")(x), probabilities, rtol=1e-5, atol=1e-9)
     rounded = fold(keras.Sequential([keras.Input((3,)), layers.Activation("relu")]), "bfloat16")(x)
     assert rounded[0, 0] == 200
 
@@ -115,15 +115,15 @@ def test_a_network_of_16_bits_becomes_one_of_32():
 
 
 def test_deep_networks_are_loaded_and_copied(tmp_path):
-    """A chain that is deeper for Keras than ResNet-1202, whose limit is more than ten times Python's."""
-    with recursion_limit(100_000):
+    """A chain of layers as deep for Keras as ResNet-1202."""
+    with recursion_limit(20_000):
         x = inputs = keras.Input((1,))
-        for i in range(6000):
+        for i in range(2000):
             x = layers.Activation("linear", name=f"layer{i}")(x)
         model = keras.Model(inputs, x)
         model.save(tmp_path / "m.keras")
     for deep in (graphs.load_model(tmp_path / "m.keras"), graphs.copy(model)):
-        assert len(deep.layers) == 6001
+        assert len(deep.layers) == 2001
 
 
 def normalized(x, axis=-1):

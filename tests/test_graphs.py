@@ -115,15 +115,15 @@ def test_a_network_of_16_bits_becomes_one_of_32():
 
 
 def test_deep_networks_are_loaded_and_copied(tmp_path):
-    """A chain of layers as deep for Keras as ResNet-1202."""
+    """A chain of more layers than Python lets functions call each other, 1000."""
     with recursion_limit(20_000):
         x = inputs = keras.Input((1,))
-        for i in range(2000):
+        for i in range(1200):
             x = layers.Activation("linear", name=f"layer{i}")(x)
         model = keras.Model(inputs, x)
         model.save(tmp_path / "m.keras")
     for deep in (graphs.load_model(tmp_path / "m.keras"), graphs.copy(model)):
-        assert len(deep.layers) == 2001
+        assert len(deep.layers) == 1201
 
 
 def normalized(x, axis=-1):

@@ -300,7 +300,12 @@ def logits(model: keras.Model) -> keras.Model:
 
     Returns:
         A model that shares all layers and variables with `model` and ends before the softmax.
+
+    Raises:
+        ValueError: `model` has no top.
     """
+    if "fc" not in (layer.name for layer in model.layers):
+        raise ValueError(f"{model.name} has no layer fc; build it with its top, include_top=True")
     return _model(model.input, model.get_layer("fc").output, model.name, len(model.layers))
 
 

@@ -98,7 +98,7 @@ def of(model: keras.Model) -> Normalization:
             break
         adapted = isinstance(operation, layers.Normalization) and operation.mean is not None
         if adapted or isinstance(operation, layers.Rescaling):
-            factor, shift = _affine(operation)
+            factor, shift = affine(operation)
             scale, offset, found = scale * factor, offset * factor + shift, True
         elif type(operation).__name__ == FLIP and not found and operation.axis in (-1, 3):
             reversed_channels = not reversed_channels
@@ -116,7 +116,7 @@ def of(model: keras.Model) -> Normalization:
     return next((name for name in NAMED if name != "caffe" and same(normalization, name)), normalization)
 
 
-def _affine(layer):
+def affine(layer: layers.Rescaling | layers.Normalization) -> tuple[np.ndarray, np.ndarray]:
     """Factor and offset of a `Rescaling` or `Normalization`: numbers, one number per channel, or images."""
     if isinstance(layer, layers.Rescaling):
         return np.asarray(layer.scale, "float64"), np.asarray(layer.offset, "float64")

@@ -176,6 +176,11 @@ def save_torchvision(model: keras.Model, path: str | os.PathLike) -> None:
     layers = dict.fromkeys(layer for layer, _ in _variables(model, biases=False))
     if unknown := [layer for layer in layers if family.tensor(layer, "kernel") is None]:
         raise WeightsError(f"torchvision has no names for {', '.join(unknown)}; save {model.name} as .keras")
+    if biased := [layer for layer, kind in _variables(model, biases=False) if kind == "bias" and layer != "fc"]:
+        raise WeightsError(
+            f"torchvision's convolutions have no bias, and {biased[0]} of {model.name} has one, as keras_resnet.fold "
+            "makes it; save the network that was folded"
+        )
     tensors = {}
     for layer, kind in _variables(model, biases=False):
         array = source.tensors[source.tensor(layer, kind)]

@@ -739,6 +739,10 @@ def test_torchvision_reads_what_was_saved(tmp_path):
     assert set(tensors) == set(state_dict(2)) and close(model(x), forward(tensors, x, None))
     with pytest.raises(WeightsError, match="no network of this package"):
         keras_resnet.save_torchvision(keras.applications.ResNet50(weights=None), tmp_path / "m.safetensors")
+    folded = keras_resnet.fold(keras_resnet.CifarResNet(8))
+    with pytest.raises(WeightsError, match="conv1 of resnet8 has one, as keras_resnet.fold makes it; save the network"):
+        keras_resnet.save_torchvision(folded, tmp_path / "folded.safetensors")
+    assert not (tmp_path / "folded.safetensors").exists()
 
 
 def test_weights_h5_is_counted(tmp_path):

@@ -62,6 +62,18 @@ def mean_and_std(normalization: Normalization) -> tuple[np.ndarray, np.ndarray]:
     return mean, std
 
 
+def for_size(normalization: Normalization, size: tuple[int | None, ...]) -> Normalization:
+    """The normalization for images of this (height, width), None for any: a mean image of another size becomes its mean
+    colour, and likewise an image of standard deviations. Otherwise `normalization` itself is returned.
+    """
+    if normalization is None or isinstance(normalization, str):
+        return normalization
+    pair = mean_and_std(normalization)
+    if all(value.ndim < 3 or value.shape[:2] == tuple(size) for value in pair):
+        return normalization
+    return tuple(value.mean(axis=(0, 1)) if value.ndim == 3 else value for value in pair)
+
+
 def same(one: Normalization, other: Normalization) -> bool:
     """Whether two normalizations are the same function, to the precision of float32."""
     if (one == "caffe") != (other == "caffe"):

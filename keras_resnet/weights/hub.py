@@ -19,7 +19,8 @@ def save_keras_hub(model: keras.Model, folder: str | os.PathLike, image_size: in
     """Writes a network as a preset of keras_hub: `keras_hub.models.ImageClassifier.from_preset(folder)` opens it.
 
     The network's first layer becomes the preset's image converter, which also crops an image to a square and resizes
-    it. The outputs are the same within rounding. A network without a top becomes a backbone, whose output is the last
+    it. The outputs are the same within rounding; but a mean image becomes its mean colour, because the converter
+    subtracts one number a channel. A network without a top becomes a backbone, whose output is the last
     feature map; `keras_hub.models.Backbone.from_preset(folder)` opens that.
 
     Args:
@@ -35,10 +36,10 @@ def save_keras_hub(model: keras.Model, folder: str | os.PathLike, image_size: in
     if problems := _inexpressible(source):
         raise WeightsError("\n  ".join([f"keras_hub's ResNetBackbone cannot express {model.name}:", *problems]))
     arrays: dict = {key: source.array(*key) for key in variables(model)}
-    converter = {"scale": None, "offset": None}
-    if source.normalization is not None:
-        mean, std = normalization.mean_and_std(source.normalization)
-        if source.normalization == "caffe":  # BGR, which the converter does not make
+    converter, colors = {"scale": None, "offset": None}, normalization.for_size(source.normalization, (None, None))
+    if colors is not None:
+        mean, std = normalization.mean_and_std(colors)
+        if colors == "caffe":  # BGR, which the converter does not make
             mean, arrays["conv1", "kernel"] = mean[::-1], arrays["conv1", "kernel"][:, :, ::-1]
         converter = {"scale": (1 / std).tolist(), "offset": (-mean / std).tolist()}
     preactivated = source.activation_order == PREACTIVATION
@@ -92,7 +93,7 @@ def _theirs(layer, kind, preactivated):
 
 def _inexpressible(source):
     """What of a network keras_hub does not have, a sentence each."""
-    stem, first, mean = source.array("conv1"), source.array("conv2_1_1"), source.normalization
+    stem, first = source.array("conv1"), source.array("conv2_1_1")
     if source.family is not families.OURS or stem is None or first is None:
         return ["it is no network of this package"]
     basic, order = source.convolutions == 2, source.activation_order
@@ -108,9 +109,8 @@ def _inexpressible(source):
         f'activation_order="{order}"': order not in ("original", PREACTIVATION),
         "pre-activation with basic blocks: their first shortcut starts before the nonlinearity": basic
         and order == PREACTIVATION,
-        "its first layer subtracts an image, or is of another kind": mean == normalization.UNKNOWN
-        if isinstance(mean, str)
-        else mean and normalization.mean_and_std(mean)[0].ndim > 1,
+        "its first layer is none that subtracts colours or an image": isinstance(source.normalization, str)
+        and source.normalization == normalization.UNKNOWN,
         "its last activation has no name in Keras": callable(source.classifier_activation),
     }
     return [sentence for sentence, wrong in found.items() if wrong]

@@ -26,7 +26,7 @@ def read(settings: Settings) -> readers.Source:
         WeightsError: the weights cannot be read, or are those of another network.
     """
     if settings.init_from is None:
-        return readers.Source("nothing", None)
+        return readers.Source("nothing", {})
     small = f"cifar_{'plainnet' if settings.plain else 'resnet'}{settings.depth}"
     network = settings.builder.__name__.lower() if settings.photographs else small
     source = readers.read(settings.init_from, network)

@@ -112,7 +112,11 @@ def main():
         sys.exit(f"convert.py: {error}")
     print(f"{source}\nis now {options.out}: {model.name}, {model.count_params():,} parameters")
     first = normalization.of(model)
-    print(f"first layer: {normalization.described(first) if first else 'none, its input is to be normalised outside'}")
+    if options.keras_hub and (colors := normalization.for_size(first, (None, None))) is not first:
+        print(f"its mean image became its mean colour, {normalization.described(colors)}: answers differ a little")
+    else:
+        described = normalization.described(first) if first else "none, its input is to be normalised outside"
+        print(f"first layer: {described}")
     if stride_in := source.architecture.stride_in:
         print(f"stride of bottlenecks: in the {stride_in}; torchvision's is in the 3x3")
 

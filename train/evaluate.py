@@ -19,7 +19,8 @@ the validation images; for undivided data these are the images that a run set as
     multi-scale   whole images and their mirror images, shorter side 224, 256, 384, 480 and 640 (P1 3.4)
 
 The probabilities are averaged over views and models. Every image counts once. With --output DIR the confusion matrix
-and the most confident mistakes are drawn: DIR/confusion.png, DIR/mistakes.png.
+and the most confident mistakes are drawn: DIR/confusion.png, DIR/mistakes.png. Classes with WordNet IDs are named in
+words there if keras.applications has downloaded ImageNet's names, as decode_predictions does once.
 """
 
 import json
@@ -107,9 +108,10 @@ def draw(result, examples, options):
     (first, *others), data = options.models, os.path.basename(os.path.abspath(options.data))
     name = f"{len(others) + 1} models on {data}" if others else f"{os.path.basename(os.path.abspath(first))} on {data}"
     title = f"{name}, {result.protocol['name']}, top-1 error {result.error(1):.2%}"
+    classes = pictures.in_words(result.classes)
     write_whole(
         f"{options.output}/confusion.png",
-        lambda file: pictures.draw_confusion(result.confusion(), result.classes, title, file),
+        lambda file: pictures.draw_confusion(result.confusion(), classes, title, file),
     )
     worst = result.worst_mistakes(MISTAKES)
     if not len(worst):
@@ -117,7 +119,7 @@ def draw(result, examples, options):
     images, predictions = views.pick(examples, worst), result.predictions[worst]
     sureness = result.probabilities[worst, predictions]
     title = f"{name}, {result.protocol['name']}: the most confident mistakes\nblue: true class; red: predicted class"
-    shown = images, result.labels[worst], predictions, sureness, result.classes, title
+    shown = images, result.labels[worst], predictions, sureness, classes, title
     write_whole(f"{options.output}/mistakes.png", lambda file: pictures.draw_mistakes(*shown, file))
     return "confusion.png, mistakes.png"
 

@@ -1,6 +1,6 @@
 """Trains a network of the paper: on CIFAR-10, CIFAR-100, a built-in data set or photographs.
 
-    python train/fit.py --dataset shapes --steps 300     one minute on a laptop, no data needed
+    python train/fit.py --dataset shapes --steps 300     a minute or two, no data needed
     python train/fit.py                                  ResNet-20 on CIFAR-10, as in the paper
     python train/fit.py --depth 110                      the same with 110 layers and their warm-up
     python train/fit.py --depth 56 --plain               without shortcuts

@@ -2,6 +2,7 @@
 
     python train/fit_jax.py --depth 110                       as train/fit.py, with the data in the GPU's memory
     python train/fit_jax.py --dataset shapes --steps 300      no data needed
+    python train/fit_jax.py --dataset cifar100 --init-from cifar10-resnet-20 --steps 2000      fine-tuning
     python train/fit_jax.py --data-dir DIR                    DIR contains the authors' cifar-10-batches-py
 
 Needs Keras, Matplotlib and JAX: pip install . matplotlib "jax[cuda13]". The flags are some of fit.py's, and the output,

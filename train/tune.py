@@ -25,6 +25,7 @@ from keras_resnet.data import sources
 from keras_resnet.experiments import figures
 from keras_resnet.files import RunError, locked, write_whole
 from keras_resnet.origin import flags
+from keras_resnet.training.history import clock
 from keras_resnet.training.settings import Settings
 
 COST, PICTURE = "cost.json", "trials.png"  # in the folder of the search
@@ -115,8 +116,7 @@ def cost(trials, spent):
         values["tuner/epochs"] - values["tuner/initial_epoch"]
         for values in (trial.hyperparameters.values for trial in trials)
     )
-    minutes, rest = divmod(round(spent), 60)
-    return f"{len(trials)} trials, {epochs} epochs, {minutes // 60}:{minutes % 60:02}:{rest:02} hours in all"
+    return f"{len(trials)} trials, {epochs} epochs, {clock(spent)} in all"
 
 
 def draw(options, trials, note, path):

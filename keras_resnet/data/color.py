@@ -62,8 +62,8 @@ IMAGENET_STATISTICS = Statistics(np.array(TORCH_MEAN, "float32"), IMAGENET)
 def load(path: Path) -> Statistics:
     """Loads the `Statistics` that `Statistics.save` wrote; DataError if the file is missing or damaged."""
     try:
-        with np.load(path, allow_pickle=False) as file:
-            mean, values, vectors = (file[name] for name in ("mean", "eigenvalues", "eigenvectors"))
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:  # np.load leaves a damaged one open
+            mean, values, vectors = (arrays[name] for name in ("mean", "eigenvalues", "eigenvectors"))
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         found = "damaged, or of another kind" if os.path.exists(path) else "not there"
         raise DataError(

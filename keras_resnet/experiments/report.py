@@ -244,9 +244,9 @@ def _page(records, sections, missing):
 <code>train/reproduce.py</code> are shown; <code>train/report.py</code> made this page.</p>
 <p>Networks are comparable if their conditions are the same. A shortened schedule divides the learning rate by 10 at the
 same fractions of its length (on photographs: when the validation error plateaus, if it does), and its errors are not
-comparable with the paper's. On CIFAR-10 the runs train on 45,000 images. The curves show the error on the other 5,000;
-the paper's show the test error. The test images are used once, at the end. The paper's numbers are of networks trained
-on all 50,000 (<code>--train-on-all</code>).</p>
+comparable with the paper's. On CIFAR-10 the paper's networks are trained on all 50,000 images, as are runs with
+<code>--train-on-all</code>; the others are trained on 45,000, and their curves show the error on the other 5,000. The
+paper's curves show the test error. Here the test images are used once, at the end.</p>
 {os.linesep.join(sections)}
 {todo}
 </main></body></html>

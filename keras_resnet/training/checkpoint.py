@@ -151,7 +151,7 @@ class Checkpoint(keras.callbacks.Callback):
             return 0
         advice = "Delete it to start from the beginning."
         try:
-            with np.load(self.path, allow_pickle=False) as file:
+            with open(self.path, "rb") as opened, np.load(opened, allow_pickle=False) as file:
                 arrays = {name: file[name] for name in file.files}
             state = json.loads(arrays.pop("state").tobytes())
             metrics = [arrays.pop(f"metrics/{i}") for i in range(state["metrics"])]

@@ -17,7 +17,7 @@ from keras_resnet.files import RunError, write_whole
 from keras_resnet.optimizers import PlateauSchedule, StepSchedule
 from keras_resnet.origin import WITHOUT_EFFECT
 from keras_resnet.training import recipes
-from keras_resnet.training.history import History, draw
+from keras_resnet.training.history import History, clock, draw
 from keras_resnet.training.objective import errors
 from keras_resnet.training.settings import Settings
 
@@ -179,7 +179,6 @@ def summary(settings: Settings, result: Mapping[str, typing.Any]) -> str:
     """The result, as `write_result` returns it, as a table for people."""
     percent = lambda value: "-" if value is None else f"{value:.2%}"
     paper, damaged = result["paper_test_error"], result["damaged_files"]
-    minutes, seconds = divmod(round(result["seconds"]), 60)
     speed = result["images_per_second"]  # None if no step was timed
     rows = [
         ("training error, last epoch", percent(result["train_error"])),
@@ -188,7 +187,7 @@ def summary(settings: Settings, result: Mapping[str, typing.Any]) -> str:
         *((f"{part} error, top 5", percent(result[key])) for part, key in TOP5.items() if result.get(key) is not None),
         ("images/s while training", "-" if speed is None else f"{speed:.0f}"),
         ("waiting for data, of the time of the steps", percent(result.get("waiting"))),
-        ("wall time", f"{minutes // 60}:{minutes % 60:02}:{seconds:02}"),
+        ("wall time", clock(result["seconds"])),
     ]
     if paper:
         rows.insert(3, ("the paper's test error, 64k steps on all 50k", percent(paper)))

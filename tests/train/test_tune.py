@@ -1,4 +1,6 @@
 import importlib
+import io
+import itertools
 import json
 import os
 import re
@@ -112,7 +114,7 @@ def test_the_program_is_interrupted_goes_on_and_prints_a_command(tmp_path, tune,
     assert len(calls) == 3 and calls[1] == calls[2] != calls[0]  # the trial that was cut is repeated, no other
     found = [json.loads(path.read_text()) for path in folder.glob("trial_*/trial.json")]
     rows = re.findall(r"^ +(\d+\.\d+)% +2 +([ABC]) +(\S+) +(\S+) +(\d+) +(yes|no)$", printed, re.M)
-    assert re.search(r"^2 trials, 4 epochs, 0:\d\d:\d\d hours in all; in ", printed, re.M)
+    assert re.search(r"^2 trials, 4 epochs, 0:\d\d:\d\d in all; in ", printed, re.M)
     assert (folder / "trials.png").read_bytes().startswith(b"\x89PNG")
     spent = json.loads((folder / "cost.json").read_text())["seconds"]
     assert spent > 0.5
@@ -149,6 +151,19 @@ def test_the_picture_of_a_search():
     assert [label.get_text() for label in warmup.get_xticklabels()] == ["no", "yes"]
     assert warmup.lines[0].get_xdata().tolist() == [1, 0]
     assert [text.get_text() for text in batch.get_legend().get_texts()] == ["3 epochs", "9 epochs"]
+
+
+@pytest.mark.parametrize("rates", [(0.01, 1.0), (1e-5, 0.9), (0.05, 0.13), (0.03, 0.03)])
+def test_labels_of_a_logarithmic_axis_are_numbers_beside_each_other(rates):
+    trials = [figures.Trial({"lr": rate, **dict.fromkeys("abc", 1.0)}, 3, 0.5) for rate in rates]
+    figure = figures.draw_search(trials, "note")
+    figure.savefig(io.BytesIO(), dpi=150)  # places them
+    low, high = (axis := figure.axes[0].xaxis).get_view_interval()
+    shown = [label for label in axis.get_ticklabels(which="both") if label.get_text()]
+    shown = [label for label in shown if low <= label.get_position()[0] <= high]
+    assert shown and all(float(label.get_text()) == pytest.approx(label.get_position()[0]) for label in shown)
+    boxes = sorted((label.get_window_extent() for label in shown), key=lambda box: box.x0)
+    assert all(one.x1 < other.x0 for one, other in itertools.pairwise(boxes))
 
 
 def test_trials_that_fail_are_counted_and_the_others_shown(tmp_path, tune, monkeypatch, capsys):

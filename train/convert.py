@@ -22,22 +22,15 @@ import pathlib
 import shutil
 import sys
 
-import any_backend  # noqa: F401, first, before Keras
-
-# isort: split
 import arguments
-import keras
 
-import keras_resnet
-from keras_resnet import normalization
+from keras_resnet.choices import NORMALIZATIONS, WEIGHTS
 from keras_resnet.files import RunError, whole, whole_folder
-from keras_resnet.weights import cards, readers
-from keras_resnet.weights.published import find
 
 
 def parse(words=None):
     parser = arguments.parser(__doc__)
-    parser.add_argument("source", metavar="SOURCE", help=f"weights: {', '.join(readers.READERS)}")
+    parser.add_argument("source", metavar="SOURCE", help=f"weights: {', '.join(WEIGHTS)}")
     parser.add_argument("out", metavar="OUT", help=".keras, .safetensors with torchvision's names, or FOLDER/")
     hub = "OUT becomes a preset of keras_hub: a folder for keras_hub.models.ImageClassifier.from_preset"
     parser.add_argument("--keras-hub", action="store_true", help=hub)
@@ -45,10 +38,24 @@ def parse(words=None):
         "--normalization",
         default="auto",
         metavar="N",
-        help=f"{', '.join(normalization.NAMED)}, none (the input is normalised outside), or mean and std of pixels in "
+        help=f"{', '.join(NORMALIZATIONS)}, none (the input is normalised outside), or mean and std of pixels in "
         "[0, 255], such as 125,123,114/63,62,67 (default: that of the source)",
     )
     return parser.parse_args(words)
+
+
+if __name__ == "__main__":
+    parse()  # now: what follows takes seconds to import
+
+import any_backend  # noqa: F401, first, before Keras
+
+# isort: split
+import keras
+
+import keras_resnet
+from keras_resnet import normalization
+from keras_resnet.weights import cards, readers
+from keras_resnet.weights.published import find
 
 
 def check(options):

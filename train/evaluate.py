@@ -27,18 +27,15 @@ import json
 import os
 import sys
 
-import quiet  # noqa: F401, first, before anything that imports TensorFlow
-
-# isort: split
 import arguments
-import keras
 
-from keras_resnet import evaluation
-from keras_resnet.data import imagenet, sources
-from keras_resnet.evaluation import pictures, views
+from keras_resnet import packages
+from keras_resnet.choices import CROP, PARTS, PROTOCOLS
+from keras_resnet.data import sources
 from keras_resnet.files import RunError, write_whole
 
 MISTAKES = 24
+WATCHED = sys.stdout.isatty()  # a progress bar is for a terminal
 
 
 def parse(words=None):
@@ -47,16 +44,30 @@ def parse(words=None):
     add("models", nargs="+", metavar="MODEL", help=".keras file, or folder of a run; several are an ensemble")
     add("--data", help="cifar10, cifar100, shapes; photographs: a folder, imagenet2012 etc. (default: the run's)")
     add("--data-dir", metavar="DIR", help="copies of data sets, as for fit.py (default: download)")
-    add("--part", choices=evaluation.PARTS, help="of the data (default: the first that exists)")
+    add("--part", choices=PARTS, help="of the data (default: the first that exists)")
     add("--skip-damaged", action="store_true", help="leave out photographs that cannot be decoded, and count them")
-    add("--protocol", choices=views.PROTOCOLS, help="(default: center for photographs, single for others)")
-    add("--crop", type=int, help=f"size of the crops; scales in proportion (default: the run's, or {views.CROP})")
+    add("--protocol", choices=PROTOCOLS, help="(default: center for photographs, single for others)")
+    add("--crop", type=int, help=f"size of the crops; scales in proportion (default: the run's, or {CROP})")
     add("--batch-size", type=int, default=32, help="views in a forward pass (default 32)")
     add("--preprocess", metavar="NAME", help="preprocess_input of this module of keras.applications (default: none)")
     add("--json", metavar="FILE", help="write the result to this file (default: only print it)")
     add("--output", metavar="DIR", help="draw confusion matrix and mistakes there (default: do not draw)")
-    add("--verbose", type=int, default=1, choices=(0, 1), help="0 only the result, 1 with a progress bar (default 1)")
+    bar = "0 only the result, 1 with a progress bar (default 1 at a terminal, otherwise 0)"
+    add("--verbose", type=int, default=int(WATCHED), choices=(0, 1), help=bar)
     return parser.parse_args(words)
+
+
+if __name__ == "__main__":
+    parse()  # now: what follows takes seconds to import
+
+import quiet  # noqa: F401, first, before anything that imports TensorFlow
+
+# isort: split
+import keras
+
+from keras_resnet import evaluation
+from keras_resnet.data import imagenet
+from keras_resnet.evaluation import views
 
 
 def check(options):
@@ -87,6 +98,8 @@ def check(options):
     ]
     if options.preprocess not in (None, *modules):
         return f"--preprocess is one of {', '.join(modules)}; found {options.preprocess!r}"
+    if options.output and (lacking := packages.needed("matplotlib")):
+        return f"--output {lacking}"
     if options.json and not os.path.isdir(os.path.dirname(options.json) or "."):
         return f"--json {options.json} cannot be written: there is no folder {os.path.dirname(options.json)}"
     return None
@@ -105,6 +118,8 @@ def table(result, part, skipped, options):
 
 def draw(result, examples, options):
     """Draws the pictures; returns their names."""
+    from keras_resnet.evaluation import pictures  # here, because it needs matplotlib
+
     (first, *others), data = options.models, os.path.basename(os.path.abspath(options.data))
     name = f"{len(others) + 1} models on {data}" if others else f"{os.path.basename(os.path.abspath(first))} on {data}"
     title = f"{name}, {result.protocol['name']}, top-1 error {result.error(1):.2%}"

@@ -21,16 +21,9 @@ given again. The test set is used once, at the end; with photographs only the va
 
 import os
 
-import quiet  # noqa: F401, first, before anything that imports TensorFlow
-
-# isort: split
 import arguments
 
-from keras_resnet import serving
-from keras_resnet.training import distribution
 from keras_resnet.training.command_line import add_settings, errors_told
-from keras_resnet.training.folder import summary
-from keras_resnet.training.run import train
 from keras_resnet.training.settings import Settings
 
 
@@ -41,6 +34,18 @@ def parse(words=None):
     traced = "number of batches to trace, after the first ten, for TensorBoard (pip install xprof)"
     run.add_argument("--profile", type=int, default=0, metavar="STEPS", help=traced)
     return parser.parse_args(words)
+
+
+if __name__ == "__main__":
+    parse()  # now: what follows takes seconds to import
+
+import quiet  # noqa: F401, first, before anything that imports TensorFlow
+
+# isort: split
+from keras_resnet import serving
+from keras_resnet.training import distribution
+from keras_resnet.training.folder import summary
+from keras_resnet.training.run import train
 
 
 def main():

@@ -19,6 +19,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_resnet import graphs
+from keras_resnet.choices import PARTS
 from keras_resnet.data import imagenet, records, sources
 from keras_resnet.evaluation import views
 from keras_resnet.files import Path, own_line
@@ -27,8 +28,6 @@ from keras_resnet.weights.published import find
 Item = typing.TypeVar("Item")
 Several: typing.TypeAlias = list[Item] | tuple[Item, ...]
 Preprocess: typing.TypeAlias = Callable[[np.ndarray], typing.Any] | None  # to what the classifier takes
-
-PARTS = ("test", "validation", "all")  # of data
 
 
 class EvaluationError(Exception):

@@ -12,11 +12,14 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from keras_resnet.experiments import experiments, figures
+from keras_resnet.experiments import experiments
 from keras_resnet.experiments.experiments import Experiment
 from keras_resnet.files import Path, RunError, write_whole
 from keras_resnet.origin import flags
 from keras_resnet.training import recipes
+
+if typing.TYPE_CHECKING:
+    from keras_resnet.experiments import figures
 
 
 class Entry(typing.NamedTuple):
@@ -87,8 +90,10 @@ def command(name: str, entry: Entry, conditions: dict) -> str:
     return f"python train/reproduce.py {name} {flags(options)}"
 
 
-def draw(experiment: Experiment, group: Sequence[Entry]) -> figures.Figure | None:
+def draw(experiment: Experiment, group: Sequence[Entry]) -> "figures.Figure | None":
     """The experiment's figure of one of `groups`; None if it has no figure, or none of these networks is in it."""
+    from keras_resnet.experiments import figures  # here, because it needs matplotlib, which tables do not
+
     shared = {entry.row.name: entry for entry in group}
     schedule = _schedule(experiment, next(iter(shared.values())))
     most = max(len(entry.records) for entry in shared.values())

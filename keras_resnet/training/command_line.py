@@ -12,7 +12,6 @@ from collections.abc import Iterator, Sequence
 from keras_resnet.architecture import ORDERS, VARIANTS
 from keras_resnet.files import DataError, RunError
 from keras_resnet.training import recipes
-from keras_resnet.training.checkpoint import Stopped
 from keras_resnet.training.settings import PRECISIONS, PREPARATIONS, STRATEGIES, Settings
 
 
@@ -118,6 +117,8 @@ def errors_told(program: str, *others: type[Exception]) -> Iterator[None]:
 
     `others` are exceptions for people beside `RunError` and `DataError`.
     """
+    from keras_resnet.training.checkpoint import Stopped  # here: flags are read before Keras is imported
+
     for_people: tuple[type[Exception], ...] = (RunError, DataError, *others)
     try:
         yield

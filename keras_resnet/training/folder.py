@@ -169,7 +169,8 @@ def write_result(
         "made": made,
     }
     curves = os.path.join(settings.folder, "curves.png")
-    write_whole(curves, lambda file: draw(rows, history.title, file, result["test_error"]))
+    if history.draw_from < math.inf:
+        write_whole(curves, lambda file: draw(rows, history.title, file, result["test_error"]))
     result_path = os.path.join(settings.folder, RESULT)
     write_whole(result_path, lambda file: file.write(json.dumps(result, indent=2).encode()))
     return result

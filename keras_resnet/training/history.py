@@ -2,12 +2,14 @@
 
 import csv
 import io
+import math
 import time
 import typing
 from collections.abc import Sequence
 
 import keras
 
+from keras_resnet import packages
 from keras_resnet.files import Path, write_whole
 
 COLUMNS = (
@@ -87,7 +89,8 @@ class History(keras.callbacks.Callback):
     also in the epoch's logs. For a resumed epoch it covers only the steps after the resumption.
 
     Args:
-        folder: the folder in which history.csv is kept up to date; curves.png is drawn at most every 20 seconds.
+        folder: the folder in which history.csv is kept up to date; curves.png is drawn at most every 20 seconds, and
+            not at all without matplotlib.
         title: title of the curves.
         accumulate: batches in a step.
 
@@ -104,7 +107,8 @@ class History(keras.callbacks.Callback):
         self.state["waited"] = 0.0  # of the timed seconds
         self.last = time.perf_counter()
         self.warm = False
-        self.draw_from = 0.0  # the time on `last`'s clock
+        # The time on `last`'s clock.
+        self.draw_from = math.inf if packages.lacks("matplotlib", "curves.png") else 0.0
 
     def lap(self) -> float:
         """Seconds since the last lap, which are added to the run's total."""

@@ -14,7 +14,7 @@ import keras
 import numpy as np
 from jax import numpy as jnp
 
-from keras_resnet import origin
+from keras_resnet import defaults, origin
 from keras_resnet.data import sources
 from keras_resnet.data.sources import PADDING
 from keras_resnet.files import RunError, own_line, whole
@@ -33,12 +33,8 @@ from keras_resnet.training.folder import (
 )
 from keras_resnet.training.history import History, Progress
 from keras_resnet.training.objective import errors, schedule_of
-from keras_resnet.training.settings import Settings, parts_of
+from keras_resnet.training.settings import NOT_ON_JAX, Settings, parts_of
 
-# Settings that are not for these runs. Those of photographs are refused with the data set.
-UNSUPPORTED = (
-    "accumulate", "schedule", "patience", "deterministic", "strategy", "sync_bn", "jit",
-)  # fmt: skip
 TEST_BATCH = 500  # images
 
 
@@ -201,7 +197,7 @@ class Evaluator:
 def check(settings: Settings) -> None:
     """RunError if this module does not support a setting."""
     default = lambda name: (getattr(Settings, name), recipes.SMALL_IMAGES.get(name))
-    changed = [name for name in UNSUPPORTED if getattr(settings, name) not in default(name)]
+    changed = [name for name in NOT_ON_JAX if getattr(settings, name) not in default(name)]
     if settings.photographs:
         raise RunError(
             f"this program trains on {', '.join(sources.DATASETS)}; photographs, here {settings.dataset}, need fit.py"
@@ -226,7 +222,7 @@ def train(settings: Settings, verbose: int = 1) -> dict:
     Arguments, returned value, files and errors are those of `run.train`, without `profile` and tensorboard/.
     """
     check(settings)
-    with own_folder(settings):
+    with defaults.as_shipped(), own_folder(settings):
         return _train(settings, verbose)
 
 
@@ -304,6 +300,7 @@ def fit(
         callback.on_train_begin()
     while saver.step < saver.steps:
         epoch = saver.step // steps_per_epoch  # a run is saved at the end of an epoch
+        schedule.current_rate = None  # the steps have set the rates themselves
         count = min(steps_per_epoch, saver.steps - saver.step)
         order, draws = draws_of(settings.seed, epoch, examples)
         order = order[: steps_per_epoch * settings.batch_size].reshape(steps_per_epoch, settings.batch_size)

@@ -9,7 +9,7 @@ import keras
 import tensorflow as tf
 from keras import ops
 
-from keras_resnet import files, origin
+from keras_resnet import defaults, files, origin, packages
 from keras_resnet.data import imagenet
 from keras_resnet.files import RunError, own_line
 from keras_resnet.graphs import LOADING_DEPTH, recursion_limit
@@ -80,7 +80,9 @@ def train(settings: Settings, verbose: int = 1, profile: int = 0) -> dict:
 
 @contextlib.contextmanager
 def process(settings: Settings) -> Iterator[int]:
-    """The changes of a run to its process while it lasts: who writes files, the graph optimizer, one method of Keras.
+    """The changes of a run to its process while it lasts.
+
+    They are who writes files, the graph optimizer, one method of Keras, and Keras' values, which are its own.
 
     Settings that TensorFlow cannot undo remain: devices and threads, and deterministic operations if they were
     requested. Keras' random numbers are seeded.
@@ -92,6 +94,7 @@ def process(settings: Settings) -> Iterator[int]:
     if settings.deterministic:
         tf.config.experimental.enable_op_determinism()
     with (
+        defaults.as_shipped(),
         strategy.scope(),
         distribution.losses_explained(),
         distribution.adapted_keras(),
@@ -169,7 +172,7 @@ def _train(settings, replicas, verbose, profile):
         if verbose:
             _describe(settings, task, replicas)
         callbacks = [schedule, history, Progress(history, steps, steps_per_epoch), saver]
-        if files.writes:
+        if files.writes and not packages.lacks("tensorboard", "tensorboard/"):
             board, traced = os.path.join(folder, "tensorboard"), (SKIPPED + 1, SKIPPED + profile) if profile else 0
             callbacks.insert(2, keras.callbacks.TensorBoard(board, write_graph=False, profile_batch=traced))
         if replicas > 1:

@@ -12,6 +12,9 @@ from keras_resnet.files import RunError, is_name
 from keras_resnet.origin import WITHOUT_EFFECT
 from keras_resnet.training import recipes
 
+if typing.TYPE_CHECKING:  # flags are read before Keras is imported, so this module imports it in functions
+    pass
+
 SEEDS = 2**31  # the number of seeds that the random numbers of the input pipeline allow
 POSITIVE = (
     "steps", "epochs", "batch_size", "bn_batch_size", "accumulate", "image_size", "lr", "patience", "warmup_epochs",
@@ -20,6 +23,10 @@ POSITIVE = (
 STRATEGIES = ("auto", "none", "mirrored", "multiworker")
 PRECISIONS = ("float16", "bfloat16")
 OF_PHOTOGRAPHS = ("image_size", "colors", "without", "skip_damaged", "stride_in")
+# Settings that are not for runs on JAX. Those of photographs are refused with the data set.
+NOT_ON_JAX = (
+    "accumulate", "schedule", "patience", "deterministic", "strategy", "sync_bn", "jit",
+)  # fmt: skip
 PREPARATIONS = ("scale", "crop", "flip", "color", "mean")
 
 AS_RECIPE: typing.Any = None  # `Settings` replaces it with the value in `recipes` for the data
@@ -114,11 +121,9 @@ class Settings:
         if self.freeze_until and not self.init_from:
             raise RunError("--freeze-until keeps layers as they were trained; it needs --init-from")
         if self.photographs:
-            v2 = (
-                self.activation_order == "full_preactivation"
-            )  # P1's plain networks have 18 and 34 layers, P2's 18 to 200
-            rows = IMAGENET.items()
-            depths = [n for n, (block, _) in rows if (n < 200 or v2) and (block == "basic" or not self.plain)]
+            v2 = self.activation_order == "full_preactivation"  # P2 has 200 layers; plain blocks are basic
+            rows = [(n, block) for n, (block, _) in IMAGENET.items() if n < 200 or v2]
+            depths = [n for n, block in rows if block == "basic" or not self.plain]
             if self.depth not in depths:
                 raise RunError(f"--depth is one of {', '.join(map(str, depths))} here; found {self.depth}")
             if self.activation_order not in (None, "original", "full_preactivation"):

@@ -10,7 +10,7 @@ import sys
 import keras
 import keras_tuner
 import pytest
-from conftest import ROOT
+from conftest import ROOT, free_ports
 
 import keras_resnet
 from keras_resnet.data import shapes, sources
@@ -164,6 +164,51 @@ def test_labels_of_a_logarithmic_axis_are_numbers_beside_each_other(rates):
     assert shown and all(float(label.get_text()) == pytest.approx(label.get_position()[0]) for label in shown)
     boxes = sorted((label.get_window_extent() for label in shown), key=lambda box: box.x0)
     assert all(one.x1 < other.x0 for one, other in itertools.pairwise(boxes))
+
+
+SMALL = """
+import runpy, sys
+sys.path.insert(0, sys.argv.pop(1))
+import quiet
+from keras_resnet.data import sources
+sources.SHAPES_EXAMPLES = {"train": 290, "test": 10}
+sources.VALIDATION_EXAMPLES = {"shapes": 30}
+sys.argv[0] = "tune.py"
+runpy.run_path(f"{sys.path[0]}/tune.py", run_name="__main__")
+"""
+
+
+@pytest.mark.slow
+def test_a_chief_and_two_tuners_search_together(tmp_path):
+    (port,) = free_ports(1)
+    command = ["--dataset", "shapes", "--depth", "8", "--max-epochs", "2", "--output", str(tmp_path), "--verbose", "0"]
+    oracle = {"KERASTUNER_ORACLE_IP": "127.0.0.1", "KERASTUNER_ORACLE_PORT": str(port), "PYTHONPATH": str(ROOT)}
+    processes = {
+        name: subprocess.Popen(
+            [sys.executable, "-c", SMALL, str(ROOT / "train"), *command],
+            env=os.environ | oracle | {"KERASTUNER_TUNER_ID": name},
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )
+        for name in ("chief", "tuner0", "tuner1")
+    }  # fmt: skip
+    printed = {}
+    for name, process in processes.items():
+        printed[name], errors = process.communicate(timeout=600)
+        assert process.returncode == 0, errors
+    (folder,) = tmp_path.iterdir()
+    trials = [json.loads(path.read_text()) for path in folder.glob("trial_*/trial.json")]
+    assert len(trials) == 2 and {trial["status"] for trial in trials} == {"COMPLETED"}
+    assert re.search(r"^2 trials, 4 epochs, .* The best:$", printed["chief"], re.M)
+    assert printed["chief"].splitlines()[-1].startswith("python train/fit.py --depth 8")
+    for name in ("tuner0", "tuner1"):
+        assert printed[name].endswith(f"{name}: the search is over; its chief prints the result\n")
+
+
+def test_a_search_together_that_lacks_a_variable_says_so(tmp_path, tune, monkeypatch):
+    monkeypatch.setenv("KERASTUNER_ORACLE_IP", "127.0.0.1")
+    monkeypatch.setenv("KERASTUNER_TUNER_ID", "chief")
+    with pytest.raises(SystemExit, match='"KERASTUNER_ORACLE_PORT" was not'):
+        tune("--dataset", "shapes", "--depth", "8", "--max-epochs", "2", "--output", str(tmp_path))
 
 
 def test_trials_that_fail_are_counted_and_the_others_shown(tmp_path, tune, monkeypatch, capsys):

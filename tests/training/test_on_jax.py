@@ -255,3 +255,11 @@ def test_without_jax_the_program_says_so(tmp_path):
     code += "importlib.util.find_spec = lambda name: None if name == 'jax' else found(name)"
     done = fit(tmp_path, *RUN, code=code)
     assert done.returncode == 1 and "needs the package jax" in done.stderr and "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("platforms", ["cuda", "no_such_platform"])
+def test_a_device_that_is_not_there_is_a_sentence(platforms):
+    fit = [sys.executable, ROOT / "train" / "fit_jax.py", "--dataset", "shapes"]
+    done = subprocess.run(fit, capture_output=True, text=True, env=os.environ | {"JAX_PLATFORMS": platforms})
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert f"fit_jax.py: JAX finds no device for JAX_PLATFORMS={platforms}" in done.stderr

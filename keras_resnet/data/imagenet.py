@@ -29,6 +29,7 @@ from keras_resnet.files import own_line
 
 SHORTER_SIDES = (256, 480)  # P1 3.4, for crops of 224; for other sizes in proportion
 JPEG = b"\xff\xd8\xff"  # the first bytes of a JPEG file
+DCT = "INTEGER_ACCURATE"  # of JPEG: the pixels that Pillow decodes; TensorFlow's default, the fast one, gives others
 BMP_WITH_PALETTE = r"BM\C{26}\x08"  # those of a BMP file with 8 bits per pixel, whose palette TensorFlow ignores
 DAMAGED, UNREADABLE = "damaged image file", "unreadable image file"  # in errors, followed by name and reason as JSON
 NOTHING = "no image of a batch can be read"
@@ -36,11 +37,20 @@ RATIOS = (1, 2, 4, 8)  # by which the JPEG decoder shrinks
 COLOR_SAMPLE = 10_000  # photographs for the colour statistics
 
 
+def is_jpeg(data: tf.Tensor) -> tf.Tensor:
+    """Whether the content of a file, a string, is JPEG's: bool."""
+    return tf.strings.substr(data, 0, len(JPEG)) == JPEG
+
+
 def decode(data: tf.Tensor) -> tf.Tensor:
     """Decodes the content of an image file, a string: uint8 (height, width, 3), RGB."""
-    palette = tf.strings.regex_full_match(tf.strings.substr(data, 0, 29), BMP_WITH_PALETTE)
-    with tf.control_dependencies([tf.debugging.Assert(~palette, ["a BMP file with a palette"])]):
-        image = tf.io.decode_image(data, channels=3, expand_animations=False)
+
+    def other():
+        palette = tf.strings.regex_full_match(tf.strings.substr(data, 0, 29), BMP_WITH_PALETTE)
+        with tf.control_dependencies([tf.debugging.Assert(~palette, ["a BMP file with a palette"])]):
+            return tf.io.decode_image(data, channels=3, expand_animations=False)
+
+    image = tf.cond(is_jpeg(data), lambda: tf.io.decode_jpeg(data, channels=3, dct_method=DCT), other)
     return tf.ensure_shape(image, (None, None, 3))
 
 
@@ -137,7 +147,7 @@ def cut(data: tf.Tensor, size: int, shorter_side: tf.Tensor | int, position: tf.
         factor = shrinking(shape)
 
         def part(where, ratio):
-            return tf.io.decode_and_crop_jpeg(data, where, channels=3, ratio=ratio)
+            return tf.io.decode_and_crop_jpeg(data, where, channels=3, ratio=ratio, dct_method=DCT)
 
         def large():
             number = tf.reduce_sum(tf.cast(factor >= np.array(RATIOS[1:], "float32"), "int32"))
@@ -153,7 +163,7 @@ def cut(data: tf.Tensor, size: int, shorter_side: tf.Tensor | int, position: tf.
         pixels = image[top : top + height, left : left + width]
         return tf.cond(shrinking(shape) >= RATIOS[1], lambda: resize(pixels, antialias=True), lambda: resize(pixels))
 
-    return tf.cond(tf.strings.substr(data, 0, len(JPEG)) == JPEG, jpeg, other)
+    return tf.cond(is_jpeg(data), jpeg, other)
 
 
 def augment(

@@ -147,8 +147,7 @@ def _pixels(file):
         size = tf.io.decode_raw(tf.strings.substr(file, PNG_SIZE, 8), "int32", little_endian=False)
         return tf.where(is_png, size, tf.int32.max)
 
-    is_jpeg = tf.strings.substr(file, 0, len(imagenet.JPEG)) == imagenet.JPEG
-    size = tf.cond(is_jpeg, lambda: tf.io.extract_jpeg_shape(file)[:2], png)
+    size = tf.cond(imagenet.is_jpeg(file), lambda: tf.io.extract_jpeg_shape(file)[:2], png)
     return tf.reduce_prod(tf.cast(size, "int64"))
 
 

@@ -25,7 +25,7 @@ from keras_resnet.data import color
 from keras_resnet.data.folders import Examples
 from keras_resnet.data.parts import WHOLE, Parts, evaluation_ranges, steps_per_epoch, training_order
 from keras_resnet.data.sources import IMAGE_SIZE, DataError
-from keras_resnet.files import own_line
+from keras_resnet.files import own_line, reason
 
 SHORTER_SIDES = (256, 480)  # P1 3.4, for crops of 224; for other sizes in proportion
 JPEG = b"\xff\xd8\xff"  # the first bytes of a JPEG file
@@ -256,9 +256,7 @@ def _load(files, index, skipped):
 
 def _failure(what, files, index, error):
     """An error of which TensorFlow passes on only the text; `errors_named` parses it."""
-    reason = str(error).splitlines()[0]
-    reason = re.sub(r"^\{\{.*?\}\} *|^\w+Error: | *\[Op:\w+\].*", "", reason)
-    return ValueError(f"{what} {json.dumps([files.name(index), reason])}")
+    return ValueError(f"{what} {json.dumps([files.name(index), reason(error)])}")
 
 
 def examples(files: Examples, skipped: set[str] | None = None) -> tf.data.Dataset:
@@ -289,11 +287,11 @@ def errors_named() -> Iterator[None]:
         found = re.search(rf'({DAMAGED}|{UNREADABLE}) (\["(?:[^"\\]|\\.)*", "(?:[^"\\]|\\.)*"\])', error.message)
         if not found:
             raise
-        name, reason = json.loads(found[2])
+        name, why = json.loads(found[2])
         if found[1] == DAMAGED:
-            text = f"{name} is damaged, or of a kind that is not read: {reason}\nReplace it, or give --skip-damaged."
+            text = f"{name} is damaged, or of a kind that is not read: {why}\nReplace it, or give --skip-damaged."
         else:
-            text = f"{name} cannot be read: {reason}\nThis is no damage, and --skip-damaged does not skip it."
+            text = f"{name} cannot be read: {why}\nThis is no damage, and --skip-damaged does not skip it."
         raise DataError(text) from error
 
 

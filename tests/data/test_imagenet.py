@@ -439,12 +439,6 @@ def test_damaged_files_are_left_out_of_examples(tmp_path):
     assert labels == [1, 2, 3, 4, 6, 7, 8, 9, 10] and skipped == {files.paths[number] for number in (0, 5, 11)}
 
 
-def test_of_tensorflows_errors_the_reason_is_told():
-    files = folders.Files(["a.jpg"], np.zeros(1, "int64"))
-    for text in ("it broke", "{{function_node __wrapped__x}} it broke [Op:DecodeImage] name: ", "ValueError: it broke"):
-        assert str(imagenet._failure("damaged", files, 0, text)) == 'damaged ["a.jpg", "it broke"]'
-
-
 def test_other_errors_stay_what_they_are():
     with pytest.raises(tf.errors.InvalidArgumentError), imagenet.errors_named():
         tf.io.decode_png("no image")

@@ -85,7 +85,7 @@ def _replacing(target):
 
 def sync(path: Path) -> None:
     """Flushes a file, or a folder and all that is in it, to the disk, so that it survives a power cut."""
-    for folder, _, names in os.walk(path):
+    for folder, _, names in os.walk(os.fspath(path)):
         for name in names:
             _flush(os.path.join(folder, name))
         _flush(folder)

@@ -9,6 +9,8 @@ import tensorflow as tf
 from keras_resnet.files import Path
 
 TOLERANCE = 1e-4  # of probabilities in float32
+CHECKED_IN = "float32"  # what is not int8; OpenVINO by itself chooses bfloat16 where the processor has it
+INPUT, OUTPUT, AXES = "images", "probabilities", ("batch", "height", "width")  # the names of a SavedModel's, too
 
 
 class ExportError(Exception):
@@ -39,9 +41,10 @@ def write(
     path = os.path.join(folder, NAMES[format])
     images = np.random.default_rng(0).uniform(0, 255, (2, *size, 3)) if calibration is None else calibration[:2]
     images = images.astype("float32")
-    expected = model.predict_on_batch(images)  # before, because Keras exports to ONNX only what has been called
+    expected = model.predict_on_batch(images)
+    named = keras.Model(model.inputs[0], {OUTPUT: model.outputs[0]}, name=model.name)
     try:
-        WRITERS[format](model, path, size, calibration)
+        WRITERS[format](named, path, size, calibration)
     except ImportError as error:
         raise ExportError(
             f'{format} needs packages that are not installed, pip install ".[export]": {error}'
@@ -60,16 +63,21 @@ def write(
     return difference
 
 
+def _signature(size):
+    return [tf.TensorSpec((None, *size, 3), "float32", INPUT)]
+
+
 def _write_openvino(model, path, size, calibration):
     import openvino
 
+    options = {"format": "openvino", "input_signature": _signature(model.input_shape[1:3]), "verbose": False}
     if calibration is None:
-        model.export(path, format="openvino", verbose=False)
+        model.export(path, **options)
         return
     import nncf
 
     unquantized = os.path.join(os.path.dirname(path), "unquantized.xml")
-    model.export(unquantized, format="openvino", verbose=False)
+    model.export(unquantized, **options)
     images = nncf.Dataset([image[None] for image in calibration])
     quantized = nncf.quantize(openvino.Core().read_model(unquantized), images, subset_size=len(calibration))
     openvino.save_model(quantized, path, compress_to_fp16=False)
@@ -80,40 +88,41 @@ def _write_openvino(model, path, size, calibration):
 def _run_openvino(path, images):
     import openvino
 
-    precise = {"INFERENCE_PRECISION_HINT": "f32"}
-    return openvino.compile_model(path, "CPU", precise)(images)[0]
+    precise = {"INFERENCE_PRECISION_HINT": "f32"}  # OpenVINO reads it from no model, only from who compiles one
+    return openvino.compile_model(path, "CPU", precise)({INPUT: images})[OUTPUT]
 
 
 def _write_onnx(model, path, size, calibration):
-    model.export(path, format="onnx", verbose=False)
+    import onnx
+
+    model.export(path, format="onnx", input_signature=_signature(model.input_shape[1:3]), verbose=False)
+    written = onnx.load(path)
+    for tensor in (*written.graph.input, *written.graph.output):
+        for axis, name in zip(tensor.type.tensor_type.shape.dim, AXES, strict=False):
+            if not axis.dim_value:  # any length
+                axis.dim_param = name
+    onnx.save(written, path)
 
 
 def _run_onnx(path, images):
     import onnxruntime
 
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    return session.run(None, {session.get_inputs()[0].name: images})[0]
+    return session.run([OUTPUT], {INPUT: images})[0]
 
 
 def _write_litert(model, path, size, calibration):
-    signature = [tf.TensorSpec((None, *size, 3), "float32", "images")]  # LiteRT's convolutions want to know the size
-    options = {}
+    options = {"input_signature": _signature(size)}  # LiteRT's convolutions want to know the size
     if calibration is not None:
         options["optimizations"] = [tf.lite.Optimize.DEFAULT]
         options["representative_dataset"] = lambda: ([image[None]] for image in calibration)
-    model.export(path, format="litert", input_signature=signature, verbose=False, **options)
+    model.export(path, format="litert", verbose=False, **options)
 
 
 def _run_litert(path, images):
     from ai_edge_litert.interpreter import Interpreter
 
-    interpreter = Interpreter(path)
-    (inputs,), (outputs,) = interpreter.get_input_details(), interpreter.get_output_details()
-    interpreter.resize_tensor_input(inputs["index"], images.shape)
-    interpreter.allocate_tensors()
-    interpreter.set_tensor(inputs["index"], images)
-    interpreter.invoke()
-    return interpreter.get_tensor(outputs["index"])
+    return Interpreter(path).get_signature_runner()(**{INPUT: images})[OUTPUT]
 
 
 NAMES = {"openvino": "model.xml", "onnx": "model.onnx", "litert": "model.tflite"}

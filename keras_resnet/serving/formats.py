@@ -41,7 +41,7 @@ def write(
     path = os.path.join(folder, NAMES[format])
     images = np.random.default_rng(0).uniform(0, 255, (2, *size, 3)) if calibration is None else calibration[:2]
     images = images.astype("float32")
-    expected = model.predict_on_batch(images)
+    expected = keras.ops.convert_to_numpy(model(images, training=False))
     named = keras.Model(model.inputs[0], {OUTPUT: model.outputs[0]}, name=model.name)
     try:
         WRITERS[format](named, path, size, calibration)

@@ -534,6 +534,23 @@ def test_other_runtimes_give_the_same_numbers(format, small, tmp_path):
     assert about(path)["largest_difference"] < 1e-5 and about(path)["checked_in"] == "float32"
 
 
+@pytest.mark.slow
+def test_openvinos_hint_makes_float32_of_it(cifar10_dir, tmp_path):
+    """And what it does without the hint, which depends on the processor: for docs/serving.md."""
+    openvino = pytest.importorskip("openvino")
+    network = keras_resnet.CifarResNet(20, weights="cifar10")
+    file = os.path.join(serving.export(network, tmp_path / "m", format="openvino"), "model.xml")
+    images = sources.load("cifar10", cifar10_dir).test.images[:2000].astype("float32")
+    expected = network.predict(images, verbose=0)
+    exact, free = (
+        openvino.compile_model(file, "CPU", hint)(images)["probabilities"]
+        for hint in ({"INFERENCE_PRECISION_HINT": "f32"}, {})
+    )
+    np.testing.assert_allclose(exact, expected, atol=2e-5)
+    others = (free.argmax(1) != exact.argmax(1)).sum()
+    print(f"without the hint {np.abs(free - exact).max():.3f}, {others} of {len(images)} other")
+
+
 def onnx_names(path):
     import onnx
 

@@ -1,12 +1,13 @@
 """The forms of other runtimes, OpenVINO, ONNX and LiteRT, through Keras' own exporters; two of them also in int8."""
 
+import errno
 import os
 
 import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_resnet.files import Path
+from keras_resnet.files import Path, reason
 
 TOLERANCE = 1e-4  # of probabilities in float32
 CHECKED_IN = "float32"  # what is not int8; OpenVINO by itself chooses bfloat16 where the processor has it
@@ -34,7 +35,8 @@ def write(
         runtime.
 
     Raises:
-        ExportError: what writes this format is not installed, or the runtime gives other answers.
+        ExportError: what writes this format is not installed or cannot write this model, or the runtime gives other
+            answers.
         OSError: the folder cannot be written.
     """
     size = [length or crop for length in model.input_shape[1:3]]
@@ -49,8 +51,10 @@ def write(
         raise ExportError(
             f'{format} needs packages that are not installed, pip install ".[export]": {error}'
         ) from error
-    except RuntimeError as error:  # OpenVINO's, of a full disk
-        raise OSError(error) from error
+    except RuntimeError as error:
+        if "iostream" in str(error):  # OpenVINO's words for a full disk
+            raise OSError(errno.EIO, f"{NAMES[format]} could not be written, as on a full disk") from error
+        raise ExportError(f"{model.name} cannot be written as {format}: {reason(error)}") from error
     try:
         answers = RUNNERS[format](path, images)
     except ImportError:

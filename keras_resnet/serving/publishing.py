@@ -70,9 +70,10 @@ def unfinished(folder: Path) -> Iterator[str]:
         yield temporary
     except (OSError, MemoryError, tf.errors.OpError) as error:
         if isinstance(error, MemoryError) or "OOM" in str(error):
-            raise ExportError(f"there is not enough memory for this export: {reason(error)}") from error
+            raise ExportError("there is not enough memory for this export; end other programs, or use more") from error
         free = shutil.disk_usage(folder).free / 1e6
-        raise ExportError(f"{folder} could not be written, {free:.1f} MB are free there: {reason(error)}") from error
+        why = getattr(error, "strerror", None) or reason(error).rpartition("; ")[2]  # TensorFlow begins with a path
+        raise ExportError(f"{folder} could not be written, {free:.1f} MB are free there: {why}") from error
     finally:
         lock.release()
         shutil.rmtree(hidden, ignore_errors=True)

@@ -5,6 +5,7 @@ import json
 import os
 import pathlib
 import pickle
+import re
 import resource
 import struct
 import subprocess
@@ -335,18 +336,59 @@ def test_a_version_appears_whole_or_not_at_all(small, tmp_path, listing, monkeyp
     assert seen == [[]] and not (tmp_path / "m").exists()
 
 
-@pytest.mark.parametrize("format", ["saved_model", "openvino"])
-def test_a_full_disk_is_said(format, small, tmp_path):
+@pytest.mark.parametrize(
+    "format, why",
+    [
+        ("saved_model", "File too large"),
+        ("onnx", "File too large"),
+        ("openvino", "model.xml could not be written, as on a full disk"),
+    ],
+)
+def test_a_full_disk_is_said(format, why, small, tmp_path):
     if format != "saved_model":
         pytest.importorskip(format)
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))  # the weights have 300,000 bytes
     try:
-        with pytest.raises(serving.ExportError, match=r"m could not be written, [\d.]+ MB are free there: ."):
+        with pytest.raises(serving.ExportError) as error:
             serving.export(small, tmp_path / "m", format=format)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert re.fullmatch(rf"{tmp_path}/m could not be written, [\d.]+ MB are free there: {why}", str(error.value))
     assert not (tmp_path / "m").exists()
+
+
+@pytest.mark.parametrize(
+    "fault, sentence",
+    [
+        (
+            tf.errors.ResourceExhaustedError(
+                None, None, "{{function_node __wrapped__SaveV2}} /a/part-0; No space left on device [Op:SaveV2]"
+            ),
+            r"m could not be written, [\d.]+ MB are free there: No space left on device$",
+        ),
+        (OSError(28, "No space left on device", "/a"), "MB are free there: No space left on device$"),
+        (tf.errors.ResourceExhaustedError(None, None, "OOM when allocating tensor"), "not enough memory"),
+        (MemoryError(), "not enough memory"),
+    ],
+    ids=["TensorFlow's disk", "disk", "TensorFlow's memory", "memory"],
+)
+def test_what_runs_out_is_one_sentence(fault, sentence, small, tmp_path, monkeypatch):
+    def save(*arguments):
+        raise fault
+
+    monkeypatch.setattr(signatures, "save", save)
+    with pytest.raises(serving.ExportError, match=sentence):
+        serving.export(small, tmp_path / "m")
+
+
+def test_a_network_that_a_runtime_cannot_hold_is_no_full_disk(small, tmp_path, monkeypatch):
+    def write(*arguments):
+        raise RuntimeError("no such operation")
+
+    monkeypatch.setitem(formats.WRITERS, "openvino", write)
+    with pytest.raises(serving.ExportError, match="cifar_resnet8 cannot be written as openvino: no such operation"):
+        serving.export(small, tmp_path / "m", format="openvino")
 
 
 def test_what_killed_exports_left_is_removed_but_not_what_others_write(small, tmp_path):

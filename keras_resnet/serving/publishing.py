@@ -60,7 +60,6 @@ def unfinished(folder: Path) -> Iterator[str]:
         hidden = tempfile.mkdtemp(prefix=UNFINISHED, dir=folder)
         temporary = os.path.join(hidden, "version")
         os.mkdir(temporary)
-        os.chmod(temporary, 0o755)  # the server is often another user
     except OSError as error:
         raise ExportError(f"{folder} cannot be written: {error}") from error
     lock = filelock.FileLock(os.path.join(hidden, LOCK))

@@ -43,6 +43,12 @@ def flattened():
     return "bn" in {layer.name for layer in keras.Sequential([inner])._flatten_layers()}
 
 
+def frozen_variables():
+    conv = network().get_layer("conv")
+    conv.trainable = False
+    return len(conv._trainable_variables) == 2
+
+
 def decaying():
     optimizer = keras.optimizers.SGD()
     kernel, bias = keras.Variable(np.ones(1), name="kernel"), keras.Variable(np.ones(1), name="bias")
@@ -112,6 +118,7 @@ REACHED = {
     "_outbound_nodes": (nodes, "a layer no longer says what follows it: folding"),
     "_nodes_by_depth": (nodes_by_depth, "a model no longer lists its calls of layers: folding"),
     "_flatten_layers": (flattened, "a model no longer gives the layers of inner models: analysis.recalibrate_bn"),
+    "_trainable_variables": (frozen_variables, "a frozen layer no longer says what it would train: graphs.parameters"),
     "_use_weight_decay": (decaying, "an optimizer no longer says which variables decay: optimizers.SGD"),
     "_backend_update_step": (update_of_all, "an optimizer updates its variables in another way: fused.fuse_update"),
     "_get_variable_index": (update_of_all, "an optimizer numbers its variables in another way: fused.fuse_update"),

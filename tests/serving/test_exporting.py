@@ -314,7 +314,7 @@ def test_a_server_takes_007_for_version_7(small, tmp_path, listing):
 
 
 def test_another_user_may_read_a_version(small, tmp_path):
-    """A server often is one. The folders of `tempfile` are their owner's alone, so that a version is made within one."""
+    """A server often is one, and the folders of `tempfile` are their owner's alone."""
     for format in ("saved_model", "onnx"):
         path = pathlib.Path(serving.export(small, tmp_path / format, format=format))
         for each in (path, *path.rglob("*")):

@@ -4,6 +4,7 @@ import contextlib
 import errno
 import os
 import platform
+import re
 import tempfile
 import typing
 from collections.abc import Callable, Iterator
@@ -38,28 +39,20 @@ class DataError(Exception):
 def whole(path: Path) -> Iterator[Path]:
     """Yields the path of a temporary file, which replaces `path` when the context ends without an error.
 
-    It is in the same folder and has the same suffix. If `path` is a device such as /dev/stdout, it is yielded itself.
+    It is in a temporary folder beside `path` and has the same name, so that several processes may write the same file.
+    If `path` is a device such as /dev/stdout, it is yielded itself.
 
     Raises:
         RunError: the disk is full, the folder has vanished or the like. The old file at `path` is still there.
     """
-    target = os.path.realpath(path)
-    stem, suffix = os.path.splitext(target)
-    temporary = f"{stem}.tmp{suffix}"
     try:
         if os.path.exists(path) and not os.path.isfile(path):
             yield path
             return
-        try:
+        with _replacing(os.path.realpath(path)) as temporary:
             yield temporary
-            _sync(temporary)
-            os.replace(temporary, target)
-            _sync(os.path.dirname(target))  # so that the new name survives a power cut, too
-        finally:
-            with contextlib.suppress(OSError):
-                os.remove(temporary)  # it is still there only if something failed
     except OSError as error:
-        raise RunError(f"{path} could not be written: {error}") from error
+        raise RunError(f"{path} could not be written: {error.strerror or reason(error)}") from error
 
 
 @contextlib.contextmanager
@@ -73,26 +66,54 @@ def whole_folder(path: Path) -> Iterator[str]:
     try:
         if os.path.exists(target) and os.listdir(target):
             raise RunError(f"{path} is not empty; choose a new folder")
-        with tempfile.TemporaryDirectory(prefix=f"{os.path.basename(target)}.", dir=os.path.dirname(target)) as parent:
-            temporary = os.path.join(parent, "folder")
+        with _replacing(target) as temporary:
             os.mkdir(temporary)
             yield temporary
-            os.replace(temporary, target)
     except OSError as error:
-        raise RunError(f"{path} could not be written: {error}") from error
+        raise RunError(f"{path} could not be written: {error.strerror or reason(error)}") from error
+
+
+@contextlib.contextmanager
+def _replacing(target):
+    parent, name = os.path.split(target)
+    with tempfile.TemporaryDirectory(prefix=f"{name}.", dir=parent, ignore_cleanup_errors=True) as folder:
+        temporary = os.path.join(folder, name)
+        yield temporary
+        sync(temporary)
+        os.replace(temporary, target)
+        _flush(parent)  # so that the new name survives a power cut, too
+
+
+def sync(path: Path) -> None:
+    """Flushes a file, or a folder and all that is in it, to the disk, so that it survives a power cut."""
+    for folder, _, names in os.walk(os.fspath(path)):
+        for name in names:
+            _flush(os.path.join(folder, name))
+        _flush(folder)
+    if os.path.isfile(path):
+        _flush(path)
+
+
+def _flush(path):
+    windows = os.name == "nt"  # it flushes only what is open for writing, and opens no folders
+    if windows and os.path.isdir(path):
+        return
+    descriptor = os.open(path, os.O_RDWR if windows else os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def reason(error: BaseException | str) -> str:
+    """The first line of an error's message, without the marks that TensorFlow adds for its own programmers."""
+    lines = str(error).splitlines() or [type(error).__name__]
+    return re.sub(r"\{\{.*?\}\} *|^\w+Error: | *\[Op:\w+\].*", "", lines[0])
 
 
 def is_name(text: str) -> bool:
     """Whether a text names one file or folder within another: neither empty nor a path."""
     return text not in ("", os.curdir, os.pardir) and os.path.basename(text) == text
-
-
-def _sync(path):
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def write_whole(path: Path, write: Callable[[typing.BinaryIO], object]) -> None:

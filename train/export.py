@@ -48,6 +48,7 @@ def parse(words=None):
     add("--classes", metavar="FILE", help="a JSON list of names (default classes.json beside the model)")
     add("--top-k", type=int, default=TOP_K, help=f"classes in an answer (default {TOP_K})")
     add("--max-pixels", type=int, default=MAX_PIXELS, help=f"of a file that is sent (default {MAX_PIXELS:,})")
+    add("--no-range-check", action="store_true", help="serve pixels that are not in [0, 255], too, for other networks")
     add("--crop", type=int, help="size of the crops made of files (default the network's, or the run's)")
     add("--keep", type=int, metavar="N", help="remove all but the newest N versions (default: none)")
     return parser.parse_args(words)
@@ -127,6 +128,7 @@ def main():
             top_k=options.top_k,
             crop=options.crop,
             max_pixels=options.max_pixels,
+            range_check=not options.no_range_check,
             keep=options.keep,
         )
         with open(os.path.join(path, serving.ABOUT)) as file:

@@ -26,21 +26,31 @@ from keras_resnet.data import color
 from keras_resnet.data.folders import Examples
 from keras_resnet.data.parts import WHOLE, Parts, evaluation_ranges, steps_per_epoch, training_order
 from keras_resnet.data.sources import IMAGE_SIZE, DataError
-from keras_resnet.files import own_line
+from keras_resnet.files import own_line, reason
 
 SHORTER_SIDES = (256, 480)  # P1 3.4, for crops of 224; for other sizes in proportion
 JPEG = b"\xff\xd8\xff"  # the first bytes of a JPEG file
+DCT = "INTEGER_ACCURATE"  # of JPEG: the pixels that Pillow decodes; TensorFlow's default, the fast one, gives others
 BMP_WITH_PALETTE = r"BM\C{26}\x08"  # those of a BMP file with 8 bits per pixel, whose palette TensorFlow ignores
 DAMAGED, UNREADABLE = "damaged image file", "unreadable image file"  # in errors, followed by name and reason as JSON
 NOTHING = "no image of a batch can be read"
 RATIOS = (1, 2, 4, 8)  # by which the JPEG decoder shrinks
 
 
+def is_jpeg(data: tf.Tensor) -> tf.Tensor:
+    """Whether the content of a file, a string, is JPEG's: bool."""
+    return tf.strings.substr(data, 0, len(JPEG)) == JPEG
+
+
 def decode(data: tf.Tensor) -> tf.Tensor:
     """Decodes the content of an image file, a string: uint8 (height, width, 3), RGB."""
-    palette = tf.strings.regex_full_match(tf.strings.substr(data, 0, 29), BMP_WITH_PALETTE)
-    with tf.control_dependencies([tf.debugging.Assert(~palette, ["a BMP file with a palette"])]):
-        image = tf.io.decode_image(data, channels=3, expand_animations=False)
+
+    def other():
+        palette = tf.strings.regex_full_match(tf.strings.substr(data, 0, 29), BMP_WITH_PALETTE)
+        with tf.control_dependencies([tf.debugging.Assert(~palette, ["a BMP file with a palette"])]):
+            return tf.io.decode_image(data, channels=3, expand_animations=False)
+
+    image = tf.cond(is_jpeg(data), lambda: tf.io.decode_jpeg(data, channels=3, dct_method=DCT), other)
     return tf.ensure_shape(image, (None, None, 3))
 
 
@@ -137,7 +147,7 @@ def cut(data: tf.Tensor, size: int, shorter_side: tf.Tensor | int, position: tf.
         factor = shrinking(shape)
 
         def part(where, ratio):
-            return tf.io.decode_and_crop_jpeg(data, where, channels=3, ratio=ratio)
+            return tf.io.decode_and_crop_jpeg(data, where, channels=3, ratio=ratio, dct_method=DCT)
 
         def large():
             number = tf.reduce_sum(tf.cast(factor >= np.array(RATIOS[1:], "float32"), "int32"))
@@ -153,7 +163,7 @@ def cut(data: tf.Tensor, size: int, shorter_side: tf.Tensor | int, position: tf.
         pixels = image[top : top + height, left : left + width]
         return tf.cond(shrinking(shape) >= RATIOS[1], lambda: resize(pixels, antialias=True), lambda: resize(pixels))
 
-    return tf.cond(tf.strings.substr(data, 0, len(JPEG)) == JPEG, jpeg, other)
+    return tf.cond(is_jpeg(data), jpeg, other)
 
 
 def augment(
@@ -246,9 +256,7 @@ def _load(files, index, skipped):
 
 def _failure(what, files, index, error):
     """An error of which TensorFlow passes on only the text; `errors_named` parses it."""
-    reason = str(error).splitlines()[0]
-    reason = re.sub(r"^\{\{.*?\}\} *|^\w+Error: | *\[Op:\w+\].*", "", reason)
-    return ValueError(f"{what} {json.dumps([files.name(index), reason])}")
+    return ValueError(f"{what} {json.dumps([files.name(index), reason(error)])}")
 
 
 def examples(files: Examples, skipped: set[str] | None = None) -> tf.data.Dataset:
@@ -279,11 +287,11 @@ def errors_named() -> Iterator[None]:
         found = re.search(rf'({DAMAGED}|{UNREADABLE}) (\["(?:[^"\\]|\\.)*", "(?:[^"\\]|\\.)*"\])', error.message)
         if not found:
             raise
-        name, reason = json.loads(found[2])
+        name, why = json.loads(found[2])
         if found[1] == DAMAGED:
-            text = f"{name} is damaged, or of a kind that is not read: {reason}\nReplace it, or give --skip-damaged."
+            text = f"{name} is damaged, or of a kind that is not read: {why}\nReplace it, or give --skip-damaged."
         else:
-            text = f"{name} cannot be read: {reason}\nThis is no damage, and --skip-damaged does not skip it."
+            text = f"{name} cannot be read: {why}\nThis is no damage, and --skip-damaged does not skip it."
         raise DataError(text) from error
 
 

@@ -75,7 +75,8 @@ class Records:
 
     def _content(self, index):
         with open(self.paths[self.files[index]], "rb", buffering=0) as file:
-            return os.pread(file.fileno(), self.lengths[index], self.offsets[index])
+            file.seek(self.offsets[index])
+            return file.read(self.lengths[index])
 
     def read(self, record: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """One example: the content of an image file, a string, and its label, int64."""
@@ -239,7 +240,8 @@ def _locations(path):
     locations, position, size = [], 0, os.path.getsize(path)
     with open(path, "rb", buffering=0) as file:
         while position + LENGTH.size <= size:
-            (length,) = LENGTH.unpack(os.pread(file.fileno(), LENGTH.size, position))
+            file.seek(position)
+            (length,) = LENGTH.unpack(file.read(LENGTH.size))
             begin = position + LENGTH.size + CHECKSUM_BYTES
             position = begin + length + CHECKSUM_BYTES
             if position > size:

@@ -4,15 +4,9 @@ A folder NAME/ holds versions, NAME/1, NAME/2 and so on. A server that watches i
 because a version appears whole or not at all. docs/serving.md shows how they are served.
 """
 
-import contextlib
-import fcntl
 import importlib.metadata
 import json
 import os
-import pathlib
-import shutil
-import tempfile
-import time
 import typing
 from collections.abc import Sequence
 
@@ -25,24 +19,22 @@ from keras_resnet import evaluation, origin, packages
 from keras_resnet.choices import DTYPES, FORMATS, TOP_K
 from keras_resnet.data import imagenet
 from keras_resnet.files import Path
-from keras_resnet.graphs import LOADING_DEPTH, fold, recursion_limit
-from keras_resnet.serving import formats, signatures
+from keras_resnet.graphs import LOADING_DEPTH, fold, parameters, recursion_limit
+from keras_resnet.serving import formats, publishing, signatures
 from keras_resnet.serving.formats import ExportError
 from keras_resnet.weights.published import find
 
 CALIBRATION_IMAGES = 300
 WARMUP = os.path.join("assets.extra", "tf_serving_warmup_requests")  # where TF Serving looks for it
 ABOUT = "about.json"
-UNFINISHED, REMOVED = ".unfinished-", ".removed-"  # names of folders that no server looks at
-NEW = 60  # seconds in which a new unfinished folder becomes a locked one
-LAST_VERSION = 2**63 - 1  # a server counts in int64
 
 
 def export(
     model: keras.Model, folder: Path, *, classes: Sequence[str] | None = None, version: int | None = None,
     format: str = "saved_model", batch_norm: str = "fold", dtype: str = "float32",
     calibration: tf.data.Dataset | None = None, top_k: int = TOP_K, crop: int | None = None,
-    max_pixels: int = signatures.MAX_PIXELS, keep: int | None = None, about: dict | None = None,
+    max_pixels: int = signatures.MAX_PIXELS, range_check: bool = True, keep: int | None = None,
+    about: dict | None = None,
 ) -> str:  # fmt: skip
     """Writes FOLDER/VERSION/, whole or not at all.
 
@@ -63,7 +55,9 @@ def export(
         crop: size in pixels of the crops that are made of files; default the network's, or 224 where it takes any.
         max_pixels: of a file that a SavedModel is sent. A larger image is refused before it is decoded, which takes
             three bytes a pixel.
-        keep: how many versions to keep, the newest ones; default all.
+        range_check: whether a SavedModel refuses float32 images with pixels outside of [0, 255], or with none above 1
+            but black ones, which seem to have been divided by 255. Give False for a network that takes other pixels.
+        keep: how many versions to keep, those with the highest numbers; default all.
         about: a dictionary of what else is to stand in VERSION/about.json.
 
     Returns:
@@ -77,6 +71,7 @@ def export(
     """
     folder = os.path.abspath(folder)
     _check_choices(format, batch_norm, dtype, calibration, keep=keep, top_k=top_k, max_pixels=max_pixels)
+    publishing.check(folder, version, keep)
     network, outputs = _check_classifier(model)
     classes = [str(i) for i in range(outputs)] if classes is None else [str(name) for name in classes]
     if len(classes) != outputs:
@@ -88,21 +83,24 @@ def export(
         **_origin(),
         **(about or {}),
         "model": model.name,
-        "parameters": int(sum(np.prod(variable.shape) for variable in model.trainable_variables)),
+        "parameters": parameters(model),
         "format": format,
         "batch_norm": batch_norm,
         "dtype": dtype,
         "input_shape": model.input_shape,
+        "input_range": signatures.RANGE if range_check else None,
         "preprocessing": preprocess._asdict(),
         "max_pixels": max_pixels,
         "classes": classes,
     }
-    with _unfinished(folder, version) as (temporary, file):
+    with publishing.unfinished(folder) as temporary:
         with recursion_limit(LOADING_DEPTH):
             copy = fold(network, "float32" if dtype == "int8" else dtype, batch_norm == "fold")
             if format == "saved_model":
                 top_k = min(top_k, outputs)
-                written["signatures"] = signatures.save(copy, temporary, classes, top_k, preprocess, max_pixels)
+                written["signatures"] = signatures.save(
+                    copy, temporary, classes, top_k, preprocess, max_pixels, range_check
+                )
                 if not packages.lacks("tensorflow_serving", "file of requests that warm a server up"):
                     os.makedirs(os.path.join(temporary, os.path.dirname(WARMUP)))
                     with tf.io.TFRecordWriter(os.path.join(temporary, WARMUP)) as requests:
@@ -110,11 +108,12 @@ def export(
                             requests.write(log.SerializeToString())
             else:
                 written["largest_difference"] = formats.write(copy, network, temporary, format, crop, images)
-        json.dump(written, file, indent=2)
-        file.flush()
-        path = _publish(temporary, folder, version)
-    for old in versions(folder)[:-keep] if keep else []:
-        _remove(folder, old)
+                written["checked_in"] = formats.CHECKED_IN
+        with open(os.path.join(temporary, ABOUT), "w") as file:
+            json.dump(written, file, indent=2)
+        path = publishing.publish(temporary, folder, version)
+    if keep:
+        publishing.keep(folder, keep)
     return path
 
 
@@ -145,12 +144,6 @@ def export_run(
         about |= {name: result.get(name) for name in ("test_error", "val_error")}
     classes = classes or evaluation.class_names(path)
     return export(model, folder, classes=classes, crop=crop, about=about, **options)
-
-
-def versions(folder: Path) -> list[int]:
-    """The numbers of the versions in a folder, in ascending order."""
-    names = os.listdir(folder) if os.path.isdir(folder) else []
-    return sorted(int(name) for name in names if name.isdecimal())
 
 
 def _check_choices(format, batch_norm, dtype, calibration, **positive):
@@ -216,79 +209,6 @@ def _crops(images, preprocess):
     if not crops:
         raise ExportError("there are no images for calibration")
     return np.stack(crops)
-
-
-@contextlib.contextmanager
-def _unfinished(folder, version):
-    """A folder beside the versions that a server does not look at, because its name is no number, and its about.json.
-
-    The file is locked as long as it is open, so that another export knows that this one is running. What remains of
-    the folder in the end is removed.
-    """
-    if version is not None:
-        if not 1 <= version <= LAST_VERSION:
-            raise ExportError(f"a version is a number from 1 to {LAST_VERSION}; found {version}")
-        if version in versions(folder):
-            raise ExportError(f"{os.path.join(folder, str(version))} exists; a version is never overwritten")
-    new = [path for path in (folder, *pathlib.Path(folder).parents) if not os.path.exists(path)]
-    try:
-        os.makedirs(folder, exist_ok=True)
-        _remove_left_over(folder)
-        temporary = tempfile.mkdtemp(prefix=UNFINISHED, dir=folder)
-        os.chmod(temporary, 0o755)  # the server is often another user
-    except OSError as error:
-        raise ExportError(f"{folder} cannot be written: {error}") from error
-    try:
-        with open(os.path.join(temporary, ABOUT), "w") as file:
-            with contextlib.suppress(OSError):  # some file systems have no locks
-                fcntl.flock(file, fcntl.LOCK_EX)
-            yield temporary, file
-    except (OSError, tf.errors.OpError) as error:
-        free = shutil.disk_usage(folder).free / 1e6
-        reason = str(error).splitlines()[0]
-        raise ExportError(f"{folder} could not be written, {free:.1f} MB are free there: {reason}") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-        for path in new:
-            with contextlib.suppress(OSError):
-                os.rmdir(path)  # which is empty, if nothing was published
-
-
-def _remove_left_over(folder):
-    """Removes what exports and removals that were killed have left; not what is locked, or about to be."""
-    for entry in os.scandir(folder):
-        if entry.name.startswith(REMOVED):
-            shutil.rmtree(entry, ignore_errors=True)
-        elif entry.name.startswith(UNFINISHED):
-            with contextlib.suppress(OSError):  # locked, or there are no locks
-                if time.time() - entry.stat().st_mtime > NEW:
-                    with open(os.path.join(entry, ABOUT), "a") as file:
-                        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                        shutil.rmtree(entry)
-
-
-def _publish(temporary, folder, version):
-    """Renames the folder to its version: the next one, if `version` is None."""
-    os.sync()  # so that after a power cut, too, what has its name is whole
-    while True:
-        number = version or max(versions(folder), default=0) + 1
-        if number > LAST_VERSION:
-            raise ExportError(f"{folder} holds the last version, {LAST_VERSION}; give a version that is free")
-        path = os.path.join(folder, str(number))
-        try:
-            os.rename(temporary, path)
-            return path
-        except OSError:
-            if version or not os.path.exists(path):
-                raise
-            # Another export has just taken this number.
-
-
-def _remove(folder, version):
-    """A server never sees half a version, neither here."""
-    hidden = tempfile.mkdtemp(prefix=REMOVED, dir=folder)
-    os.rename(os.path.join(folder, str(version)), os.path.join(hidden, str(version)))
-    shutil.rmtree(hidden, ignore_errors=True)
 
 
 def _origin():

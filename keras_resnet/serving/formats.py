@@ -1,5 +1,6 @@
 """The forms of other runtimes, OpenVINO, ONNX and LiteRT, through Keras' own exporters; two of them also in int8."""
 
+import errno
 import os
 
 import keras
@@ -7,10 +8,12 @@ import numpy as np
 import tensorflow as tf
 
 from keras_resnet import packages
-from keras_resnet.files import Path
+from keras_resnet.files import Path, reason
 
 TOLERANCE = 1e-4  # of probabilities in float32
 ROUGH = 0.1  # where the network itself computes in 16 bits
+CHECKED_IN = "float32"  # what is not int8; OpenVINO by itself chooses bfloat16 where the processor has it
+INPUT, OUTPUT, AXES = "images", "probabilities", ("batch", "height", "width")  # the names of a SavedModel's, too
 
 
 class ExportError(Exception):
@@ -36,7 +39,8 @@ def write(
         runtime.
 
     Raises:
-        ExportError: what writes this format is not installed, or the runtime gives other answers.
+        ExportError: what writes this format is not installed or cannot write this model, or the runtime gives other
+            answers.
         OSError: the folder cannot be written.
     """
     size = [length or crop for length in model.input_shape[1:3]]
@@ -45,12 +49,15 @@ def write(
     images = images.astype("float32")
     expected = original.predict_on_batch(images)
     model.predict_on_batch(images)  # because Keras exports to ONNX only what has been called
+    named = keras.Model(model.inputs[0], {OUTPUT: model.outputs[0]}, name=model.name)
     try:
-        WRITERS[format](model, path, size, calibration)
+        WRITERS[format](named, path, size, calibration)
     except ImportError as error:
         raise ExportError(f"{format} {packages.needed(*PACKAGES[format]) or error}") from error
-    except RuntimeError as error:  # OpenVINO's, of a full disk
-        raise OSError(error) from error
+    except RuntimeError as error:
+        if "iostream" in str(error):  # OpenVINO's words for a full disk
+            raise OSError(errno.EIO, f"{NAMES[format]} could not be written, as on a full disk") from error
+        raise ExportError(f"{model.name} cannot be written as {format}: {reason(error)}") from error
     try:
         answers = RUNNERS[format](path, images)
     except ImportError:
@@ -65,16 +72,21 @@ def write(
     return difference
 
 
+def _signature(size):
+    return [tf.TensorSpec((None, *size, 3), "float32", INPUT)]
+
+
 def _write_openvino(model, path, size, calibration):
     import openvino
 
+    options = {"format": "openvino", "input_signature": _signature(model.input_shape[1:3]), "verbose": False}
     if calibration is None:
-        model.export(path, format="openvino", verbose=False)
+        model.export(path, **options)
         return
     import nncf
 
     unquantized = os.path.join(os.path.dirname(path), "unquantized.xml")
-    model.export(unquantized, format="openvino", verbose=False)
+    model.export(unquantized, **options)
     images = nncf.Dataset([image[None] for image in calibration])
     quantized = nncf.quantize(openvino.Core().read_model(unquantized), images, subset_size=len(calibration))
     openvino.save_model(quantized, path, compress_to_fp16=False)
@@ -85,40 +97,41 @@ def _write_openvino(model, path, size, calibration):
 def _run_openvino(path, images):
     import openvino
 
-    precise = {"INFERENCE_PRECISION_HINT": "f32"}
-    return openvino.compile_model(path, "CPU", precise)(images)[0]
+    precise = {"INFERENCE_PRECISION_HINT": "f32"}  # OpenVINO reads it from no model, only from who compiles one
+    return openvino.compile_model(path, "CPU", precise)({INPUT: images})[OUTPUT]
 
 
 def _write_onnx(model, path, size, calibration):
-    model.export(path, format="onnx", verbose=False)
+    import onnx
+
+    model.export(path, format="onnx", input_signature=_signature(model.input_shape[1:3]), verbose=False)
+    written = onnx.load(path)
+    for tensor in (*written.graph.input, *written.graph.output):
+        for axis, name in zip(tensor.type.tensor_type.shape.dim, AXES, strict=False):
+            if not axis.dim_value:  # any length
+                axis.dim_param = name
+    onnx.save(written, path)
 
 
 def _run_onnx(path, images):
     import onnxruntime
 
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    return session.run(None, {session.get_inputs()[0].name: images})[0]
+    return session.run([OUTPUT], {INPUT: images})[0]
 
 
 def _write_litert(model, path, size, calibration):
-    signature = [tf.TensorSpec((None, *size, 3), "float32", "images")]  # LiteRT's convolutions want to know the size
-    options = {}
+    options = {"input_signature": _signature(size)}  # LiteRT's convolutions want to know the size
     if calibration is not None:
         options["optimizations"] = [tf.lite.Optimize.DEFAULT]
         options["representative_dataset"] = lambda: ([image[None]] for image in calibration)
-    model.export(path, format="litert", input_signature=signature, verbose=False, **options)
+    model.export(path, format="litert", verbose=False, **options)
 
 
 def _run_litert(path, images):
     from ai_edge_litert.interpreter import Interpreter
 
-    interpreter = Interpreter(path)
-    (inputs,), (outputs,) = interpreter.get_input_details(), interpreter.get_output_details()
-    interpreter.resize_tensor_input(inputs["index"], images.shape)
-    interpreter.allocate_tensors()
-    interpreter.set_tensor(inputs["index"], images)
-    interpreter.invoke()
-    return interpreter.get_tensor(outputs["index"])
+    return Interpreter(path).get_signature_runner()(**{INPUT: images})[OUTPUT]
 
 
 NAMES = {"openvino": "model.xml", "onnx": "model.onnx", "litert": "model.tflite"}

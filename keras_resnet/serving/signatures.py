@@ -21,6 +21,8 @@ if typing.TYPE_CHECKING:  # not everybody who exports has it
 
 SMALL = 64  # up to this size of its input a network sees whole images, as in CIFAR's test (P1 4.2)
 DECODED_AT_ONCE = 16
+LEAST, MOST = RANGE = (0, 255)  # of pixels
+ROUNDING = 0.5  # what resizing in floating point may add
 PNG, PNG_SIZE = b"\x89PNG\r\n\x1a\n", 16  # a PNG file begins like this; where its width and height are, 4 bytes each
 FILE = "image/encoded"  # the feature of a tf.Example, as ImageNet's records have it
 CLASSIFY = "classify"
@@ -41,7 +43,7 @@ def preprocessing(crop: int) -> Preprocessing:
 
 def save(
     model: keras.Model, path: Path, classes: Sequence[str], top_k: int, preprocess: Preprocessing,
-    max_pixels: int = MAX_PIXELS,
+    max_pixels: int = MAX_PIXELS, range_check: bool = True,
 ) -> dict[str, dict[str, dict[str, dict]]]:  # fmt: skip
     """Writes a SavedModel with the signatures.
 
@@ -53,6 +55,7 @@ def save(
         top_k: how many classes `classes`, `scores` and `labels` hold.
         preprocess: a `Preprocessing`.
         max_pixels: of an image in a file; a larger one fails its request before it is decoded.
+        range_check: whether float32 images fail their request that are not in [0, 255], or seem to be in [0, 1].
 
     Returns:
         The signatures, for clients that have no TensorFlow: {signature: {"inputs" and "outputs": {name: {"dtype": for
@@ -62,8 +65,6 @@ def save(
 
     @tf.function(input_signature=[tf.TensorSpec(pixels, "float32")], autograph=False)
     def answer(images):
-        images = tf.ensure_shape(images, pixels)  # a session does not check what it is fed
-        images = tf.debugging.check_numerics(images, "pixels")
         n, shape = tf.shape(images)[0], tf.shape(images)[1:]
         one = lambda: tf.zeros(tf.concat([[1], shape], 0))  # oneDNN's convolutions refuse an empty batch
         probabilities = model(tf.cond(n > 0, lambda: images, one), training=False)[:n]
@@ -72,10 +73,12 @@ def save(
         return {"probabilities": probabilities, "classes": numbers, "scores": scores, "labels": labels}
 
     def serving_default(images):
-        return answer(images)
+        images = tf.ensure_shape(images, pixels)  # a session does not check what it is fed
+        images = tf.debugging.check_numerics(images, "pixels")
+        return answer(_in_range(images) if range_check else images)
 
     def predict_uint8(images):
-        return answer(tf.cast(images, "float32"))
+        return answer(tf.cast(tf.ensure_shape(images, pixels), "float32"))
 
     def predict_bytes(image_bytes):
         return answer(decode(image_bytes, preprocess, max_pixels))
@@ -115,6 +118,23 @@ def _describe(path):
     }
 
 
+def _in_range(images):
+    """Images (batch, height, width, 3), unless one is not in [0, 255], or in [0, 1]. Black is the same in both."""
+    least, most = tf.reduce_min(images, [1, 2, 3]), tf.reduce_max(images, [1, 2, 3])
+    in_range = (least > LEAST - ROUNDING) & (most < MOST + ROUNDING) & ((most > 1) | (most <= 0))
+    wrong = tf.where(~in_range)[:, 0]
+    what = [
+        "pixels are RGB in [0, 255], not divided by 255 and not normalised (unless exported with --no-range-check): "
+        "of this batch, counted from 0, number",
+        wrong,
+        "with its smallest and its largest pixel",
+        tf.gather(least, wrong),
+        tf.gather(most, wrong),
+    ]
+    with tf.control_dependencies([tf.debugging.Assert(tf.size(wrong) == 0, what, summarize=20)]):
+        return tf.identity(images)
+
+
 def decode(files: tf.Tensor, preprocess: Preprocessing, max_pixels: int = MAX_PIXELS) -> tf.Tensor:
     """Images of a batch of files.
 
@@ -150,8 +170,7 @@ def _pixels(file):
         size = tf.io.decode_raw(tf.strings.substr(file, PNG_SIZE, 8), "int32", little_endian=False)
         return tf.where(is_png, size, tf.int32.max)
 
-    is_jpeg = tf.strings.substr(file, 0, len(imagenet.JPEG)) == imagenet.JPEG
-    size = tf.cond(is_jpeg, lambda: tf.io.extract_jpeg_shape(file)[:2], png)
+    size = tf.cond(imagenet.is_jpeg(file), lambda: tf.io.extract_jpeg_shape(file)[:2], png)
     return tf.reduce_prod(tf.cast(size, "int64"))
 
 

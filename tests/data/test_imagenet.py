@@ -60,11 +60,11 @@ EXIF[0x0112] = 6  # the camera was held upright
 @pytest.mark.parametrize(
     "data, tolerance",
     [
-        (encoded(photograph(), "JPEG", quality=95), 2),
-        (encoded(photograph(), "JPEG", quality=95, progressive=True), 2),
-        (encoded(photograph().convert("L"), "JPEG", quality=95), 2),
-        (encoded(photograph().convert("CMYK"), "JPEG", quality=95), 2),
-        (encoded(photograph(), "JPEG", quality=95, exif=EXIF), 2),
+        (encoded(photograph(), "JPEG", quality=95), 0),
+        (encoded(photograph(), "JPEG", quality=95, progressive=True), 0),
+        (encoded(photograph().convert("L"), "JPEG", quality=95), 0),
+        (encoded(photograph().convert("CMYK"), "JPEG", quality=95), 0),
+        (encoded(photograph(), "JPEG", quality=95, exif=EXIF), 0),
         (encoded(photograph(), "PNG"), 0),
         (encoded(photograph().convert("L"), "PNG"), 0),
         (encoded(photograph().convert("LA"), "PNG"), 0),
@@ -105,6 +105,13 @@ def test_everything_that_imagenet_has_is_decoded_to_rgb(data, tolerance):
     window = imagenet.cut(data, 100, 150.0, place, False).numpy()
     assert np.abs(window - expected[20:120, 31:131]).mean() <= tolerance
     assert np.array_equal(imagenet.cut(data, 100, 150.0, place, True), window[:, ::-1])
+
+
+def test_photographs_are_decoded_as_pillow_does(photographs_dir):
+    """To the bit; TensorFlow's fast DCT differs by up to 18 of 255."""
+    for path in folders.list_classes(photographs_dir)[1].paths[::10]:
+        with Image.open(path) as image:
+            assert np.array_equal(imagenet.decode(tf.io.read_file(path)), image.convert("RGB")), path
 
 
 def test_sixteen_bit_png():
@@ -430,12 +437,6 @@ def test_damaged_files_are_left_out_of_examples(tmp_path):
         damage(files.paths[number], "text")
     labels = [int(label) for _, label in imagenet.examples(files, skipped)]
     assert labels == [1, 2, 3, 4, 6, 7, 8, 9, 10] and skipped == {files.paths[number] for number in (0, 5, 11)}
-
-
-def test_of_tensorflows_errors_the_reason_is_told():
-    files = folders.Files(["a.jpg"], np.zeros(1, "int64"))
-    for text in ("it broke", "{{function_node __wrapped__x}} it broke [Op:DecodeImage] name: ", "ValueError: it broke"):
-        assert str(imagenet._failure("damaged", files, 0, text)) == 'damaged ["a.jpg", "it broke"]'
 
 
 def test_other_errors_stay_what_they_are():

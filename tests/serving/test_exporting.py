@@ -5,6 +5,7 @@ import json
 import os
 import pathlib
 import pickle
+import re
 import resource
 import struct
 import subprocess
@@ -30,7 +31,7 @@ from keras_resnet import evaluation, serving
 from keras_resnet.data import imagenet, sources
 from keras_resnet.evaluation import views
 from keras_resnet.graphs import fold, recursion_limit
-from keras_resnet.serving import exporting, formats, signatures
+from keras_resnet.serving import formats, publishing, signatures
 
 CLASSES = tuple("abcdefghij")
 SIGNATURES = {
@@ -170,6 +171,36 @@ def test_pixels_that_are_no_numbers_are_refused(exported):
     assert "pixels : Tensor had NaN values" in nan and "pixels : Tensor had Inf values" in infinite
 
 
+def about(path):
+    return json.loads(pathlib.Path(path, serving.ABOUT).read_text())
+
+
+def test_pixels_of_another_range_are_refused(exported):
+    """What clients divide by 255 or normalise gets a confident, wrong answer otherwise. Black is black in any range."""
+    images = pixels().astype("float32")
+    dark, black = np.full_like(images, 2), np.zeros_like(images)
+    resized = np.where(images > 128, 255.0001, -0.0001).astype("float32")  # what rounding adds
+    wrong = images / 255, images / 127.5 - 1, images - 118, images - 1000, images * 1e30, images / 50 - 2, images + 100
+    mixed = np.stack([images[0], images[1] / 255, black[0], images[2] * 2])
+    answers = serve(exported, *(("serving_default", each) for each in (images, dark, black, resized, *wrong, mixed)))
+    assert [isinstance(answer, str) for answer in answers] == [False] * 4 + [True] * 8
+    smallest, largest = (f"{function(images[1] / 255):.6g}"[:6] for function in (np.min, np.max))
+    assert "RGB in [0, 255], not divided by 255" in answers[-1] and "counted from 0, number] [1 3] " in answers[-1]
+    assert f"[with its smallest and its largest pixel] [{smallest}" in answers[-1] and f" [{largest}" in answers[-1]
+    assert about(exported)["input_range"] == [0, 255]
+    (uint8,) = serve(exported, ("predict_uint8", np.ones((1, 32, 32, 3), "uint8")))
+    assert uint8["scores"].shape == (1, 3)
+
+
+def test_a_network_of_another_range_is_served_without_the_check(tmp_path):
+    model = ending()
+    path = serving.export(model, tmp_path / "m", range_check=False)
+    images = pixels(3, 8, 8).astype("float32") / 127.5 - 1
+    answer, nan = serve(path, ("serving_default", images), ("serving_default", images * np.nan))
+    np.testing.assert_allclose(answer["probabilities"], tf.nn.softmax(model(images)), atol=1e-5)
+    assert "NaN" in nan and about(path)["input_range"] is None
+
+
 def test_an_empty_batch_has_an_empty_answer(exported):
     images = pixels()[:0]
     requests = images.astype("float32"), images, strings(), strings()
@@ -266,6 +297,28 @@ def test_versions_follow_each_other_and_stay(small, tmp_path, listing):
     assert {file: file.stat().st_mtime_ns for file in pathlib.Path(path).rglob("*")} == before
     serving.export(small, tmp_path / "m", version=10, keep=2)
     assert listing() == ["10", "8"] and len(os.listdir(tmp_path / "m")) == 2
+    with pytest.raises(serving.ExportError, match="keep=1 would remove version 9 again, because .* holds 10"):
+        serving.export(small, tmp_path / "m", version=9, keep=1)
+    serving.export(small, tmp_path / "m", version=9, keep=2)
+    assert listing() == ["10", "9"]
+
+
+def test_a_server_takes_007_for_version_7(small, tmp_path, listing):
+    for name in ("007", "6", "\N{ARABIC-INDIC DIGIT NINE}"):  # the last is a decimal to Python alone
+        (tmp_path / "m" / name).mkdir(parents=True)
+    with pytest.raises(serving.ExportError, match="7 exists"):
+        serving.export(small, tmp_path / "m", version=7)
+    serving.export(small, tmp_path / "m", keep=2)
+    assert listing() == ["007", "8", "\N{ARABIC-INDIC DIGIT NINE}"]
+
+
+def test_another_user_may_read_a_version(small, tmp_path):
+    """A server often is one, and the folders of `tempfile` are their owner's alone."""
+    for format in ("saved_model", "onnx"):
+        path = pathlib.Path(serving.export(small, tmp_path / format, format=format))
+        for each in (path, *path.rglob("*")):
+            wanted = 0o005 if each.is_dir() else 0o004
+            assert each.stat().st_mode & wanted == wanted, each
 
 
 def test_a_version_appears_whole_or_not_at_all(small, tmp_path, listing, monkeypatch):
@@ -282,31 +335,72 @@ def test_a_version_appears_whole_or_not_at_all(small, tmp_path, listing, monkeyp
     assert seen == [[]] and not (tmp_path / "m").exists()
 
 
-@pytest.mark.parametrize("format", ["saved_model", "openvino"])
-def test_a_full_disk_is_said(format, small, tmp_path):
+@pytest.mark.parametrize(
+    "format, why",
+    [
+        ("saved_model", "File too large"),
+        ("onnx", "File too large"),
+        ("openvino", "model.xml could not be written, as on a full disk"),
+    ],
+)
+def test_a_full_disk_is_said(format, why, small, tmp_path):
     if format != "saved_model":
         pytest.importorskip(format)
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))  # the weights have 300,000 bytes
     try:
-        with pytest.raises(serving.ExportError, match=r"m could not be written, [\d.]+ MB are free there: ."):
+        with pytest.raises(serving.ExportError) as error:
             serving.export(small, tmp_path / "m", format=format)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert re.fullmatch(rf"{tmp_path}/m could not be written, [\d.]+ MB are free there: {why}", str(error.value))
     assert not (tmp_path / "m").exists()
+
+
+@pytest.mark.parametrize(
+    "fault, sentence",
+    [
+        (
+            tf.errors.ResourceExhaustedError(
+                None, None, "{{function_node __wrapped__SaveV2}} /a/part-0; No space left on device [Op:SaveV2]"
+            ),
+            r"m could not be written, [\d.]+ MB are free there: No space left on device$",
+        ),
+        (OSError(28, "No space left on device", "/a"), "MB are free there: No space left on device$"),
+        (tf.errors.ResourceExhaustedError(None, None, "OOM when allocating tensor"), "not enough memory"),
+        (MemoryError(), "not enough memory"),
+    ],
+    ids=["TensorFlow's disk", "disk", "TensorFlow's memory", "memory"],
+)
+def test_what_runs_out_is_one_sentence(fault, sentence, small, tmp_path, monkeypatch):
+    def save(*arguments):
+        raise fault
+
+    monkeypatch.setattr(signatures, "save", save)
+    with pytest.raises(serving.ExportError, match=sentence):
+        serving.export(small, tmp_path / "m")
+
+
+def test_a_network_that_a_runtime_cannot_hold_is_no_full_disk(small, tmp_path, monkeypatch):
+    def write(*arguments):
+        raise RuntimeError("no such operation")
+
+    monkeypatch.setitem(formats.WRITERS, "openvino", write)
+    with pytest.raises(serving.ExportError, match="cifar_resnet8 cannot be written as openvino: no such operation"):
+        serving.export(small, tmp_path / "m", format="openvino")
 
 
 def test_what_killed_exports_left_is_removed_but_not_what_others_write(small, tmp_path):
     folder = tmp_path / "m"
     (folder / ".unfinished-killed").mkdir(parents=True)
-    (folder / ".unfinished-killed" / serving.ABOUT).write_text("{")  # a dead process holds no lock
+    (folder / ".unfinished-killed" / publishing.LOCK).write_text("")  # a dead process holds no lock
     for name in (".unfinished-empty", ".unfinished-new", ".removed-half", ".other"):
         (folder / name).mkdir()
-    with exporting._unfinished(folder, None) as (running, _):
+    with publishing.unfinished(folder) as running:
         for path in folder.glob(".*[!w]"):  # all but the new one, which might not be locked yet
-            os.utime(path, (time.time() - exporting.NEW - 1,) * 2)
+            os.utime(path, (time.time() - publishing.NEW - 1,) * 2)
         assert serving.export(small, folder) == str(folder / "1")
-        assert set(os.listdir(folder)) == {"1", ".other", ".unfinished-new", os.path.basename(running)}
+        assert set(os.listdir(folder)) == {"1", ".other", ".unfinished-new", pathlib.Path(running).parent.name}
     assert set(os.listdir(folder)) == {"1", ".other", ".unfinished-new"}
 
 
@@ -478,8 +572,59 @@ def test_other_runtimes_give_the_same_numbers(format, small, tmp_path):
     for package in {"openvino": ["openvino"], "onnx": ["tf2onnx", "onnxruntime"], "litert": ["ai_edge_litert"]}[format]:
         pytest.importorskip(package)
     path = serving.export(small, tmp_path / "m", format=format)
-    with open(os.path.join(path, serving.ABOUT)) as file:
-        assert json.load(file)["largest_difference"] < 1e-5
+    assert about(path)["largest_difference"] < 1e-5 and about(path)["checked_in"] == "float32"
+
+
+@pytest.mark.slow
+def test_openvinos_hint_makes_float32_of_it(cifar10_dir, tmp_path):
+    """And what it does without the hint, which depends on the processor: for docs/serving.md."""
+    openvino = pytest.importorskip("openvino")
+    network = keras_resnet.CifarResNet(20, weights="cifar10")
+    file = os.path.join(serving.export(network, tmp_path / "m", format="openvino"), "model.xml")
+    images = sources.load("cifar10", cifar10_dir).test.images[:2000].astype("float32")
+    expected = network.predict(images, verbose=0)
+    exact, free = (
+        openvino.compile_model(file, "CPU", hint)(images)["probabilities"]
+        for hint in ({"INFERENCE_PRECISION_HINT": "f32"}, {})
+    )
+    np.testing.assert_allclose(exact, expected, atol=2e-5)
+    others = (free.argmax(1) != exact.argmax(1)).sum()
+    print(f"without the hint {np.abs(free - exact).max():.3f}, {others} of {len(images)} other")
+
+
+def onnx_names(path):
+    import onnx
+
+    graph = onnx.load(os.path.join(path, "model.onnx")).graph
+    lengths = lambda tensor: [axis.dim_param or axis.dim_value for axis in tensor.type.tensor_type.shape.dim]
+    return {tensor.name: lengths(tensor) for tensor in (*graph.input, *graph.output)}
+
+
+def openvino_names(path):
+    import openvino
+
+    model = openvino.Core().read_model(os.path.join(path, "model.xml"))
+    return {name for port in model.inputs + model.outputs for name in port.names}
+
+
+def litert_names(path):
+    from ai_edge_litert.interpreter import Interpreter
+
+    ((_, names),) = Interpreter(os.path.join(path, "model.tflite")).get_signature_list().items()
+    return [*names["inputs"], *names["outputs"]]
+
+
+def test_other_runtimes_have_the_names_of_the_saved_model(tmp_path):
+    """Of a network whose input has no name of its own, and with axes of any length."""
+    for package in ("openvino", "tf2onnx", "onnxruntime", "ai_edge_litert"):
+        pytest.importorskip(package)
+    inputs = keras.Input((None, None, 3))
+    x = layers.GlobalAveragePooling2D()(layers.Conv2D(4, 3)(inputs))
+    model = keras.Model(inputs, layers.Dense(10, "softmax")(x))
+    paths = {format: serving.export(model, tmp_path / format, format=format, crop=32) for format in formats.WRITERS}
+    assert onnx_names(paths["onnx"]) == {"images": ["batch", "height", "width", 3], "probabilities": ["batch", 10]}
+    assert openvino_names(paths["openvino"]) == {"images", "probabilities"}
+    assert litert_names(paths["litert"]) == ["images", "probabilities"]
 
 
 def test_int8_is_close(small, tmp_path):
@@ -489,6 +634,41 @@ def test_int8_is_close(small, tmp_path):
     with open(os.path.join(path, serving.ABOUT)) as file:
         assert 0 < json.load(file)["largest_difference"] < 0.05
     assert "FakeQuantize" in pathlib.Path(path, "model.xml").read_text()
+
+
+def test_int8_is_fitted_to_300_images(small, tmp_path, monkeypatch):
+    """The first of them; more take minutes and tell no more."""
+    fitted = []
+    monkeypatch.setitem(formats.WRITERS, "litert", lambda model, path, size, images: fitted.append(images))
+    monkeypatch.setitem(formats.RUNNERS, "litert", lambda path, images: small(images).numpy())
+    images = np.arange(310, dtype="uint8")[:, None, None, None] % 200 * np.ones((32, 32, 3), "uint8")
+    data = tf.data.Dataset.from_tensor_slices(images)
+    serving.export(small, tmp_path / "m", format="litert", dtype="int8", calibration=data)
+    np.testing.assert_array_equal(fitted[0], images[:300])
+
+
+def test_softmax_is_in_float32_whatever_the_policy(tmp_path):
+    """In bfloat16 these probabilities would be rounded to 8 bits."""
+    model = ending()
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy("bfloat16")
+    try:
+        path = serving.export(model, tmp_path / "m")
+    finally:
+        keras.config.set_dtype_policy(before)
+    (answer,) = serve(path, ("predict_uint8", pixels(3, 8, 8)))
+    expected = tf.nn.softmax(model(pixels(3, 8, 8).astype("float32")))
+    np.testing.assert_allclose(answer["probabilities"], expected, atol=1e-6)
+
+
+def test_frozen_layers_have_parameters_too(small, tmp_path, monkeypatch):
+    monkeypatch.setattr(signatures, "save", lambda *arguments: None)
+    weights = sum(int(np.prod(variable.shape)) for variable in small.trainable_variables)
+    frozen = keras.models.clone_model(small)
+    frozen.trainable = False
+    inputs = keras.Input((32, 32, 3))
+    for model in (small, frozen, keras.Model(inputs, layers.Softmax()(frozen(inputs)))):
+        assert about(serving.export(model, tmp_path / "m"))["parameters"] == weights
 
 
 def test_a_folder_that_cannot_be_written_is_said(small, tmp_path):

@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import glob
 import json
 import multiprocessing
 import os
@@ -72,7 +73,7 @@ def kill(settings, rng, early):
         return None
     if modified(path) == before:
         return "start"
-    return "write" if os.path.exists(path.replace(".npz", ".tmp.npz")) else "step"
+    return "write" if glob.glob(f"{glob.escape(path)}.*") else "step"
 
 
 def left(settings):

@@ -50,7 +50,7 @@ def measure(options):
 
 def literal(path, normal):
     """P1 3.4 literally: the whole image is decoded and resized, then cropped. A function for tf.data."""
-    image = tf.io.decode_jpeg(tf.io.read_file(path), channels=3)
+    image = tf.io.decode_jpeg(tf.io.read_file(path), channels=3, dct_method=imagenet.DCT)
     side = tf.random.uniform((), *imagenet.SHORTER_SIDES, "int32")
     image = tf.image.resize(image, imagenet.resized_shape(tf.shape(image)[:2], side))
     crop = tf.image.random_flip_left_right(tf.image.random_crop(image, (imagenet.IMAGE_SIZE, imagenet.IMAGE_SIZE, 3)))
@@ -92,7 +92,7 @@ def photographs(options):
         return iter(examples.map(work, num_parallel_calls=os.cpu_count()).batch(size).prefetch(2))
 
     def decode(path, _):
-        return tf.shape(tf.io.decode_jpeg(tf.io.read_file(path), channels=3))
+        return tf.shape(tf.io.decode_jpeg(tf.io.read_file(path), channels=3, dct_method=imagenet.DCT))
 
     ours = iter(imagenet.training_batches(files, batch_size=size, seed=0))
     rivals = {

@@ -34,6 +34,7 @@ BF16 = {"TF_SET_ONEDNN_FPMATH_MODE": "BF16"}
 
 def session(path, signature="serving_default"):
     """A function from the signature's input to its outputs."""
+    tf.get_logger().setLevel("ERROR")  # it says that the next function is deprecated, but no other loads into a session
     graph = tf.Graph()
     running = tf.compat.v1.Session(graph=graph)
     with graph.as_default():

@@ -1,0 +1,117 @@
+"""The folder of a model as a server sees it: NAME/1, NAME/2 and so on, each of which is whole or not there."""
+
+import contextlib
+import os
+import pathlib
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+
+import filelock
+import tensorflow as tf
+
+from keras_resnet.files import Path, reason, sync
+from keras_resnet.serving.formats import ExportError
+
+UNFINISHED, REMOVED = ".unfinished-", ".removed-"  # names of folders that no server looks at
+LOCK = "lock"  # in an unfinished folder
+NEW = 60  # seconds in which a new unfinished folder becomes a locked one
+LAST_VERSION = 2**63 - 1  # a server counts in int64
+
+
+def versions(folder: Path) -> list[int]:
+    """The numbers of the versions in a folder, in ascending order."""
+    return [int(name) for name in _names(folder)]
+
+
+def _names(folder):
+    """Those of the versions' folders: a server takes 007 for version 7."""
+    names = os.listdir(folder) if os.path.isdir(folder) else []
+    return sorted((name for name in names if name.isascii() and name.isdecimal()), key=int)
+
+
+def check(folder: Path, version: int | None, keep: int | None) -> None:
+    """Raises an ExportError if this version cannot be published, or would not be among those that are kept."""
+    if version is None:
+        return
+    there = versions(folder)
+    if not 1 <= version <= LAST_VERSION:
+        raise ExportError(f"a version is a number from 1 to {LAST_VERSION}; found {version}")
+    if version in there:
+        raise ExportError(f"{os.path.join(folder, str(version))} exists; a version is never overwritten")
+    if keep and sum(number > version for number in there) >= keep:
+        raise ExportError(f"keep={keep} would remove version {version} again, because {folder} holds {there[-1]}")
+
+
+@contextlib.contextmanager
+def unfinished(folder: Path) -> Iterator[str]:
+    """A folder for a version, within a hidden one, whose name is no number: a server does not look at it.
+
+    The hidden folder is locked, so that another export does not take it for left over, and removed in the end.
+
+    Raises:
+        ExportError: the folder cannot be written, or what is done within this context wants more disk or memory.
+    """
+    new = [path for path in (folder, *pathlib.Path(folder).parents) if not os.path.exists(path)]
+    try:
+        os.makedirs(folder, exist_ok=True)
+        _remove_left_over(folder)
+        hidden = tempfile.mkdtemp(prefix=UNFINISHED, dir=folder)
+        temporary = os.path.join(hidden, "version")
+        os.mkdir(temporary)
+    except OSError as error:
+        raise ExportError(f"{folder} cannot be written: {error}") from error
+    lock = filelock.FileLock(os.path.join(hidden, LOCK))
+    try:
+        with contextlib.suppress(OSError):  # some file systems have no locks
+            lock.acquire()
+        yield temporary
+    except (OSError, MemoryError, tf.errors.OpError) as error:
+        if isinstance(error, MemoryError) or "OOM" in str(error):
+            raise ExportError("there is not enough memory for this export; end other programs, or use more") from error
+        free = shutil.disk_usage(folder).free / 1e6
+        why = getattr(error, "strerror", None) or reason(error).rpartition("; ")[2]  # TensorFlow begins with a path
+        raise ExportError(f"{folder} could not be written, {free:.1f} MB are free there: {why}") from error
+    finally:
+        lock.release()
+        shutil.rmtree(hidden, ignore_errors=True)
+        for path in new:
+            with contextlib.suppress(OSError):
+                os.rmdir(path)  # which is empty, if nothing was published
+
+
+def _remove_left_over(folder):
+    """Removes what exports and removals that were killed have left; not what is locked, or about to be."""
+    for entry in os.scandir(folder):
+        with contextlib.suppress(OSError):  # locked, or there are no locks
+            if entry.name.startswith(UNFINISHED) and time.time() - entry.stat().st_mtime > NEW:
+                filelock.FileLock(os.path.join(entry, LOCK), timeout=0).acquire().lock.release()
+                shutil.rmtree(entry)
+            elif entry.name.startswith(REMOVED):
+                shutil.rmtree(entry)
+
+
+def publish(temporary: Path, folder: Path, version: int | None) -> str:
+    """Renames an unfinished folder to its version, the next one if that is None, and returns its path."""
+    sync(temporary)  # so that after a power cut, too, what has its name is whole
+    while True:
+        number = version or max(versions(folder), default=0) + 1
+        if number > LAST_VERSION:
+            raise ExportError(f"{folder} holds the last version, {LAST_VERSION}; give a version that is free")
+        path = os.path.join(folder, str(number))
+        try:
+            os.rename(temporary, path)
+            return path
+        except OSError:
+            if version or not os.path.exists(path):
+                raise
+            # Another export has just taken this number.
+
+
+def keep(folder: Path, count: int) -> None:
+    """Removes all versions but the `count` last ones. A server never sees half a version, neither here."""
+    for name in _names(folder)[:-count]:
+        hidden = tempfile.mkdtemp(prefix=REMOVED, dir=folder)
+        os.rename(os.path.join(folder, name), os.path.join(hidden, name))
+        shutil.rmtree(hidden, ignore_errors=True)

@@ -1,0 +1,65 @@
+"""Files that are whole or not there."""
+
+import os
+import pathlib
+import stat
+
+import pytest
+import tensorflow as tf
+
+from keras_resnet import files
+
+
+def test_two_writers_of_one_file_do_not_meet(tmp_path):
+    """Each publishes what it wrote, the first to leave too."""
+    path = tmp_path / "file.txt"
+    with files.whole(path) as slow:
+        pathlib.Path(slow).write_text("half")
+        with files.whole(path) as fast:
+            pathlib.Path(fast).write_text("fast")
+        assert path.read_text() == "fast"
+        with open(slow, "a") as file:
+            file.write(" and half")
+    assert path.read_text() == "half and half" and os.listdir(tmp_path) == ["file.txt"]
+
+
+@pytest.mark.parametrize("umask, mode", [(0o022, 0o644), (0o077, 0o600)])
+def test_who_may_read_a_file_is_the_users_choice(umask, mode, tmp_path):
+    """Not that of `tempfile`, whose files are their owner's alone."""
+    before = os.umask(umask)
+    try:
+        files.write_whole(tmp_path / "file", lambda file: file.write(b"x"))
+        with files.whole_folder(tmp_path / "folder") as folder:
+            pathlib.Path(folder, "file").write_text("x")
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "file").stat().st_mode) == mode
+    assert stat.S_IMODE((tmp_path / "folder").stat().st_mode) == mode | (mode & 0o444) >> 2
+    assert stat.S_IMODE((tmp_path / "folder" / "file").stat().st_mode) == mode
+
+
+def test_a_path_in_an_error_is_the_users(tmp_path):
+    with pytest.raises(files.RunError) as error, files.whole(tmp_path / "file"):
+        pass  # nothing is written
+    assert str(error.value) == f"{tmp_path}/file could not be written: No such file or directory"
+
+
+def test_a_folder_is_flushed_to_the_last_file(tmp_path, monkeypatch):
+    """And nothing else of the machine, whose other disks may be slow."""
+    flushed = []
+    monkeypatch.setattr(os, "fsync", lambda descriptor: flushed.append(os.readlink(f"/proc/self/fd/{descriptor}")))
+    monkeypatch.setattr(os, "sync", None)
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    (tmp_path / "a" / "b" / "file").write_text("x")
+    (tmp_path / "other").write_text("x")
+    files.sync(tmp_path / "a")
+    assert sorted(flushed) == [str(tmp_path / "a"), str(tmp_path / "a" / "b"), str(tmp_path / "a" / "b" / "file")]
+
+
+def test_of_tensorflows_errors_the_reason_is_told():
+    for text in ("it broke", "{{function_node __wrapped__x}} it broke [Op:DecodeImage] name: ", "ValueError: it broke"):
+        assert files.reason(text) == "it broke"
+    with pytest.raises(tf.errors.InvalidArgumentError) as error:
+        tf.io.decode_png("no image")
+    assert files.reason(error.value).startswith("Unknown image file format")
+    assert files.reason(MemoryError()) == "MemoryError"

@@ -17,8 +17,7 @@ import quiet  # noqa: F401, first, before anything that imports TensorFlow
 import arguments
 
 from keras_resnet.data import imagenet, records
-from keras_resnet.data.sources import DataError
-from keras_resnet.files import RunError, write_whole
+from keras_resnet.files import ResNetError, write_whole
 
 
 def parse(words=None):
@@ -49,7 +48,7 @@ def main():
                 data.train, image_size=options.image_size, images=options.images, seed=options.seed, skipped=skipped
             )
         write_whole(options.file, found.save)
-    except (DataError, RunError) as error:
+    except ResNetError as error:
         sys.exit(f"colors.py: {error}")
     print("mean of red, green, blue    " + "".join(f"{value:>9.3f}" for value in found.channel_means))
     for value, vector in zip(found.components.values, found.components.vectors.T, strict=True):

@@ -26,7 +26,7 @@ import tensorflow as tf
 import keras_resnet
 from keras_resnet import evaluation, serving
 from keras_resnet.data import folders, imagenet, sources
-from keras_resnet.files import is_name
+from keras_resnet.files import ResNetError, is_name
 from keras_resnet.serving.signatures import MAX_PIXELS
 
 
@@ -133,7 +133,7 @@ def main():
             print("the classes have no names; --classes FILE gives them some")
         if options.format == "saved_model":
             print(f"tensorflow_model_server --model_name={name} --model_base_path={os.path.dirname(path)}")
-    except (serving.ExportError, evaluation.EvaluationError, sources.DataError, OSError) as error:
+    except (ResNetError, OSError) as error:
         interrupted.insist()
         sys.exit(f"export.py: {error}")
 

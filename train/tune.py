@@ -23,8 +23,9 @@ import keras
 
 from keras_resnet.data import sources
 from keras_resnet.experiments import figures
-from keras_resnet.files import RunError, locked, write_whole
+from keras_resnet.files import ResNetError, RunError, locked, write_whole
 from keras_resnet.origin import flags
+from keras_resnet.runs import NUMBER, read_json
 from keras_resnet.training.settings import Settings
 
 COST, PICTURE = "cost.json", "trials.png"  # in the folder of the search
@@ -64,7 +65,7 @@ def search(options, name):
                 directory=options.output,
                 project_name=name,
             )
-        except json.JSONDecodeError as error:
+        except (ValueError, KeyError, TypeError, AttributeError) as error:  # of what an earlier search wrote
             raise RunError(f"a file in {folder} is damaged: {error}. Delete the folder or change --output") from error
         board = keras.callbacks.TensorBoard(os.path.join(folder, "tensorboard"), write_graph=False)
         path, begun = os.path.join(folder, COST), time.perf_counter()
@@ -81,13 +82,8 @@ def search(options, name):
 
 def seconds(path):
     """The seconds that a search has taken so far, from its file."""
-    if not os.path.exists(path):
-        return 0.0
-    try:
-        with open(path) as file:
-            return json.load(file)["seconds"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise RunError(f"{path} is damaged: {error}. Delete it to go on, its time uncounted") from error
+    advice = "Delete it to go on, its time uncounted."
+    return read_json(path, {"seconds": NUMBER}, advice)["seconds"] if os.path.exists(path) else 0.0
 
 
 def settings(options, values):
@@ -152,7 +148,7 @@ def main():
         data = {"data_dir": options.data_dir} if options.data_dir else {}
         print(f"\n{table(options, trials)}\n\n{taken}; in {folder}, {PICTURE} shows them. The best:")
         print(f"python train/fit.py {flags({**best.changes, **data})}")
-    except (RunError, sources.DataError, OSError) as error:
+    except (ResNetError, OSError) as error:
         sys.exit(f"tune.py: {error}")
     except ImportError as error:
         sys.exit(f"tune.py: {error}; pip install '.[tune]'")

@@ -21,14 +21,14 @@ import numpy as np
 import tensorflow as tf
 from keras import layers
 
-from keras_resnet import evaluation, origin
+from keras_resnet import analysis, evaluation, origin
 from keras_resnet.data import imagenet
 from keras_resnet.files import Path
 from keras_resnet.folding import fold
 from keras_resnet.graphs import LOADING_DEPTH, recursion_limit
+from keras_resnet.runs import Run
 from keras_resnet.serving import formats, signatures
 from keras_resnet.serving.formats import ExportError
-from keras_resnet.weights.published import find
 
 TOP_K = 5
 CALIBRATION_IMAGES = 300
@@ -91,7 +91,7 @@ def export(
         **_origin(),
         **(about or {}),
         "model": model.name,
-        "parameters": int(sum(np.prod(variable.shape) for variable in model.trainable_variables)),
+        "parameters": analysis.count_parameters(model),
         "format": format,
         "batch_norm": batch_norm,
         "dtype": dtype,
@@ -134,19 +134,16 @@ def export_run(
         The path of the version, whose about.json names the run, its depth and its error.
 
     Raises:
-        ExportError, evaluation.EvaluationError: there is no such model, or it cannot be exported.
+        RunError: there is no such model, or it or what its run left is damaged.
+        ExportError: it cannot be exported.
     """
-    path = find(path)
-    model = evaluation.load_model(path)
-    about = {"source": os.path.abspath(path)}
-    if os.path.isdir(path):
-        settings, result = (_read_json(os.path.join(path, f"{name}.json")) for name in ("args", "result"))
-        if model.input_shape[1] is None:
-            crop = crop or settings.get("image_size")
-        about |= {"depth": settings.get("depth"), "data": settings.get("dataset")}
-        about |= {name: result.get(name) for name in ("test_error", "val_error")}
-    classes = classes or evaluation.class_names(path)
-    return export(model, folder, classes=classes, crop=crop, about=about, **options)
+    run = Run(path)
+    about: dict = {"source": os.path.abspath(run.found)}
+    if run.settings:
+        about |= {"depth": run.settings.get("depth"), "data": run.settings.get("dataset")}
+        about |= {name: run.result.get(name) for name in ("test_error", "val_error")}
+    model, classes = run.load_model(), classes or run.classes
+    return export(model, folder, classes=classes, crop=crop or run.crop, about=about, **options)
 
 
 def versions(folder: Path) -> list[int]:
@@ -299,13 +296,3 @@ def _origin():
     # TensorFlow's distribution has other names, too: tensorflow-cpu, tf-nightly.
     versions = {own: importlib.metadata.version(own), "keras": keras.__version__, "tensorflow": tf.__version__}
     return {"git_commit": origin.commit(), "versions": versions}
-
-
-def _read_json(path):
-    if not os.path.exists(path):
-        return {}
-    try:
-        with open(path) as file:
-            return json.load(file)
-    except ValueError as error:
-        raise ExportError(f"{path} is damaged: {error}") from error

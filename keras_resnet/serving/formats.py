@@ -6,13 +6,13 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_resnet.files import Path
+from keras_resnet.files import Path, ResNetError
 
 TOLERANCE = 1e-4  # of probabilities in float32
 
 
-class ExportError(Exception):
-    """This cannot be exported. The message says what was wrong, what was found and what to do."""
+class ExportError(ResNetError):
+    """This cannot be exported."""
 
 
 def write(

@@ -10,7 +10,7 @@ import typing
 from collections.abc import Iterator, Sequence
 
 from keras_resnet.blocks import ORDERS, SHORTCUT_VARIANTS
-from keras_resnet.files import DataError, RunError
+from keras_resnet.files import ResNetError
 from keras_resnet.training import recipes
 from keras_resnet.training.checkpoint import Stopped
 from keras_resnet.training.settings import PRECISIONS, PREPARATIONS, STRATEGIES, Settings
@@ -113,15 +113,11 @@ def add_settings(parser: argparse.ArgumentParser, left_out: Sequence[str] = ()) 
 
 
 @contextlib.contextmanager
-def errors_told(program: str, *others: type[Exception]) -> Iterator[None]:
-    """Inside this context, what ends a run ends `program` with a message, and a signal with its status in shells.
-
-    `others` are exceptions for people beside `RunError` and `DataError`.
-    """
-    for_people: tuple[type[Exception], ...] = (RunError, DataError, *others)
+def errors_told(program: str) -> Iterator[None]:
+    """Inside this context, what ends a run ends `program` with a message, and a signal with its status in shells."""
     try:
         yield
-    except for_people as error:
+    except ResNetError as error:
         sys.exit(f"{program}: {error}")
     except Stopped as stopped:
         print(f"{stopped}; the same command goes on from there", file=sys.stderr)

@@ -7,11 +7,11 @@ import numpy as np
 
 from keras_resnet import normalization
 from keras_resnet.blocks import POST
+from keras_resnet.data.sources import IMAGE_SIZE
 from keras_resnet.weights import families
 from keras_resnet.weights.published import WeightsError, package
 from keras_resnet.weights.readers import read, variables
 
-IMAGE_SIZE = 224  # of photographs, P1 3.4
 PREACTIVATION = "full_preactivation"
 
 

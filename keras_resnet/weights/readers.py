@@ -17,8 +17,9 @@ import h5py
 import keras
 import numpy as np
 
-from keras_resnet import blocks, normalization
+from keras_resnet import blocks, normalization, runs
 from keras_resnet.blocks import BN_EPSILON
+from keras_resnet.files import RunError, first_line
 from keras_resnet.graphs import load_model
 from keras_resnet.normalization import Normalization
 from keras_resnet.weights import families, published
@@ -138,26 +139,31 @@ def read(source: Readable, network: str | None = None) -> Source:
         return _of_model(source, source.name)
     if not isinstance(source, (str, os.PathLike)):
         raise WeightsError(f'weights is None, a Keras model, a path, "imagenet" or "cifar10"; found {source!r}')
-    if source in published.PUBLISHED:
-        path = published.fetch(source, network)
-    else:
-        path = published.find(source)
-        path = os.path.join(path, "model.keras") if os.path.isdir(path) else path
-    extension = os.path.splitext(path)[1]
-    if extension not in READERS:
-        raise WeightsError(
-            f'weights is None, a Keras model, the path of a {", ".join(READERS)} file, "imagenet" or "cifar10"; '
-            f"found {path!r}"
-        )
-    if not os.path.isfile(path):
-        raise WeightsError(f"the weights {path!r} do not exist")
+    path = published.fetch(source, network) if source in published.PUBLISHED else _file(os.fspath(source))
     try:
-        return READERS[extension](path)
+        return READERS[os.path.splitext(path)[1]](path)
     except WeightsError:
         raise
     except Exception as error:  # each format has its own errors
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise WeightsError(f"{path} cannot be read: {reason}") from error
+        raise WeightsError(f"{path} cannot be read: {first_line(error)}") from error
+
+
+def _file(path):
+    """The file of a path, which may be the folder of a run or the name of a network in the package."""
+    try:
+        file = runs.Run(path).file
+    except RunError as error:
+        if os.path.exists(path):
+            raise WeightsError(str(error)) from error
+        file = path
+    if os.path.splitext(file)[1] not in READERS:
+        raise WeightsError(
+            f'weights is None, a Keras model, the path of a {", ".join(READERS)} file, "imagenet", "cifar10", the '
+            f"folder of a run, or {runs.known(path)}; found {path!r}"
+        )
+    if not os.path.isfile(file):
+        raise WeightsError(f"the weights {path!r} do not exist")
+    return file
 
 
 def _recognized(name, tensors, **known):

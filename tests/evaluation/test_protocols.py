@@ -556,10 +556,10 @@ def test_classes_of_the_same_name(trained):
     """ImageNet has two cranes. They are told apart only where the data have the run's own order."""
     twice = ("crane", "dog", "crane")
     make_run("cranes", twice)
-    names, numbers = protocols.check_classes("cranes", twice)
+    names, numbers = examples.check_classes("cranes", twice)
     assert names == twice and list(numbers) == [0, 1, 2]
     with pytest.raises(evaluation.EvaluationError, match="there is no crane in its classes.json, or more than one"):
-        protocols.check_classes("cranes", ("crane", "dog"))
+        examples.check_classes("cranes", ("crane", "dog"))
 
 
 def test_the_crop_is_the_one_that_the_network_takes(folder):

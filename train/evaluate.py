@@ -43,7 +43,8 @@ MISTAKES = 24
 def parse(words=None):
     parser = arguments.parser(__doc__)
     add = parser.add_argument
-    add("models", nargs="+", metavar="MODEL", help=".keras file, or folder of a run; several are an ensemble")
+    model = ".keras file, folder of a run, or a name of convert.py --list; several are an ensemble"
+    add("models", nargs="+", metavar="MODEL", help=model)
     add("--data", help="cifar10, cifar100, shapes; photographs: a folder, imagenet2012 etc. (default: the run's)")
     add("--data-dir", metavar="DIR", help="copies of data sets, as for fit.py (default: download)")
     add("--part", choices=evaluation.PARTS, help="of the data (default: the first that exists)")

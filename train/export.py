@@ -43,7 +43,7 @@ class Version(argparse.Action):
 def parse(words=None):
     parser = arguments.parser(__doc__, conflict_handler="resolve")
     add = parser.add_argument
-    add("model", metavar="MODEL", help=".keras file, or folder of a run")
+    add("model", metavar="MODEL", help=".keras file, folder of a run, or a name of convert.py --list")
     add("--output", default="saved_models", metavar="DIR", help="folder of models (default saved_models)")
     add("--name", help="of the model (default that of the run or file, and -FORMAT unless it is a SavedModel)")
     help_of_version = "version of the export, 1 to 2^63 - 1 (default the next one); without N print the program's"

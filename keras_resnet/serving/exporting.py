@@ -142,8 +142,8 @@ def export_run(
     if run.settings:
         about |= {"depth": run.settings.get("depth"), "data": run.settings.get("dataset")}
         about |= {name: run.result.get(name) for name in ("test_error", "val_error")}
-    model, classes = run.load_model(), classes or run.classes
-    return export(model, folder, classes=classes, crop=crop or run.crop, about=about, **options)
+    classes, crop = classes or run.classes, crop or run.crop
+    return export(run.load_model(), folder, classes=classes, crop=crop, about=about, **options)
 
 
 def versions(folder: Path) -> list[int]:

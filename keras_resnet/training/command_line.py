@@ -46,7 +46,8 @@ def add_settings(parser: argparse.ArgumentParser, left_out: Sequence[str] = ()) 
     add(network, "--stride-in", "photographs: the convolution of a bottleneck with the stride", choices=("1x1", "3x3"))
     add(network, "--activation-order", "of P2 Fig. 4; P2's own networks: full_preactivation", choices=ORDERS)
     add(network, "--shortcut-variant", "CIFAR: a shortcut of P2 Table 1", choices=SHORTCUT_VARIANTS)
-    add(network, "--init-from", "trained weights for all but the last layer: a file, or imagenet", metavar="SOURCE")
+    source = "trained weights for all but the last layer: a file, imagenet, or a name of convert.py --list"
+    add(network, "--init-from", source, metavar="SOURCE")
     add(network, "--freeze-until", "with --init-from: freeze the stages from conv1 to this one", metavar="STAGE")
     add(data, "--dataset", "cifar10, cifar100, shapes (no data needed); photographs: a folder, or imagenet2012 etc.")
     add(

@@ -65,8 +65,9 @@ def search(options, name):
                 directory=options.output,
                 project_name=name,
             )
-        except (ValueError, KeyError, TypeError, AttributeError) as error:  # of what an earlier search wrote
-            raise RunError(f"a file in {folder} is damaged: {error}. Delete the folder or change --output") from error
+        except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:  # of what is there already
+            reason = repr(error.__cause__ or error)
+            raise RunError(f"a file in {folder} is damaged: {reason}. Delete the folder or change --output") from error
         board = keras.callbacks.TensorBoard(os.path.join(folder, "tensorboard"), write_graph=False)
         path, begun = os.path.join(folder, COST), time.perf_counter()
         spent = seconds(path)

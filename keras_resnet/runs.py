@@ -112,14 +112,16 @@ class Run:
         path: the folder of a run of `train/fit.py`, a `.keras` or `.h5` file, which may be in such a folder, or the
             name of a network in the package, as `list_weights` has them. A folder or file of one's own comes first.
 
+    `found` is the path of the folder or file, and `folder` that of the folder.
+
     Raises:
         RunError: there is no such folder, file or name.
     """
 
     def __init__(self, path: Path):
         self.path = os.fspath(path)
-        self.ours = not os.path.exists(path) and self.path in [folder.name for folder in shipped()]
-        self.found = str(SHIPPED / self.path) if self.ours else self.path
+        ours = not os.path.exists(path) and self.path in [folder.name for folder in shipped()]
+        self.found = str(SHIPPED / self.path) if ours else self.path
         if not os.path.exists(self.found):
             raise RunError(f"{path} does not exist; a model is a .keras file, the folder of a run, or {known(path)}")
         self.folder = self.found if os.path.isdir(self.found) else os.path.dirname(self.found)

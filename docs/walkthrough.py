@@ -27,6 +27,7 @@ import tensorflow as tf
 
 import keras_resnet
 from keras_resnet import analysis, blocks
+from keras_resnet.architecture import ORDERS, cifar
 from keras_resnet.data import shapes
 from keras_resnet.serving import export
 
@@ -215,7 +216,7 @@ assert spread["residual"] < spread["plain"]
 def matrix(option, strides, channels, filters):
     """What a new shortcut does to the channels: (filters, channels)."""
     x = keras.Input((2, 2, channels))
-    model = keras.Model(x, blocks.shortcut(x, filters, "shortcut", strides, option))
+    model = keras.Model(x, blocks.shortcut(x, x, "shortcut", filters, strides, network=cifar(20, shortcut=option)))
     one_channel_each = np.tile(np.eye(channels)[:, None, None], (1, 2, 2, 1))
     return keras.ops.convert_to_numpy(model(one_channel_each))[:, 0, 0].T
 
@@ -249,17 +250,20 @@ for option in "ABC":
 # ## A block in code
 #
 # A block is a function from a tensor to a tensor (`keras_resnet/blocks.py`), and where its batch normalisations and
-# nonlinearities stand is one line of a table. `W` is a convolution, `+` the addition of the shortcut. The first
+# nonlinearities stand is one row of a table. `W` is a convolution, `+` the addition of the shortcut. The first
 # line is P1's block, the last one P2's, where nothing stands on the shortcut's way from block to block.
 
 # %%
-for name, order in blocks.ORDERS.items():
-    print(f"{name:24}{order}")
+drawings = {
+    name: [*order.before, "W", *order.behind, *order.before, "W", *order.last, "+", *order.added]
+    for name, order in ORDERS.items()
+}
+for name, steps in drawings.items():
+    print(f"{name:24}{' '.join(steps)}")
 
 FILLS = {"W": "#cfe2f3", "BN": "#fff2cc", "ReLU": "#d9ead3", "+": "white"}
 figure, axes = plt.subplots(1, 5, figsize=(9, 5), layout="constrained")
-for axis, (name, order) in zip(axes, blocks.ORDERS.items(), strict=True):
-    steps = order.split()
+for axis, (name, steps) in zip(axes, drawings.items(), strict=True):
     axis.plot((0, 0), (0.5, -len(steps) - 0.8), color="black", lw=1, zorder=0)
     added = -steps.index("+") - 1
     axis.plot((0, -1.2, -1.2, -0.3), (0, 0, added, added), color="black", lw=1, zorder=0)  # the shortcut
@@ -277,15 +281,13 @@ plt.show()
 
 # %%
 x = keras.Input((SIZE, SIZE, 16), name="x")
-convolutions = blocks.basic(16, strides=1, dilation=(1, 1), stride_in="1x1")
-order = blocks.read_order(blocks.ORDERS["original"])
-block = keras.Model(x, blocks.block(x, convolutions, "conv2_2", option="A", order=order))
+block = keras.Model(x, blocks.basic(x, "conv2_2", filters=16, network=cifar(20)))
 
 for layer in block.layers[1:]:
     print(f"{layer.name:16}{type(layer).__name__}")
 
 letters = {"Conv2D": "W", "BatchNormalization": "BN", "ReLU": "ReLU", "Add": "+"}
-assert " ".join(letters[type(layer).__name__] for layer in block.layers[1:]) == blocks.ORDERS["original"]
+assert [letters[type(layer).__name__] for layer in block.layers[1:]] == drawings["original"]
 
 # %% [markdown]
 # Why is that easier to train? A plain block that is to do nothing has to learn the identity. A residual one has

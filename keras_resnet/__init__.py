@@ -1,7 +1,6 @@
 """Deep residual networks in Keras, as in the papers of He, Zhang, Ren and Sun."""
 
-from keras_resnet.folding import fold
-from keras_resnet.graphs import recursion_limit
+from keras_resnet.graphs import fold, recursion_limit
 from keras_resnet.models import (
     CifarPlainNet,
     CifarResNet,

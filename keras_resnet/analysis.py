@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 import keras
 import numpy as np
 
-from keras_resnet import models
+from keras_resnet import graphs, models
 from keras_resnet.graphs import LOADING_DEPTH, recursion_limit
 from keras_resnet.normalization import Tensor
 from keras_resnet.weights.readers import own_layers
@@ -80,8 +80,8 @@ def response_std(model: keras.Model, images: np.ndarray | Tensor, batch_size: in
 
 
 def _moments(responses):
-    """The mean and the mean square of each example's responses: (batch, 2)."""
-    axes = tuple(range(1, len(responses.shape)))
+    """The mean and the mean square of each example's responses, in float32: (batch, 2)."""
+    responses, axes = keras.ops.cast(responses, "float32"), tuple(range(1, len(responses.shape)))
     return keras.ops.stack([keras.ops.mean(responses, axes), keras.ops.mean(keras.ops.square(responses), axes)], 1)
 
 
@@ -121,6 +121,9 @@ def gradient_norms(model: keras.Model, images: np.ndarray | Tensor, labels: np.n
         model: a network of this package with its top.
         images, labels: a batch: (n, height, width, channels), and integers (n,).
 
+    Raises:
+        ValueError: the model has no top, or it contains another model.
+
     Returns:
         A dictionary from the names of convolutions and fully connected layers, in the order of their depth, to the
         L2 norms of the cross-entropy's gradient, with batch normalisation in training mode; frozen layers are included.
@@ -128,12 +131,10 @@ def gradient_norms(model: keras.Model, images: np.ndarray | Tensor, labels: np.n
     """
 
     def in_float32(layer):
-        dtype = {"dtype": "float32"} if isinstance(layer, keras.layers.Layer) else {}  # an operation has none
+        dtype = {"dtype": "float32"} if keras.backend.is_float_dtype(layer.compute_dtype) else {}
         return type(layer).from_config(layer.get_config() | dtype)
 
-    with recursion_limit(LOADING_DEPTH):
-        copy = keras.models.clone_model(models.logits(model), clone_function=in_float32)
-    copy.set_weights(model.get_weights())
+    copy = graphs.copy(models.logits(model), in_float32)
     for layer in copy.layers:
         layer.trainable = True
     # After one step from rest the optimizer's momentum is the gradient, on every backend.

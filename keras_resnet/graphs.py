@@ -1,14 +1,30 @@
-"""Keras walks the graph of a network recursively, also when it loads one; deep networks need a higher limit."""
+"""Copies of networks for inference, with batch normalisation folded into the convolutions, and graphs of any depth.
 
+Keras walks the graph of a network recursively, also when it loads or copies one; deep networks need a higher limit.
+"""
+
+import collections
 import contextlib
 import os
 import sys
+import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import keras
+import numpy as np
+from keras import layers
 
-LOADING_DEPTH = 20_000  # recursion limit while Keras loads a network; ResNet-1202 needs up to 2,000
+from keras_resnet import normalization
+
+LOADING_DEPTH = 20_000  # recursion limit while Keras loads or copies a network; ResNet-1202 needs up to 2,000
+
+# Stock layers that return their input at inference, beside those whose names begin with "Random".
+TRAINING_ONLY = (
+    *("ActivityRegularization", "AlphaDropout", "AugMix", "CutMix", "Dropout", "GaussianDropout", "GaussianNoise"),
+    *("MixUp", "RandAugment", "SpatialDropout1D", "SpatialDropout2D", "SpatialDropout3D"),
+)
+ACT_ALWAYS = ("RandomCrop",)  # crops or resizes to its size
 
 # The process has one limit for all threads: the limit outside this context, and those requested inside it right now.
 _lock = threading.Lock()
@@ -58,3 +74,190 @@ def _flip():
     """The operation in front of "caffe" networks: unlike a .keras file, an .h5 file does not say where its class is."""
     pixels = keras.Input((None, None, 3))
     return type(keras.Model(pixels, keras.ops.flip(pixels, -1)).operations[-1])
+
+
+def copy(
+    model: keras.Model, layer: Callable | None = None, state: Callable | None = None, inputs: Callable | None = None,
+) -> keras.Model:  # fmt: skip
+    """A copy of a network with its whole state: the weights, and what preprocessing layers have been adapted to.
+
+    Args:
+        model: a functional or sequential `keras.Model`. It does not change.
+        layer: a function from a layer of the network, or of a model within it, to a new layer, or to None, which leaves
+            the layer out. Default: `same_layer`.
+        state: a function of a layer and its new one that gives the new one its state. Default: `give_state`.
+        inputs: a function from an input tensor of the network, or of a model within it, to a new `keras.Input`.
+            Default: the same shape, dtype and name.
+
+    Returns:
+        A functional `keras.Model`, not compiled. The names of its layers, and the structure of its inputs and outputs,
+        are those of `model`. What `model` contains several times, it contains as often.
+
+    Raises:
+        ValueError: `model` is neither functional nor sequential.
+    """
+    if not _has_graph(model):
+        raise ValueError(f"{model.name} is neither functional nor sequential, so its layers' order is not known")
+    new: dict[int, tuple] = {}  # by the id of a layer, model or operation: itself, its copy
+
+    def clone(original):
+        if id(original) not in new:
+            if _has_graph(original):
+                new[id(original)] = original, clone_graph(original)
+            elif isinstance(original, layers.Layer):
+                new[id(original)] = original, (layer or same_layer)(original)
+            else:  # a function of `keras.ops`
+                new[id(original)] = original, same_layer(original)
+        return new[id(original)][1]
+
+    def call(copied, *args, **kwargs):
+        return args[0] if copied is None else copied(*args, **kwargs)
+
+    def clone_graph(original):
+        graph = _functional(original)
+        tensors = keras.tree.map_structure(inputs, graph.input) if inputs else None
+        return keras.models.clone_model(graph, tensors, clone, call)
+
+    with recursion_limit(LOADING_DEPTH):
+        whole = clone_graph(model)
+    for original, copied in new.values():
+        if isinstance(copied, layers.Layer) and not _has_graph(original):
+            (state or give_state)(original, copied)
+    return whole
+
+
+def same_layer(layer: layers.Layer) -> layers.Layer:
+    """A new layer of the same configuration, without the state."""
+    return type(layer).from_config(layer.get_config())
+
+
+def give_state(layer: layers.Layer, copied: layers.Layer) -> None:
+    """Gives a layer what Keras would save of another one and of the layers in it: variables and vocabularies."""
+    for one, other in zip(layer._flatten_layers(), copied._flatten_layers(), strict=True):
+        variables: dict = {}
+        one.save_own_variables(variables)
+        other.load_own_variables({name: keras.ops.convert_to_numpy(value) for name, value in variables.items()})
+        if hasattr(one, "save_assets"):
+            with tempfile.TemporaryDirectory() as folder:
+                one.save_assets(folder)
+                other.load_assets(folder)
+
+
+def _has_graph(model):
+    return isinstance(model, keras.Model) and getattr(model, "outputs", None) is not None
+
+
+def _functional(model):
+    """The graph of a functional or sequential model as a functional one, not compiled."""
+    if isinstance(model, keras.Sequential):
+        return keras.Model(model.inputs[0], model.outputs[0], name=model.name)
+    return keras.Model(model.input, model.output, name=model.name)
+
+
+def fold(model: keras.Model, dtype: str = "float32", batch_norm: bool = True) -> keras.Model:
+    """A copy of a network for inference.
+
+    At inference batch normalisation multiplies each channel by a constant and adds another one. Right after a
+    convolution both can be folded into the convolution: its kernel is scaled, and it gets a bias. Layers that act in
+    training only, such as `Dropout` and `RandomFlip`, are left out. A `Normalization` becomes a `Rescaling`.
+
+    Args:
+        model: a functional or sequential `keras.Model`. It does not change.
+        dtype: of weights and arithmetic, for example "float32" or "bfloat16". Input, normalization, softmax and output
+            are float32.
+        batch_norm: whether to fold batch normalisations. Those remain that do not follow a convolution (as after the
+            additions of pre-activation networks), that normalise another axis than the channels, or whose convolution
+            is applied twice, feeds another layer as well or is an output.
+
+    Returns:
+        A `keras.Model` of stock layers with the same names as in `model`, and the same structure of inputs and outputs.
+        In float32 its outputs are the same within 1e-5.
+
+    Raises:
+        ValueError: a layer was changed by `quantize`, or `model` is neither functional nor sequential.
+    """
+    for layer in model._flatten_layers():
+        if getattr(layer, "quantization_mode", None):
+            raise ValueError(f"{model.name}: {layer.name} was changed by quantize(); fold before that")
+    folded = _foldable(model) if batch_norm else {}
+    normalizations = {id(bn) for bn in folded.values()}
+
+    def new_layer(layer):
+        if id(layer) in normalizations or _returns_its_input(layer):
+            return None
+        if type(layer) is layers.Normalization:  # its constants are lost in ONNX
+            scale, offset = (array.tolist() for array in normalization.affine(layer))
+            return layers.Rescaling(scale, offset, dtype="float32", name=layer.name)
+        config = layer.get_config()
+        if id(layer) in folded:
+            config["use_bias"] = True
+        if keras.backend.is_float_dtype(layer.compute_dtype):
+            config["dtype"] = "float32" if _is_exact(layer) else dtype
+        return type(layer).from_config(config)
+
+    def state(layer, copied):
+        if id(layer) in folded:
+            copied.set_weights(_weights(layer, folded[id(layer)]))
+        elif type(layer) is type(copied):
+            give_state(layer, copied)
+
+    whole = copy(model, new_layer, state)
+    if dtype == "float32":
+        return whole
+    with recursion_limit(LOADING_DEPTH):
+        return keras.Model(whole.input, keras.tree.map_structure(_to_float32, whole.output), name=model.name)
+
+
+def _to_float32(output):
+    if output.dtype == "float32" or not keras.backend.is_float_dtype(output.dtype):
+        return output
+    return layers.Activation("linear", dtype="float32", name=f"{output._keras_history.operation.name}_float32")(output)
+
+
+def _returns_its_input(layer):
+    """Whether a layer acts in training only, as `Dropout` and `RandomFlip` do; of integers the latter makes floats."""
+    name = type(layer).__name__
+    stock = getattr(layers, name, None) is type(layer)
+    floats = all(keras.backend.is_float_dtype(node.input_tensors[0].dtype) for node in layer._inbound_nodes)
+    return stock and floats and (name in TRAINING_ONLY or (name.startswith("Random") and name not in ACT_ALWAYS))
+
+
+def _is_exact(layer):
+    """Whether a layer belongs to the input or output of a network, where float32 is cheap and rounding would harm."""
+    if isinstance(layer, layers.Activation):
+        return layer.activation is keras.activations.softmax
+    return isinstance(layer, (layers.Rescaling, layers.Softmax))
+
+
+def _foldable(model):
+    """The batch normalisations that are the only layer after a convolution, by the convolution's id."""
+    with recursion_limit(LOADING_DEPTH):
+        graphs = [_functional(layer) for layer in model._flatten_layers() if _has_graph(layer)]
+    # By id: a layer's own nodes are of all its models, and two models in a network can have nodes in common.
+    nodes = {id(node): node for graph in graphs for found in graph._nodes_by_depth.values() for node in found}.values()
+    outputs = {id(tensor): tensor for graph in graphs for tensor in graph.outputs}.values()
+    makers = {id(tensor): node.operation for node in nodes for tensor in node.outputs}
+    calls = collections.Counter(id(node.operation) for node in nodes)
+    uses = collections.Counter(map(id, [*outputs, *(tensor for node in nodes for tensor in node.input_tensors)]))
+    found = {}
+    for bn, inputs in ((node.operation, node.input_tensors) for node in nodes if node.input_tensors):
+        convolution = makers[id(inputs[0])]
+        if type(bn) is layers.BatchNormalization and type(convolution) is layers.Conv2D:
+            alone = calls[id(bn)] == calls[id(convolution)] == uses[id(inputs[0])] == 1
+            plain = len(convolution.weights) == 1 + convolution.use_bias  # neither LoRA's weights nor scales of int8
+            linear = convolution.activation is keras.activations.linear
+            channels = {"channels_last": 3, "channels_first": 1}[convolution.data_format]
+            if alone and plain and linear and bn.axis % 4 == channels:
+                found[id(convolution)] = bn
+    return found
+
+
+def _weights(convolution, bn):
+    """Kernel and bias of the folded convolution, from gamma (conv(x) - mean) / sqrt(variance + epsilon) + beta."""
+    arrays = lambda *variables: [keras.ops.convert_to_numpy(variable).astype("float64") for variable in variables]
+    mean, variance = arrays(bn.moving_mean, bn.moving_variance)
+    factor = 1 / np.sqrt(variance + bn.epsilon)
+    if bn.scale:
+        factor *= arrays(bn.gamma)[0]
+    kernel, *bias = arrays(*convolution.weights)
+    return [kernel * factor, (sum(bias) - mean) * factor + (arrays(bn.beta)[0] if bn.center else 0)]

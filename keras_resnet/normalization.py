@@ -62,6 +62,18 @@ def mean_and_std(normalization: Normalization) -> tuple[np.ndarray, np.ndarray]:
     return mean, std
 
 
+def for_size(normalization: Normalization, size: tuple[int | None, ...]) -> Normalization:
+    """The normalization for images of this (height, width), None for any: a mean image of another size becomes its mean
+    colour, and likewise an image of standard deviations. Otherwise `normalization` itself is returned.
+    """
+    if normalization is None or isinstance(normalization, str):
+        return normalization
+    pair = mean_and_std(normalization)
+    if all(value.ndim < 3 or value.shape[:2] == tuple(size) for value in pair):
+        return normalization
+    return tuple(value.mean(axis=(0, 1)) if value.ndim == 3 else value for value in pair)
+
+
 def same(one: Normalization, other: Normalization) -> bool:
     """Whether two normalizations are the same function, to the precision of float32."""
     if (one == "caffe") != (other == "caffe"):
@@ -86,7 +98,7 @@ def of(model: keras.Model) -> Normalization:
             break
         adapted = isinstance(operation, layers.Normalization) and operation.mean is not None
         if adapted or isinstance(operation, layers.Rescaling):
-            factor, shift = _affine(operation)
+            factor, shift = affine(operation)
             scale, offset, found = scale * factor, offset * factor + shift, True
         elif type(operation).__name__ == FLIP and not found and operation.axis in (-1, 3):
             reversed_channels = not reversed_channels
@@ -104,7 +116,7 @@ def of(model: keras.Model) -> Normalization:
     return next((name for name in NAMED if name != "caffe" and same(normalization, name)), normalization)
 
 
-def _affine(layer):
+def affine(layer: layers.Rescaling | layers.Normalization) -> tuple[np.ndarray, np.ndarray]:
     """Factor and offset of a `Rescaling` or `Normalization`: numbers, one number per channel, or images."""
     if isinstance(layer, layers.Rescaling):
         return np.asarray(layer.scale, "float64"), np.asarray(layer.offset, "float64")

@@ -175,6 +175,45 @@ def test_recalibration_reaches_frozen_and_inner_layers(images):
         recalibrate_bn(model, [])
 
 
+def test_recalibration_leaves_frozen_layers_frozen(images):
+    x = images[0][:8].astype("float32")
+    model = keras_resnet.CifarResNet(8)
+    frozen = model.get_layer("conv2_1_1_bn"), model.get_layer("conv4_1_2_bn")
+    for layer in frozen:
+        layer.trainable = False
+    trained = len(model.trainable_variables)
+    recalibrate_bn(model, [x])
+    with pytest.raises(ValueError, match="shape"):
+        recalibrate_bn(model, [x, x[..., 0]])  # not images
+    assert not any(layer.trainable for layer in frozen) and len(model.trainable_variables) == trained
+    assert {layer.momentum for layer in model.layers if isinstance(layer, keras.layers.BatchNormalization)} == {0.9}
+
+
+@pytest.mark.parametrize("policy", ["mixed_float16", "float16", "mixed_bfloat16", "bfloat16"])
+def test_moments_are_not_computed_in_16_bits(policy):
+    """The responses are 256 and 258, which 16 bits hold, and their squares are more than 16 bits hold."""
+    keras.config.set_dtype_policy(policy)
+    try:
+        model = keras.Sequential([keras.Input((8, 8, 1)), keras.layers.Conv2D(1, 3, padding="same", name="conv")])
+    finally:
+        keras.config.set_dtype_policy("float32")
+    kernel = np.zeros((3, 3, 1, 1))
+    kernel[1, 1] = 1
+    model.set_weights([kernel, np.zeros(1)])
+    x = np.where(np.arange(64).reshape(8, 8, 1) % 2, 258, 256)[None].astype("float32")
+    assert response_std(model, x) == {"conv": pytest.approx(1, abs=1e-2)}
+
+
+def test_what_is_measured_up_to_the_last_layer_needs_it(images):
+    for model in (
+        keras_resnet.CifarResNet(8, include_top=False),
+        keras.Sequential([keras.Input((32, 32, 3))], name="empty"),
+    ):
+        for function in (keras_resnet.models.logits, lambda model: gradient_norms(model, *images)):
+            with pytest.raises(ValueError, match=f"{model.name} has no layer fc; build it with its top, include_top"):
+                function(model)
+
+
 def test_inner_models_are_refused(images):
     model, inner = nested()
     for function in (count_macs, lambda model: response_std(model, images[0])):

@@ -151,7 +151,6 @@ def test_import_needs_keras_alone():
         "analysis",
         "blocks",
         "files",
-        "folding",
         "graphs",
         "models",
         "normalization",

@@ -28,7 +28,7 @@ from benchmarks.serve import serve
 from benchmarks.start import start
 from benchmarks.step import step
 
-from keras_resnet import models
+from keras_resnet.architecture import cifar
 from keras_resnet.training.settings import PRECISIONS
 
 BENCHMARKS = {
@@ -64,7 +64,7 @@ def parse(words=None):
     options.rounds = options.rounds or (3 if options.what == "start" else 7)
     photographs = options.depth in IMAGENET_DEPTHS
     try:
-        models.cifar_row(20 if photographs else options.depth, "basic")
+        cifar(20 if photographs else options.depth, "basic")
     except ValueError as error:
         parser.error(f"--{error}; {', '.join(map(str, IMAGENET_DEPTHS))} are ImageNet's")
     options.batch_size = options.batch_size or (16 if photographs else 128)

@@ -134,8 +134,8 @@ def main():
     print(f"{source}\nis now {options.out}: {model.name}, {analysis.count_parameters(model):,} parameters")
     first = normalization.of(model)
     print(f"first layer: {normalization.described(first) if first else 'none, its input is to be normalised outside'}")
-    if source.stride_in:
-        print(f"stride of bottlenecks: in the {source.stride_in}; torchvision's is in the 3x3")
+    if stride_in := source.architecture.stride_in:
+        print(f"stride of bottlenecks: in the {stride_in}; torchvision's is in the 3x3")
 
 
 if __name__ == "__main__":

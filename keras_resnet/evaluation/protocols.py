@@ -16,11 +16,11 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from keras_resnet import graphs
 from keras_resnet.data.sources import IMAGE_SIZE
 from keras_resnet.evaluation import views
 from keras_resnet.evaluation.results import EvaluationError, Result
 from keras_resnet.files import Path, first_line, own_line
-from keras_resnet.graphs import LOADING_DEPTH, recursion_limit
 from keras_resnet.runs import Run
 
 Item = typing.TypeVar("Item")
@@ -229,12 +229,14 @@ def _any_size(model):
     if size == (None, None):
         return model
     try:
-        with recursion_limit(LOADING_DEPTH):
-            copy = keras.models.clone_model(model, keras.Input((None, None, 3)), clone_function=_without_mean_image)
-        copy.set_weights(model.get_weights())
+        return graphs.copy(model, _without_mean_image, inputs=_input_of_any_size)
     except Exception as error:  # its layers may raise anything
         raise EvaluationError(_not_convolutional(model, error)) from error
-    return copy
+
+
+def _input_of_any_size(tensor):
+    shape = (None, None, None, *tensor.shape[3:]) if len(tensor.shape) == 4 else tensor.shape
+    return keras.Input(batch_shape=shape, dtype=tensor.dtype)
 
 
 def _without_mean_image(layer):

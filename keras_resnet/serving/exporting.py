@@ -24,8 +24,7 @@ from keras import layers
 from keras_resnet import analysis, evaluation, origin
 from keras_resnet.data import imagenet
 from keras_resnet.files import Path
-from keras_resnet.folding import fold
-from keras_resnet.graphs import LOADING_DEPTH, recursion_limit
+from keras_resnet.graphs import LOADING_DEPTH, fold, recursion_limit
 from keras_resnet.runs import Run
 from keras_resnet.serving import formats, signatures
 from keras_resnet.serving.formats import ExportError
@@ -102,16 +101,16 @@ def export(
     }
     with _unfinished(folder, version) as (temporary, file):
         with recursion_limit(LOADING_DEPTH):
-            network = fold(network, "float32" if dtype == "int8" else dtype, batch_norm == "fold")
+            copy = fold(network, "float32" if dtype == "int8" else dtype, batch_norm == "fold")
             if format == "saved_model":
                 top_k = min(top_k, outputs)
-                written["signatures"] = signatures.save(network, temporary, classes, top_k, preprocess, max_pixels)
+                written["signatures"] = signatures.save(copy, temporary, classes, top_k, preprocess, max_pixels)
                 os.makedirs(os.path.join(temporary, os.path.dirname(WARMUP)))
                 with tf.io.TFRecordWriter(os.path.join(temporary, WARMUP)) as requests:
                     for log in signatures.warmup_requests(os.path.basename(folder), model.input_shape, crop):
                         requests.write(log.SerializeToString())
             else:
-                written["largest_difference"] = formats.write(network, temporary, format, crop, images)
+                written["largest_difference"] = formats.write(copy, network, temporary, format, crop, images)
         json.dump(written, file, indent=2)
         file.flush()
         path = _publish(temporary, folder, version)

@@ -84,6 +84,7 @@ def save(
         return {"classes": answers["labels"], "scores": answers["scores"]}
 
     archive = keras.export.ExportArchive()
+    archive.track(model)  # with its tables; the variables are found without
     for function, spec in (
         (serving_default, tf.TensorSpec(pixels, "float32", "images")),
         (predict_uint8, tf.TensorSpec(pixels, "uint8", "images")),

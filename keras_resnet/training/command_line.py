@@ -9,7 +9,7 @@ import sys
 import typing
 from collections.abc import Iterator, Sequence
 
-from keras_resnet.blocks import ORDERS, SHORTCUT_VARIANTS
+from keras_resnet.architecture import ORDERS, VARIANTS
 from keras_resnet.files import ResNetError
 from keras_resnet.training import recipes
 from keras_resnet.training.checkpoint import Stopped
@@ -45,7 +45,7 @@ def add_settings(parser: argparse.ArgumentParser, left_out: Sequence[str] = ()) 
     add(network, "--block", "CIFAR: two 3x3 convolutions, or 1x1, 3x3, 1x1", choices=("basic", "bottleneck"))
     add(network, "--stride-in", "photographs: the convolution of a bottleneck with the stride", choices=("1x1", "3x3"))
     add(network, "--activation-order", "of P2 Fig. 4; P2's own networks: full_preactivation", choices=ORDERS)
-    add(network, "--shortcut-variant", "CIFAR: a shortcut of P2 Table 1", choices=SHORTCUT_VARIANTS)
+    add(network, "--shortcut-variant", "CIFAR: a shortcut of P2 Table 1", choices=VARIANTS)
     source = "trained weights for all but the last layer: a file, imagenet, or a name of convert.py --list"
     add(network, "--init-from", source, metavar="SOURCE")
     add(network, "--freeze-until", "with --init-from: freeze the stages from conv1 to this one", metavar="STAGE")

@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import keras
 
-from keras_resnet import models
+from keras_resnet import architecture, models
 from keras_resnet.data import sources
 from keras_resnet.files import RunError, is_name
 from keras_resnet.normalization import Normalization
@@ -118,7 +118,7 @@ class Settings:
         if self.freeze_until and not self.init_from:
             raise RunError("--freeze-until keeps layers as they were trained; it needs --init-from")
         if self.photographs:
-            depths = [depth for depth in models.IMAGENET_STAGES if hasattr(models, self._builder(depth))]
+            depths = [depth for depth in architecture.IMAGENET if hasattr(models, self._builder(depth))]
             if self.depth not in depths:
                 raise RunError(f"--depth is one of {', '.join(map(str, depths))} here; found {self.depth}")
             if self.activation_order not in (None, "original", "full_preactivation"):
@@ -131,7 +131,7 @@ class Settings:
             if getattr(self, name) != getattr(Settings, name):
                 raise RunError(f"--{name.replace('_', '-')} is for photographs, not for {self.dataset}")
         try:
-            models.cifar_row(self.depth, self.block)
+            architecture.cifar(self.depth, self.block)
         except ValueError as error:
             raise RunError(f"--{error}") from error
 

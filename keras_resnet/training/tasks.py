@@ -95,7 +95,7 @@ def photographs(settings: Settings, verbose: int = 0) -> Task:
         network = settings.builder(
             input_shape=size if whole else None,
             classes=len(data.classes),
-            stride_in=settings.stride_in or trained.stride_in,
+            stride_in=settings.stride_in or (trained.architecture and trained.architecture.stride_in),
             normalization=None if "mean" in settings.without else trained.normalization or (mean, 1.0),
             **options,
         )
@@ -131,7 +131,7 @@ def _trained(settings):
     if settings.init_from is None:
         return readers.Source("nothing", None)
     small = f"cifar_{'plainnet' if settings.plain else 'resnet'}{settings.depth}"
-    return readers.read(settings.init_from, settings.builder.__name__.lower() if settings.photographs else small)
+    return readers.read(settings.init_from, settings.builder.architecture.name if settings.photographs else small)
 
 
 def _initialized(network, trained, settings):

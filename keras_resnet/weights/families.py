@@ -188,6 +188,7 @@ KERAS_HUB = Family(
     normalization="torch",
     stride_in="3x3",
 )
+PREACTIVATION_OF_KERAS_HUB = "stack0_block0_pre_activation_bn/gamma"  # a name that only these networks have
 FAMILIES = (
     OURS,
     TORCHVISION,

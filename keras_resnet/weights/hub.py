@@ -6,11 +6,12 @@ import keras
 import numpy as np
 
 from keras_resnet import normalization
-from keras_resnet.blocks import POST
+from keras_resnet.architecture import POST, Architecture
 from keras_resnet.data.sources import IMAGE_SIZE
+from keras_resnet.normalization import UNKNOWN
 from keras_resnet.weights import families
 from keras_resnet.weights.published import WeightsError, package
-from keras_resnet.weights.readers import read, variables
+from keras_resnet.weights.readers import architecture_of, read, variables
 
 PREACTIVATION = "full_preactivation"
 
@@ -32,6 +33,7 @@ def save_keras_hub(model: keras.Model, folder: str | os.PathLike, image_size: in
         WeightsError: keras_hub is not installed, or `ResNetBackbone` cannot express the network; the message says why.
     """
     keras_hub, source = package("keras_hub", folder), read(model)
+    network = architecture_of(source)
     if problems := _inexpressible(source):
         raise WeightsError("\n  ".join([f"keras_hub's ResNetBackbone cannot express {model.name}:", *problems]))
     arrays: dict = {key: source.array(*key) for key in variables(model)}
@@ -41,7 +43,7 @@ def save_keras_hub(model: keras.Model, folder: str | os.PathLike, image_size: in
         if source.normalization == "caffe":  # BGR, which the converter does not make
             mean, arrays["conv1", "kernel"] = mean[::-1], arrays["conv1", "kernel"][:, :, ::-1]
         converter = {"scale": (1 / std).tolist(), "offset": (-mean / std).tolist()}
-    preactivated = source.activation_order == PREACTIVATION
+    preactivated = network.activation_order == PREACTIVATION
     if preactivated:  # they pool before this batch normalisation, which gives the same where it keeps the order
         sign = np.where(arrays["conv1_bn", "gamma"] < 0, -1, 1).astype("float32")
         for key in (("conv1", "kernel"), ("conv1_bn", "moving_mean"), ("conv1_bn", "gamma")):
@@ -50,9 +52,9 @@ def save_keras_hub(model: keras.Model, folder: str | os.PathLike, image_size: in
         input_conv_filters=[64],
         input_conv_kernel_sizes=[7],
         stackwise_num_filters=[64, 128, 256, 512],
-        stackwise_num_blocks=list(source.repetitions()),
+        stackwise_num_blocks=list(network.repetitions),
         stackwise_num_strides=[1, 2, 2, 2],
-        block_type="basic_block" if source.convolutions == 2 else "bottleneck_block",
+        block_type=f"{network.block}_block",
         use_pre_activation=preactivated,
         image_shape=(None, None, arrays["conv1", "kernel"].shape[2]),
         dtype="float32",
@@ -92,25 +94,20 @@ def _theirs(layer, kind, preactivated):
 
 def _inexpressible(source):
     """What of a network keras_hub does not have, a sentence each."""
-    stem, first, mean = source.array("conv1"), source.array("conv2_1_1"), source.normalization
-    if source.family is not families.OURS or stem is None or first is None:
+    network, mean = architecture_of(source), source.normalization
+    if source.family is not families.OURS:
         return ["it is no network of this package"]
-    basic, order = source.convolutions == 2, source.activation_order
-    small = stem.shape[0] != 7 or source.stages != 4 or first.shape[-1] != 64
-    found = {
-        "theirs has a 7x7 convolution, pooling and four stages of 64 filters and more; CIFAR networks and others for "
-        "small images have not": small,
-        "it has no shortcuts": not source.residual,
-        f"option {source.shortcut} of shortcuts; theirs is B": source.residual and source.shortcut != "B",
-        f'shortcut_variant="{source.shortcut_variant}"': source.shortcut_variant,
-        'stride_in="1x1", the paper\'s place of the stride of bottlenecks; theirs is "3x3"': source.stride_in == "1x1",
-        f"output_stride={source.output_stride}: theirs has no dilation": source.output_stride,
-        f'activation_order="{order}"': order not in ("original", PREACTIVATION),
-        "pre-activation with basic blocks: their first shortcut starts before the nonlinearity": basic
-        and order == PREACTIVATION,
-        "its first layer subtracts an image, or is of another kind": mean == normalization.UNKNOWN
-        if isinstance(mean, str)
-        else mean and normalization.mean_and_std(mean)[0].ndim > 1,
-        "its last activation has no name in Keras": callable(source.classifier_activation),
-    }
-    return [sentence for sentence, wrong in found.items() if wrong]
+    order = network.activation_order if network.activation_order == PREACTIVATION else "original"
+    theirs = Architecture(network.block, network.repetitions, stride_in="3x3", activation_order=order)
+    found = [f"it has {name}={ours!r}, theirs {other!r}" for name, (ours, other) in network.differences(theirs).items()]
+    if len(network.repetitions) != 4:
+        found.append(f"it has {len(network.repetitions)} stages, theirs 4")
+    if network.output_stride:
+        found.append(f"it has output_stride={network.output_stride}: theirs has no dilation")
+    if network.block == "basic" and order == PREACTIVATION:
+        found.append("pre-activation with basic blocks: their first shortcut starts before the nonlinearity")
+    if mean == UNKNOWN if isinstance(mean, str) else mean and normalization.mean_and_std(mean)[0].ndim > 1:
+        found.append("its first layer subtracts an image, or is of another kind")
+    if callable(source.classifier_activation):
+        found.append("its last activation has no name in Keras")
+    return found

@@ -3,6 +3,7 @@
 A source is compared with the whole network first, and weights change only if everything fits.
 """
 
+import dataclasses
 import json
 import os
 
@@ -11,20 +12,17 @@ import keras
 import numpy as np
 
 from keras_resnet import normalization
+from keras_resnet.files import RunError, write_whole
 from keras_resnet.weights import families
 from keras_resnet.weights.published import PUBLISHED
 from keras_resnet.weights.readers import (
     METADATA,
     Readable,
     WeightsError,
+    architecture_of,
     axes,
-    find_stride_in,
-    identity_mappings,
-    is_dilated,
-    is_residual,
     package,
     read,
-    strides,
     variables,
 )
 
@@ -42,11 +40,12 @@ def load_weights(model: keras.Model, source: Readable) -> None:
             layer, its strides or its shortcuts would give other outputs than the source. All problems are listed, and
             nothing has been changed.
     """
-    by_name = isinstance(source, str) and source in PUBLISHED
-    source = read(source, read(model).network if by_name else None)
+    if isinstance(source, str) and source in PUBLISHED:
+        source = read(source, architecture_of(read(model)).name)
+    source = read(source)
     if source.family is None:
         return _load_unnamed(model, source.name)
-    problems = [*_differences(model, source), *_misfits(model, source)]
+    problems = [*_differences(read(model), source), *_misfits(model, source)]
     if problems:
         raise WeightsError("\n  ".join([f"{source} does not fit {model.name}; nothing was changed:", *problems]))
     arrays: dict = {key: source.array(*key) for key in _variables(model, source.family.biases)}
@@ -89,33 +88,21 @@ def _theirs(shape, family):
     return shape if family.parts is families.KERAS else tuple(shape[i] for i in axes(len(shape), back=True))
 
 
-def _differences(model, source):
-    """Differences that change the outputs and that the tensors do not show, one sentence each."""
-    first = normalization.of(model)
-    told = [isinstance(n, (tuple, list)) or n in normalization.NAMED for n in (first, source.normalization)]
-    if all(told) and not normalization.same(first, source.normalization):
+def _differences(network, source):
+    """The differences of two sources that change the outputs, one sentence each."""
+    first, needed = network.normalization, source.normalization
+    stated = [isinstance(n, (tuple, list)) or n in normalization.NAMED for n in (first, needed)]
+    if all(stated) and not any(normalization.same(first, n) for n in (needed, normalization.for_size(needed, ()))):
         yield (
             f"the network's first layer normalises by {normalization.described(first)}, the weights were trained with "
-            f"{normalization.described(source.normalization)}; build the network with that, or without a first layer"
+            f"{normalization.described(needed)}; build the network with that, or without a first layer"
         )
-    found = strides(model)
-    ours = find_stride_in(found, families.OURS)
-    if None not in (ours, source.stride_in) and ours != source.stride_in:
-        yield f"the network has stride_in={ours!r}, the weights were trained with {source.stride_in!r}"
-    elif not is_dilated(model):
-        for name, stride in found.items():
-            theirs = source.strides.get(source.family.tensor(*name.split("/")), stride)
-            if theirs != stride:
-                yield f"{name.split('/')[0]} has the stride {stride}, the weights were trained with {theirs}"
-    if source.residual is not None and source.residual != is_residual(model):
-        has, need = ("no ", "with") if source.residual else ("", "without")
-        yield f"the network has {has}shortcuts, the weights were trained {need} them"
-    for option, has in identity_mappings(model).items():
-        theirs = getattr(source, option)
-        if has != theirs and {has, theirs} != {None, "dropout"}:  # dropout acts in training only
-            yield f"the network has {option}={has!r}, the weights were trained with {theirs!r}"
-    if source.family.zeros_around and (len(source.repetitions()) != 3 or source.array("conv2_1_3") is not None):
-        yield f"{source.family.name} have three stages of basic blocks"
+    ours, theirs = network.architecture, source.architecture
+    if ours and theirs:
+        for field, (has, needs) in ours.differences(theirs).items():
+            yield f"the network has {field}={has!r}, the weights were trained with {needs!r}"
+        if source.family.zeros_around and (len(theirs.repetitions), theirs.block, theirs.shortcut) != (3, "basic", "A"):
+            yield f"{source.family.name} have three stages of basic blocks and option A"
 
 
 def _zeros_at_the_end(arrays):
@@ -161,11 +148,8 @@ def _load_unnamed(model, path):
         raise WeightsError(f"{path} does not fit {model.name}; nothing was changed: {error}") from error
 
 
-# The fields of `Source` that torchvision's names do not determine.
-DESCRIBED = (
-    *("normalization", "stride_in", "residual", "activation_order", "shortcut_variant"),
-    *("classifier_activation", "pooling", "output_stride", "input_size"),
-)
+# The fields of `Source` that torchvision's names do not determine, beside its architecture.
+STATED = ("normalization", "classifier_activation", "pooling", "input_size")
 
 
 def save_torchvision(model: keras.Model, path: str | os.PathLike) -> None:
@@ -183,6 +167,8 @@ def save_torchvision(model: keras.Model, path: str | os.PathLike) -> None:
         WeightsError: `model` is not a network of this package, or the file cannot be written.
     """
     safetensors = package("safetensors.numpy", path)
+    if os.path.splitext(path)[1] != ".safetensors":
+        raise WeightsError(f"a file of torchvision's names ends in .safetensors; found {os.fspath(path)!r}")
     source = read(model)
     if source.family is not families.OURS or _misfits(model, source):
         raise WeightsError(f"{model.name} is no network of this package, whose layers have torchvision's names")
@@ -190,15 +176,20 @@ def save_torchvision(model: keras.Model, path: str | os.PathLike) -> None:
     layers = dict.fromkeys(layer for layer, _ in _variables(model, biases=False))
     if unknown := [layer for layer in layers if family.tensor(layer, "kernel") is None]:
         raise WeightsError(f"torchvision has no names for {', '.join(unknown)}; save {model.name} as .keras")
+    if biased := [layer for layer, kind in _variables(model, biases=False) if kind == "bias" and layer != "fc"]:
+        raise WeightsError(
+            f"torchvision's convolutions have no bias, and {biased[0]} of {model.name} has one, as keras_resnet.fold "
+            "makes it; save the network that was folded"
+        )
     tensors = {}
     for layer, kind in _variables(model, biases=False):
         array = source.tensors[source.tensor(layer, kind)]
         tensors[family.tensor(layer, kind)] = np.ascontiguousarray(np.transpose(array, axes(array.ndim, back=True)))
-    known = {name: getattr(source, name) for name in DESCRIBED}
+    stated = {name: getattr(source, name) for name in STATED} | {"stated": dataclasses.asdict(architecture_of(source))}
     if callable(source.classifier_activation):
         raise WeightsError(f"the last activation of {model.name} has no name in Keras; save it as .keras")
-    metadata = {"format": "pt", METADATA: json.dumps(known, default=np.ndarray.tolist)}
+    metadata = {"format": "pt", METADATA: json.dumps(stated, default=np.ndarray.tolist)}
     try:
-        safetensors.save_file(tensors, path, metadata)
-    except Exception as error:  # OSError, or the library's own
-        raise WeightsError(f"{path} could not be written: {error}") from error
+        write_whole(path, lambda file: file.write(safetensors.save(tensors, metadata)))
+    except RunError as error:
+        raise WeightsError(str(error)) from error

@@ -7,11 +7,13 @@ import hashlib
 import importlib
 import os
 import typing
+from collections.abc import Callable
 
 import keras
 import numpy as np
 
 from keras_resnet import runs
+from keras_resnet.architecture import Architecture, cifar, imagenet
 from keras_resnet.files import WeightsError
 
 
@@ -25,18 +27,18 @@ def shipped() -> dict[str, str]:
 
 
 class Published(typing.NamedTuple):
-    """Networks with published weights: their number of classes, the options that their builders need, and the files.
+    """Networks with published weights: their number of classes, and the files.
 
-    `options` has all allowed values of an option; `files` has, by the network's name, a URL and a hash, or a path.
+    `files` has, by the network's name, a URL and a hash, or a path. `nearest` is, of these, the network that comes
+    nearest to one of a name that has weights.
     """
 
     classes: int
-    options: dict
     files: dict
+    nearest: Callable[[Architecture], Architecture]
 
 
-# Of the builders' options.
-ORIGINAL = {"activation_order": ("original",), "shortcut_variant": (None,), "channels": (3,)}
+CHANNELS = 3  # of the images that all of them were trained on
 # For 50 layers and more the authors' own weights, converted from Caffe by keras.applications, with the hashes in its
 # source. For 18 and 34, which the authors did not release, torchvision's; the first eight digits of these two hashes
 # are in the URL.
@@ -44,7 +46,6 @@ APPLICATIONS = "https://storage.googleapis.com/tensorflow/keras-applications/res
 PUBLISHED = {
     "imagenet": Published(
         1000,
-        {"shortcut": ("B",), "stem": ("7x7",), **ORIGINAL},
         {
             "resnet18": (
                 "https://download.pytorch.org/models/resnet18-f37072fd.pth",
@@ -67,9 +68,21 @@ PUBLISHED = {
                 "100835be76be38e30d865e96f2aaae62",
             ),
         },
+        lambda network: imagenet(network.depth),
     ),
-    "cifar10": Published(10, {"block": ("basic",), "shortcut": ("A", None), "stem": ("3x3",), **ORIGINAL}, shipped()),
+    "cifar10": Published(10, shipped(), lambda network: cifar(network.depth, shortcut=network.shortcut and "A")),
 }
+
+
+def check(weights: str, network: Architecture, channels: int) -> None:
+    """ValueError if the network that has these weights differs from this one in more than its last layer."""
+    published = PUBLISHED[weights]
+    if network.name not in published.files:
+        return  # `fetch` says which there are
+    found = published.nearest(network).differences(network)
+    found |= {"channels": (CHANNELS, channels)} if channels != CHANNELS else {}
+    for field, (theirs, ours) in found.items():
+        raise ValueError(f'weights="{weights}" are of a network with {field}={theirs!r}; found {ours!r}')
 
 
 def weights_sha256(model: keras.Model) -> str:

@@ -4,6 +4,7 @@ The tensors keep their own names, for which `families` has the tables, and come 
 outputs. PyTorch's files are read by its weights-only loader, which executes no code.
 """
 
+import dataclasses
 import itertools
 import json
 import math
@@ -11,17 +12,19 @@ import os
 import pickle
 import re
 import typing
+import zipfile
 from collections.abc import Callable, Mapping
 
 import h5py
 import keras
 import numpy as np
 
-from keras_resnet import blocks, normalization, runs
+from keras_resnet import normalization, runs
+from keras_resnet.architecture import CONVOLUTIONS, ORDERS, OTHER_ORDERS, POST, STEMS, VARIANTS, Architecture
 from keras_resnet.blocks import BN_EPSILON
 from keras_resnet.files import RunError, first_line
 from keras_resnet.graphs import load_model
-from keras_resnet.normalization import Normalization
+from keras_resnet.normalization import UNKNOWN, Normalization
 from keras_resnet.weights import families, published
 from keras_resnet.weights.published import WeightsError, package
 
@@ -36,24 +39,19 @@ class Source(typing.NamedTuple):
     """Trained weights as they were found.
 
     `tensors` are arrays by their own names; only the epsilon of batch normalisation is converted to this package's.
-    `strides` are those of the convolutions, by kernel, if the source is an undilated Keras model. `family` is None for
-    a `.weights.h5`, whose tensors have no names; then `tensors` is empty and the fields after `family` are not known.
+    `family` is None for a `.weights.h5`, whose tensors have no names; then `tensors` is empty and the fields after
+    `normalization` are not known. `architecture` is None if there is no first convolution or no first block.
     `normalization` is UNKNOWN if a normalisation is needed and the source does not state it; only Keras models state
-    the last four fields.
+    the last three fields.
     """
 
     name: str
     tensors: dict[str, np.ndarray]
     family: families.Family | None = None
     normalization: Normalization = None
-    stride_in: str | None = None
-    residual: bool | None = None
-    activation_order: str = "original"
-    shortcut_variant: str | None = None
-    strides: dict[str, tuple[int, ...]] = {}
+    architecture: Architecture | None = None
     classifier_activation: str | Callable | None = "softmax"
     pooling: str | None = None
-    output_stride: int | None = None
     input_size: tuple[int | None, ...] | None = None
 
     def tensor(self, layer: str, kind: str) -> str:
@@ -68,46 +66,25 @@ class Source(typing.NamedTuple):
             return array
         return np.transpose(array, axes(array.ndim))
 
-    def repetitions(self) -> tuple[int, ...]:
-        """The number of blocks in each stage."""
-
-        def blocks_of(stage):
-            has = lambda block: self.array(f"conv{stage}_{block}_1") is not None
-            return sum(1 for _ in itertools.takewhile(has, itertools.count(1)))
-
-        return tuple(itertools.takewhile(bool, map(blocks_of, itertools.count(2))))
-
     @property
-    def stages(self) -> int:
-        return len(self.repetitions())
-
-    @property
-    def convolutions(self) -> int:
-        """The number in each block: 2, basic, or 3, bottleneck."""
-        return 2 if self.array("conv2_1_3") is None else 3
-
-    @property
-    def shortcut(self) -> str | None:
-        """The option, as in `ResNet50`: C also has projections where the shape does not change."""
-        has = lambda stage, block: self.array(f"conv{stage}_{block}_shortcut") is not None
-        if not self.residual:
-            return None
-        stays = [(2, 1)] * (self.convolutions == 2) + [(stage, 2) for stage in range(2, self.stages + 2)]
-        return "C" if any(has(*block) for block in stays) else "B" if has(3, 1) else "A"
-
-    @property
-    def network(self) -> str:
-        """The name that this package's builder gives the network, such as "resnet50"."""
-        depth, small = sum(self.repetitions()) * self.convolutions + 2, self.stages == 3
-        v2 = self.activation_order == "full_preactivation" and not small
-        return f"{'cifar_' * small}{'resnet' if self.residual else 'plainnet'}{depth}{'v2' * v2}"
+    def channels(self) -> int | None:
+        """Of the images; None without a first convolution."""
+        return None if (kernel := self.array("conv1")) is None else kernel.shape[2]
 
     def __str__(self) -> str:
-        if self.family is None:
+        if self.family is None or self.architecture is None:
             return self.name
-        kind = "basic" if self.convolutions == 2 else "bottleneck"
-        repetitions = ", ".join(map(str, self.repetitions()))
-        return f"{self.name} ({self.family.name}; {repetitions} {kind} blocks)"
+        repetitions = ", ".join(map(str, self.architecture.repetitions))
+        return f"{self.name} ({self.family.name}; {repetitions} {self.architecture.block} blocks)"
+
+
+def architecture_of(source: Source) -> Architecture:
+    """The network that a source describes; WeightsError if its layers have no names, or the first ones are missing."""
+    if source.family is None:
+        raise WeightsError(f"{source} names no layers; build its network and call load_weights(model, path)")
+    if source.architecture is None:
+        raise WeightsError(f"{source} has no first convolution or no first block")
+    return source.architecture
 
 
 Readable: typing.TypeAlias = str | os.PathLike | keras.Model | Source
@@ -166,8 +143,8 @@ def _file(path):
     return file
 
 
-def _recognized(name, tensors, **known):
-    """The source of these tensors; fields that are not `known` are as usual in the family."""
+def _recognized(name, tensors, stated=None, **known):
+    """The source of these tensors. `stated` are fields of its architecture; the others are as usual in the family."""
     own = {key: array for key, array in tensors.items() if not key.endswith(IGNORED)}
     tensors = {PREFIXES.sub("", key): array for key, array in own.items()}
     if len(tensors) < len(own):
@@ -175,27 +152,65 @@ def _recognized(name, tensors, **known):
     family = families.recognize(tensors)
     if family is None:
         some = ", ".join(list(tensors)[:5]) or "none"
+        for prefix in dict.fromkeys(key[: key.index(".") + 1] for key in tensors if "." in key):
+            inner = families.recognize({key.removeprefix(prefix) for key in tensors if key.startswith(prefix)})
+            if inner:
+                raise WeightsError(
+                    f"{name} has the names of {inner.name} behind the prefix {prefix!r}: save these tensors without it"
+                )
         raise WeightsError(
             f"{name} holds no residual network with names of {', '.join(f.name for f in families.FAMILIES)}; "
             f"its first tensors are: {some}"
         )
+    if family is families.KERAS_HUB and families.PREACTIVATION_OF_KERAS_HUB in tensors:
+        raise WeightsError(
+            f"{name} is a pre-activation network of keras_hub, which pools before the first batch normalisation; the "
+            "networks of this package pool after it and would give other outputs"
+        )
     source = Source(name, tensors, family)
-    usual = {
-        "residual": True,
-        "normalization": _usual_normalization(source),
-        "stride_in": family.stride_in if source.convolutions == 3 else None,
-        "activation_order": family.activation_order,
+    source = source._replace(architecture=_architecture(source, stated or {}))
+    return source._replace(**{"normalization": _usual_normalization(source), **known})
+
+
+def _architecture(source, stated):
+    """The network that the tensors show. `stated` are the fields that they do not show, where they are known."""
+    stem, first = source.array("conv1"), source.array("conv2_1_1")
+    if stem is None or first is None:
+        return None
+    has = lambda stage, block, part=1: source.array(f"conv{stage}_{block}_{part}") is not None
+    count = lambda has: sum(1 for _ in itertools.takewhile(has, itertools.count(1)))
+    stages = count(lambda stage: has(stage + 1, 1))
+    repetitions = tuple(count(lambda block, stage=stage: has(stage, block)) for stage in range(2, stages + 2))
+    block = "bottleneck" if has(2, 1, 3) else "basic"
+    # C has projections where the shape does not change, too.
+    stays = [(2, 1)] * (block == "basic") + [(stage, 2) for stage in range(2, stages + 2)]
+    projections = any(has(*place, "shortcut") for place in stays), has(3, 1, "shortcut")
+    known = {
+        "block": block,
+        "repetitions": repetitions,
+        "width": first.shape[-1],
+        "stem": "7x7" if stem.shape[0] == 7 else "3x3",
+        "shortcut": "C" if projections[0] else "B" if projections[1] else "A",
+        "stride_in": source.family.stride_in,
+        "activation_order": source.family.activation_order,
+        **stated,
     }
-    return source._replace(**(usual | known))
+    try:
+        return Architecture(**known)
+    except ValueError as error:
+        raise WeightsError(f"{source.name} is no network of the papers: {error}") from error
 
 
 def _usual_normalization(source):
-    """The normalisation that is usual in the family. Networks for small images have their own."""
-    stem, top = source.array("conv1"), source.array("fc")
-    if source.stages == 3 or (stem is not None and stem.shape[0] == 3):
-        usual = normalization.UNKNOWN if source.family.normalization else None
-        return source.family.small.get((source.stages, 0 if top is None else top.shape[-1]), usual)
-    return source.family.normalization
+    """The normalisation that is usual in the family. Networks for small images and other channels have their own."""
+    network, top = source.architecture, source.array("fc")
+    if network is None:
+        return source.family.normalization
+    usual = UNKNOWN if source.family.normalization else None
+    if len(network.repetitions) == 3 or network.stem == "3x3":
+        classes = 0 if top is None else top.shape[-1]
+        return source.family.small.get((len(network.repetitions), classes), usual)
+    return source.family.normalization if source.channels == 3 else usual
 
 
 def _of_model(model, name):
@@ -206,19 +221,63 @@ def _of_model(model, name):
     for layer in model.layers:
         if isinstance(layer, keras.layers.BatchNormalization):
             tensors[f"{layer.name}/moving_variance"] += layer.epsilon - BN_EPSILON
-    source, found, first = _recognized(name, tensors), strides(model), normalization.of(model)
-    if source.family is families.OURS:
-        source = source._replace(residual=is_residual(model), **identity_mappings(model))
+    source, first = _recognized(name, tensors), normalization.of(model)
+    if source.architecture:
+        source = source._replace(architecture=_seen(model, source))
     if first is not None or source.family is families.OURS:
         source = source._replace(normalization=first)
-    dilated = is_dilated(model)
-    return source._replace(
-        stride_in=find_stride_in(found, source.family),
-        strides={} if dilated else found,
-        output_stride=_output_stride(found, source) if dilated else None,
-        input_size=tuple(model.inputs[0].shape[1:3]) if getattr(model, "inputs", None) else None,
-        **_head(model),
-    )
+    size = tuple(model.inputs[0].shape[1:3]) if getattr(model, "inputs", None) else None
+    return source._replace(input_size=size, **_head(model))
+
+
+def _seen(model, source):
+    """The architecture of a Keras model: what its tensors do not show is seen in its layers."""
+    convolutions = {layer.name: layer for layer in model.layers if isinstance(layer, keras.layers.Conv2D)}
+    for layer in convolutions.values():
+        if layer.padding == "same" and max(layer.strides) > 1 and max(layer.kernel_size) > 1:
+            raise WeightsError(f'{model.name}: {layer.name} pads as "same" with a stride, and so right and below only')
+    found_by = lambda name: convolutions.get(source.tensor(name, "kernel").rsplit("/", 1)[0])
+    strides = lambda name: max(found_by(name).strides) if found_by(name) else 1
+    network, dilated = source.architecture, any(max(layer.dilation_rate) > 1 for layer in convolutions.values())
+    found: dict = {}
+    if network.block == "bottleneck":  # stage 3 has a stride in every network
+        found["stride_in"] = "3x3" if strides("conv3_1_1") == 1 else "1x1"
+    if source.family is families.OURS:
+        residual = any(isinstance(layer, keras.layers.Add) for layer in model.layers)
+        found |= {"shortcut": network.shortcut if residual else None, **_identity_mappings(model, network.block)}
+    if dilated:
+        parts = range(1, CONVOLUTIONS[network.block] + 1)
+        firsts = [f"conv{stage}_1" for stage in range(2, len(network.repetitions) + 2)]
+        found["output_stride"] = STEMS[network.stem] * math.prod(
+            max(strides(f"{first}_{part}") for part in parts) for first in firsts
+        )
+    network = dataclasses.replace(network, **found)
+    for name, stride in _strides(network).items():
+        if found_by(name) and strides(name) != stride:
+            raise WeightsError(f"{model.name}: {name} has the stride {strides(name)}, in the papers it is {stride}")
+    return network
+
+
+def _strides(network):
+    """The stride of each convolution, by its name."""
+    found, strided = {"conv1": 2 if network.stem == "7x7" else 1}, 2 if network.stride_in == "3x3" else 1
+    for block in network.blocks():
+        parts = range(1, CONVOLUTIONS[network.block] + 1)
+        found |= {f"{block.name}_{part}": block.strides if part == strided else 1 for part in parts}
+        found[f"{block.name}_shortcut"] = block.strides
+    return found
+
+
+def _identity_mappings(model, block):
+    """`activation_order` and `shortcut_variant` of a model, recognised by layers that only they have.
+
+    The variables do not suffice: some orders and variants have the same ones.
+    """
+    names, last = {layer.name for layer in model.layers}, CONVOLUTIONS[block]
+    of_order = {name for name in names if re.fullmatch(rf"(conv1|conv2_1(_[123])?|{POST})_(bn|relu)", name)}
+    order = next((n for n, order in (ORDERS | OTHER_ORDERS).items() if order.layers(last) == of_order), "original")
+    variant = next((variant for variant, mark in VARIANTS.items() if f"conv2_1_{mark}" in names), None)
+    return {"activation_order": order, "shortcut_variant": variant}
 
 
 def own_layers(model: keras.Model) -> list[keras.Layer]:
@@ -267,6 +326,8 @@ def _activation(layer):
 
 
 def _keras(path):
+    if os.fspath(path).endswith(".keras") and not zipfile.is_zipfile(path):
+        raise WeightsError(f"{path} cannot be read: it is damaged, no .keras file or not the whole of one")
     return _of_model(load_model(path), path)
 
 
@@ -275,7 +336,7 @@ def _h5(path):
         if "model_weights" in file:
             return _keras(path)
         if "layer_names" not in file.attrs:
-            return Source(path, {})  # Keras 3's own .weights.h5
+            return Source(path, {}, normalization=UNKNOWN)  # Keras 3's own .weights.h5
         tensors = {}
         for layer in file.values():
             for name in layer.attrs["weight_names"]:
@@ -334,7 +395,7 @@ METADATA = "keras_resnet"  # the key under which the file states what torchvisio
 
 
 def _configured(path):
-    """The fields of `Source` in the `config.json` beside a file of transformers or timm; {} if there is none."""
+    """What the `config.json` beside a file of transformers or timm states, as `_recognized` takes it."""
     path = os.path.join(os.path.dirname(path), "config.json")
     if not os.path.isfile(path):
         return {}
@@ -343,7 +404,7 @@ def _configured(path):
     if config.get("downsample_in_first_stage") or config.get("hidden_act", "relu") != "relu":
         raise WeightsError(f"{path}: not a network of the paper: a stride in the first stage, or another nonlinearity")
     if "downsample_in_bottleneck" in config:
-        return {"stride_in": "1x1" if config["downsample_in_bottleneck"] else "3x3"}
+        return {"stated": {"stride_in": "1x1" if config["downsample_in_bottleneck"] else "3x3"}}
     if not re.fullmatch(
         r"(tv_)?resnet\d+(_(simclr|supcon))?(_(cifar100?|svhn))?", config.get("architecture", "resnet50")
     ):
@@ -352,51 +413,3 @@ def _configured(path):
     if "mean" in timm and "std" in timm:
         return {"normalization": ([255 * value for value in timm["mean"]], [255 * value for value in timm["std"]])}
     return {}
-
-
-def strides(model: keras.Model) -> dict[str, tuple[int, ...]]:
-    """The stride of each convolution by the name of its kernel. Padding that depends on the image size is refused."""
-    convolutions = [layer for layer in model.layers if isinstance(layer, keras.layers.Conv2D)]
-    for layer in convolutions:
-        if layer.padding == "same" and max(layer.strides) > 1 and max(layer.kernel_size) > 1:
-            raise WeightsError(f'{model.name}: {layer.name} pads as "same" with a stride, and so right and below only')
-    return {f"{layer.name}/kernel": tuple(layer.strides) for layer in convolutions}
-
-
-def find_stride_in(strides: Mapping[str, tuple[int, ...]], family: families.Family) -> str | None:
-    """`stride_in` of bottlenecks as in `ResNet50`; None for basic blocks."""
-    if family.tensor("conv2_1_3", "kernel") not in strides:
-        return None
-    first = family.tensor("conv3_1_1", "kernel")  # stage 3 has a stride in every network
-    return "3x3" if first and strides.get(first) == (1, 1) else "1x1"
-
-
-def is_residual(model: keras.Model) -> bool:
-    """Whether the model has additions. A plain network has the same variables as one with option A."""
-    return any(isinstance(layer, keras.layers.Add) for layer in model.layers)
-
-
-def identity_mappings(model: keras.Model) -> dict[str, str | None]:
-    """`activation_order` and `shortcut_variant`, as in `CifarResNet`, recognised by layers that only they have.
-
-    The variables do not suffice: some orders and variants have the same ones.
-    """
-    names = {layer.name for layer in model.layers}
-    last = "3" if "conv2_1_3" in names else "2"
-    order = next((order for mark, order in blocks.ORDER_MARKS.items() if mark.replace("N", last) in names), "original")
-    if "conv1_relu" not in names:
-        order = {"full_preactivation": blocks.BARE_STEM, "relu_before_addition": blocks.BARE_ENDS}.get(order, order)
-    variants = [variant for variant, mark in blocks.VARIANT_MARKS.items() if f"conv2_1{mark}" in names]
-    return {"activation_order": order, "shortcut_variant": variants[0] if variants else None}
-
-
-def is_dilated(model: keras.Model) -> bool:
-    """Whether the model has dilated convolutions."""
-    return any(max(layer.dilation_rate) > 1 for layer in model.layers if isinstance(layer, keras.layers.Conv2D))
-
-
-def _output_stride(strides, source):
-    """The ratio of the network's input size to that of its last feature map."""
-    layer = lambda name: max(strides.get(source.tensor(name, "kernel"), (1, 1)))
-    stages = [max(layer(f"conv{stage}_1_{part}") for part in (1, 2, 3)) for stage in range(2, source.stages + 2)]
-    return math.prod(stages) * (4 if layer("conv1") == 2 else 1)

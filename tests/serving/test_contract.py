@@ -34,7 +34,7 @@ from tensorflow_serving.apis import (
     prediction_service_pb2_grpc,
 )
 from test_exporting import CLASSES, pixels, png
-from test_folding import trained
+from test_graphs import trained
 
 import keras_resnet
 from keras_resnet import serving

@@ -23,14 +23,13 @@ from PIL import Image
 from tensorflow.core.example import example_pb2
 from tensorflow.core.protobuf import meta_graph_pb2
 from tensorflow_serving.apis import get_model_metadata_pb2, predict_pb2, prediction_log_pb2
-from test_folding import trained
+from test_graphs import trained
 
 import keras_resnet
 from keras_resnet import evaluation, serving
 from keras_resnet.data import imagenet, sources
 from keras_resnet.evaluation import views
-from keras_resnet.folding import fold
-from keras_resnet.graphs import recursion_limit
+from keras_resnet.graphs import fold, recursion_limit
 from keras_resnet.serving import exporting, formats, signatures
 
 CLASSES = tuple("abcdefghij")

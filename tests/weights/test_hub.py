@@ -9,7 +9,8 @@ from conftest import randomize, shared
 from PIL import Image
 
 import keras_resnet
-from keras_resnet import blocks, models
+from keras_resnet import models
+from keras_resnet.architecture import Architecture
 from keras_resnet.weights import WeightsError, load_weights
 
 keras_hub = pytest.importorskip("keras_hub", reason="keras_hub is not installed")
@@ -37,9 +38,7 @@ def network(name, **options):
 
 def narrow():
     """ResNet-10 with half of the filters."""
-    options = {"include_top": True, "weights": None, "input_shape": None, "classes": 2, "normalization": None}
-    graph = {"classifier_activation": "softmax", "shortcut": "B", "stem": "7x7"}
-    return models._build("resnet10", blocks.basic, (1, 1, 1, 1), 32, **options, **graph)
+    return models.build(Architecture("basic", (1, 1, 1, 1), width=32), classes=2)
 
 
 def differ(found, expected):
@@ -94,17 +93,17 @@ def test_a_backbone_and_the_way_back(tmp_path):
 @pytest.mark.parametrize(
     "build, message",
     [
-        (lambda: keras_resnet.CifarResNet(8), "CIFAR networks"),
-        (lambda: keras_resnet.ResNet18(stem="3x3"), "CIFAR networks and others for small images"),
-        (lambda: keras_resnet.from_weights(narrow()), "four stages of 64 filters"),
-        (lambda: keras_resnet.PlainNet18(), "it has no shortcuts$"),
-        (lambda: keras_resnet.ResNet18(shortcut="A"), "option A of shortcuts"),
-        (lambda: keras_resnet.ResNet18(shortcut="C"), "option C of shortcuts"),
-        (lambda: keras_resnet.ResNet50(), 'stride_in="1x1"'),
+        (lambda: keras_resnet.CifarResNet(8), "it has 3 stages, theirs 4"),
+        (lambda: keras_resnet.ResNet18(stem="3x3"), "stem='3x3', theirs '7x7'"),
+        (lambda: keras_resnet.from_weights(narrow()), r"width=\d+, theirs 64"),
+        (lambda: keras_resnet.PlainNet18(), "shortcut=None, theirs 'B'$"),
+        (lambda: keras_resnet.ResNet18(shortcut="A"), "shortcut='A', theirs 'B'"),
+        (lambda: keras_resnet.ResNet18(shortcut="C"), "shortcut='C', theirs 'B'"),
+        (lambda: keras_resnet.ResNet50(), "stride_in='1x1', theirs '3x3'"),
         (lambda: keras_resnet.ResNet18(output_stride=16), "output_stride=16"),
         (lambda: keras_resnet.ResNet18V2(), "pre-activation with basic blocks"),
-        (lambda: keras_resnet.CifarResNet(8, shortcut_variant="dropout"), 'shortcut_variant="dropout"'),
-        (lambda: keras_resnet.CifarResNet(8, activation_order="bn_after_addition"), '="bn_after_addition"'),
+        (lambda: keras_resnet.CifarResNet(8, shortcut_variant="dropout"), "shortcut_variant='dropout'"),
+        (lambda: keras_resnet.CifarResNet(8, activation_order="bn_after_addition"), "='bn_after_addition'"),
         (
             lambda: keras_resnet.ResNet18(input_shape=(32, 32, 3), normalization=(np.zeros((32, 32, 3)), 1.0)),
             "subtracts an image",

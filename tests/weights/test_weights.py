@@ -18,7 +18,7 @@ from conftest import ROOT, by_hand, images, randomize, shared
 from conftest import blocks as fenced
 
 import keras_resnet
-from keras_resnet import blocks, evaluation, models, normalization
+from keras_resnet import architecture, evaluation, models, normalization
 from keras_resnet.weights import load_weights, published, readers
 from keras_resnet.weights.readers import WeightsError
 
@@ -512,10 +512,14 @@ def test_keras_hub(name, block_type):
 @pytest.mark.parametrize(
     "block_type, options, message",
     [
-        ("bottleneck_block", {"use_pre_activation": True}, "stack0_block0_pre_activation_bn/gamma"),
-        ("bottleneck_block_vd", {"input_conv_filters": [32, 32, 64], "input_conv_kernel_sizes": [3] * 3}, "conv2_conv"),
-        ("basic_block_vd", {}, r"conv3_1_shortcut has the stride \(2, 2\), the weights were trained with \(1, 1\)"),
-        ("basic_block", {"stackwise_num_strides": [1, 2, 2, 1]}, r"conv5_1_1 has the stride \(2, 2\)"),
+        ("bottleneck_block", {"use_pre_activation": True}, "pools before the first batch normalisation"),
+        (
+            "bottleneck_block_vd",
+            {"input_conv_filters": [32, 32, 64], "input_conv_kernel_sizes": [3] * 3},
+            "conv1 has the stride 2",
+        ),
+        ("basic_block_vd", {}, "conv3_1_shortcut has the stride 1, in the papers it is 2"),
+        ("basic_block", {"stackwise_num_strides": [1, 2, 2, 1]}, "conv5_1_1 has the stride 1, in the papers it is 2"),
     ],
 )
 def test_other_networks_of_keras_hub_are_refused(block_type, options, message):
@@ -635,7 +639,7 @@ def test_every_misfit_is_listed(tmp_path):
         (lambda: keras_resnet.ResNet18(classes=10, normalization=(120, 60)), r"by \(mean 120.0, std 60.0\), the w"),
         (
             lambda: keras_resnet.PlainNet18(classes=10),
-            "the network has no shortcuts, the weights were trained with them",
+            "the network has shortcut=None, the weights were trained with 'B'",
         ),
     ],
 )
@@ -660,9 +664,9 @@ def test_plain_and_residual_are_not_confused(tmp_path, other):
     akamaster = state_dict(3, (16, 32, 64), 3, "linear", projections=False)
     safetensors.save_file(akamaster, tmp_path / "x.safetensors")
     plain, residual = keras_resnet.CifarPlainNet(20), keras_resnet.CifarResNet(20)
-    unchanged(plain, residual, "the network has no shortcuts, the weights were trained with them")
-    unchanged(plain, tmp_path / "x.safetensors", "the network has no shortcuts")
-    unchanged(residual, plain, "the network has shortcuts, the weights were trained without them")
+    unchanged(plain, residual, "the network has shortcut=None, the weights were trained with 'A'")
+    unchanged(plain, tmp_path / "x.safetensors", "the network has shortcut=None")
+    unchanged(residual, plain, "the network has shortcut='A', the weights were trained with None")
 
 
 class Malice:
@@ -735,6 +739,10 @@ def test_torchvision_reads_what_was_saved(tmp_path):
     assert set(tensors) == set(state_dict(2)) and close(model(x), forward(tensors, x, None))
     with pytest.raises(WeightsError, match="no network of this package"):
         keras_resnet.save_torchvision(keras.applications.ResNet50(weights=None), tmp_path / "m.safetensors")
+    folded = keras_resnet.fold(keras_resnet.CifarResNet(8))
+    with pytest.raises(WeightsError, match="conv1 of resnet8 has one, as keras_resnet.fold makes it; save the network"):
+        keras_resnet.save_torchvision(folded, tmp_path / "folded.safetensors")
+    assert not (tmp_path / "folded.safetensors").exists()
 
 
 def test_weights_h5_is_counted(tmp_path):
@@ -753,6 +761,69 @@ def test_weights_h5_is_counted(tmp_path):
     with h5py.File(tmp_path / "other.h5", "w") as file:
         file["measurements"] = np.zeros(3)
     unchanged(copy, tmp_path / "other.h5", "is no .weights.h5 of Keras")
+
+
+def test_weights_h5_asks_for_the_normalisation(tmp_path):
+    """It holds no first layer: with pixels as they are, such a network gives other answers than it was trained for."""
+    model = keras_resnet.CifarResNet(8, normalization="cifar10")
+    randomize(model)
+    model.save_weights(tmp_path / "m.weights.h5")
+    with pytest.raises(WeightsError, match=UNSAID):
+        keras_resnet.CifarResNet(8, weights=tmp_path / "m.weights.h5")
+    again = keras_resnet.CifarResNet(8, weights=tmp_path / "m.weights.h5", normalization="cifar10")
+    assert np.array_equal(again(pixels(2, 32)), model(pixels(2, 32)))
+
+
+def test_a_stem_of_one_channel(tmp_path):
+    tensors = state_dict(2)
+    tensors["conv1.weight"] = tensors["conv1.weight"].sum(1, keepdims=True)
+    safetensors.save_file(tensors, tmp_path / "grey.safetensors")
+    with pytest.raises(WeightsError, match=UNSAID):  # ImageNet's numbers are of three channels
+        keras_resnet.from_weights(tmp_path / "grey.safetensors")
+    model = keras_resnet.from_weights(tmp_path / "grey.safetensors", ([120], [60]))
+    x = np.repeat(pixels(1, 40)[..., :1], 3, -1)
+    assert close(models.logits(model)(x[..., :1]), forward(state_dict(2), (x - 120) / 60, None))
+
+
+@pytest.mark.parametrize("prefix", ["backbone.", "encoder_q."])
+def test_a_prefix_is_named(tmp_path, prefix):
+    tensors = {prefix + name: tensor for name, tensor in state_dict(2).items()} | {"queue": np.zeros(3, "float32")}
+    safetensors.save_file(tensors, tmp_path / "x.safetensors")
+    with pytest.raises(WeightsError, match=f"names of torchvision or timm behind the prefix '{prefix}'"):
+        keras_resnet.from_weights(tmp_path / "x.safetensors")
+
+
+def test_files_of_torchvisions_names_are_files_as_others(tmp_path):
+    model, other = keras_resnet.CifarResNet(8), tmp_path / "other"
+    other.touch()
+    keras_resnet.save_torchvision(model, tmp_path / "m.safetensors")
+    assert (tmp_path / "m.safetensors").stat().st_mode == other.stat().st_mode  # others may read it, as the umask says
+    with pytest.raises(WeightsError, match="ends in .safetensors; found '.*noext'"):
+        keras_resnet.save_torchvision(model, tmp_path / "noext")
+    with pytest.raises(WeightsError, match="could not be written"):
+        keras_resnet.save_torchvision(model, tmp_path / "none" / "m.safetensors")
+
+
+def test_half_a_file_is_damaged(tmp_path):
+    keras_resnet.CifarResNet(8).save(tmp_path / "m.keras")
+    whole = (tmp_path / "m.keras").read_bytes()
+    (tmp_path / "m.keras").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(WeightsError, match="m.keras cannot be read: it is damaged"):
+        readers.read(tmp_path / "m.keras")
+
+
+@pytest.mark.parametrize("size", [(64, 64), (None, None), (32, 32)])
+def test_a_mean_image_at_other_sizes(tmp_path, size):
+    """Where the input has another size than the mean image, its mean colour is subtracted."""
+    mean = pixels(1, 32)[0]
+    model = keras_resnet.CifarResNet(8, normalization=(mean, 2.0))
+    randomize(model)
+    model.save(tmp_path / "m.keras")
+    found = keras_resnet.CifarResNet(8, weights=tmp_path / "m.keras", input_shape=(*size, 3))
+    subtracted = mean if size == (32, 32) else mean.mean((0, 1))
+    bare = keras_resnet.CifarResNet(8, weights=model, input_shape=(*size, 3), normalization=None)
+    x = pixels(2, size[0] or 48)
+    assert close(found(x), bare((x - subtracted) / 2))
 
 
 @pytest.fixture
@@ -1002,8 +1073,8 @@ def test_identity_mappings_keep_their_own_names(tmp_path):
 @pytest.mark.parametrize(
     "order, variant",
     [
-        *((order, None) for order in (*blocks.ORDERS, *blocks.OTHER_ORDERS)),
-        *(("original", variant) for variant in blocks.SHORTCUT_VARIANTS),
+        *((order, None) for order in (*architecture.ORDERS, *architecture.OTHER_ORDERS)),
+        *(("original", variant) for variant in architecture.VARIANTS),
     ],
 )
 @pytest.mark.parametrize("block, depth", [("basic", 14), ("bottleneck", 20)])
@@ -1014,7 +1085,7 @@ def test_identity_mappings_are_not_confused(tmp_path, order, variant, block, dep
     x = pixels(2, 32) / 255
     assert np.array_equal(keras_resnet.from_weights(model)(x), model(x))
     original = keras_resnet.CifarResNet(depth, block=block)
-    if (order, variant) in (("original", None), ("original", "dropout")):
+    if (order, variant) == ("original", None):
         keras_resnet.load_weights(original, model)
         assert np.array_equal(original(x), model(x))
     else:
@@ -1069,7 +1140,7 @@ def test_from_weights_keeps_what_is_told(tmp_path, build):
 def test_from_weights_keeps_the_output_stride(name, options, output_stride):
     model = getattr(keras_resnet, name)(output_stride=output_stride, include_top=False, **options)
     source = readers.read(model)
-    assert source.output_stride == output_stride
+    assert source.architecture.output_stride == output_stride
     if name == "ResNet18":
         x = images(1, 64)
         assert np.allclose(keras_resnet.from_weights(source)(x), model(x), rtol=1e-4, atol=1e-4)

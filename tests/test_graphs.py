@@ -4,7 +4,8 @@ import pytest
 from keras import layers
 
 import keras_resnet
-from keras_resnet.folding import fold
+from keras_resnet import graphs
+from keras_resnet.graphs import fold, recursion_limit
 
 
 def trained(model, gain=1):
@@ -90,6 +91,39 @@ def test_bfloat16_is_inside_only():
     expected, found = model.predict(x, verbose=0), half.predict(x, verbose=0)
     assert 0 < abs(found - expected).max() < 0.05
     np.testing.assert_allclose(found.sum(1), 1, atol=1e-5)
+
+
+def test_input_and_output_are_exact():
+    """In bfloat16 200.5 is 200, 201.5 is 202, and probabilities have three digits."""
+    x = np.array([[200.5, 201.5, 199.25], [203.5, 100.25, 0.3]], "float32")
+    normalization = layers.Normalization(mean=[200, 200, 200], variance=[1, 1, 1])
+    for first, expected in ((layers.Rescaling(1.0, -200), x - 200), (normalization, x - 200)):
+        model = keras.Sequential([keras.Input((3,)), first])
+        np.testing.assert_array_equal(fold(model, "bfloat16")(x), expected.astype("float32"))
+    probabilities = np.exp(x - x.max(1, keepdims=True))
+    probabilities /= probabilities.sum(1, keepdims=True)
+    for last in (layers.Softmax(), layers.Activation("softmax")):
+        model = keras.Sequential([keras.Input((3,)), last])
+        np.testing.assert_allclose(fold(model, "bfloat16")(x), probabilities, rtol=1e-5, atol=1e-9)
+    rounded = fold(keras.Sequential([keras.Input((3,)), layers.Activation("relu")]), "bfloat16")(x)
+    assert rounded[0, 0] == 200
+
+
+def test_a_network_of_16_bits_becomes_one_of_32():
+    model = keras.Sequential([keras.Input((3,)), layers.Rescaling(1.0, -200, dtype="bfloat16")])
+    assert fold(model)(np.array([[200.5, 201.5, 199.25]], "float32")).numpy().tolist() == [[0.5, 1.5, -0.75]]
+
+
+def test_deep_networks_are_loaded_and_copied(tmp_path):
+    """A chain of more layers than Python lets functions call each other, 1000."""
+    with recursion_limit(20_000):
+        x = inputs = keras.Input((1,))
+        for i in range(1200):
+            x = layers.Activation("linear", name=f"layer{i}")(x)
+        model = keras.Model(inputs, x)
+        model.save(tmp_path / "m.keras")
+    for deep in (graphs.load_model(tmp_path / "m.keras"), graphs.copy(model)):
+        assert len(deep.layers) == 1201
 
 
 def normalized(x, axis=-1):

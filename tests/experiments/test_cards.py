@@ -167,7 +167,7 @@ def test_what_a_folder_holds(run, tmp_path, convert):
     assert there == set(os.listdir(tmp_path / "out")) - {"assets"}
     assert json.loads((tmp_path / "out" / "classes.json").read_text())[8] == "ship"
     assert "is not empty" in refused(run, f"{tmp_path}/out/")
-    assert "CIFAR networks" in refused(run, f"{tmp_path}/hub", "--keras-hub")
+    assert "theirs '7x7'" in refused(run, f"{tmp_path}/hub", "--keras-hub")
     shutil.copy(run / "model.keras", tmp_path / "alone.keras")
     assert "a card is written for a finished run" in refused(tmp_path / "alone.keras", f"{tmp_path}/card/")
     assert "so OUT does not end in" in refused(run, f"{tmp_path}/x.keras", "--keras-hub")

@@ -4,6 +4,7 @@ import argparse
 import importlib
 import re
 import sys
+import zipfile
 
 import numpy as np
 import pytest
@@ -88,7 +89,7 @@ def test_mistakes_are_noticed_before_data_are_read(tmp_path, ends, monkeypatch, 
 
     monkeypatch.setattr(sources, "load", load)
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "there.keras").touch()
+    zipfile.ZipFile(tmp_path / "there.keras", "w").close()
     (tmp_path / "unfinished").mkdir()
     assert re.search(message, ends(name, *arguments))
 

@@ -12,7 +12,6 @@ import os
 import pickle
 import re
 import typing
-import zipfile
 from collections.abc import Callable, Mapping
 
 import h5py
@@ -326,8 +325,6 @@ def _activation(layer):
 
 
 def _keras(path):
-    if os.fspath(path).endswith(".keras") and not zipfile.is_zipfile(path):
-        raise WeightsError(f"{path} cannot be read: it is damaged, no .keras file or not the whole of one")
     return _of_model(load_model(path), path)
 
 

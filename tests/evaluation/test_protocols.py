@@ -391,7 +391,7 @@ def main(monkeypatch, *arguments):
     [
         (
             ["nowhere.keras", "--data", "shapes"],
-            "nowhere.keras does not exist; a model is a .keras file, the folder of a run, or one of",
+            "nowhere.keras does not exist; a model is a .keras file, the folder",
         ),
         (["images", "--data", "shapes"], "images holds no model.keras; a run has one when it is finished"),
         (["images/val/day/0.jpg", "--data", "shapes"], "0.jpg is not a model that Keras can load"),

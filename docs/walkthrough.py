@@ -339,14 +339,19 @@ cells = SIZE // STRIDE
 tile_means = maps.reshape(10, ROWS, cells, COLUMNS, cells).mean(axis=(2, 4)).reshape(10, 10)
 found = tile_means.argmax(axis=1)
 
-# Position i of the map looks at an area about pixel STRIDE * i.
-left, top = -STRIDE / 2, -STRIDE / 2
-extent = (left, left + mosaic.shape[2], top + mosaic.shape[1], top)
+
+def draw_map(axis, evidence, stride):
+    """Draws a map over an image: its position i looks at an area about pixel stride * i."""
+    continued = np.pad(evidence, (0, 1), "edge")  # the last position is half a stride short of the edge
+    rows, columns = continued.shape
+    extent = (-stride / 2, (columns - 0.5) * stride, (rows - 0.5) * stride, -stride / 2)
+    axis.imshow(continued, cmap="inferno", alpha=0.6, extent=extent, interpolation="bilinear")
+
+
 figure, axes = plt.subplots(5, 2, figsize=(8, 8), layout="constrained")
 for label, axis in enumerate(axes.flat):
     axis.imshow(mosaic[0].mean(axis=-1), cmap="gray", vmin=0, vmax=255)
-    positive = np.maximum(maps[label], 0)
-    axis.imshow(positive, cmap="inferno", alpha=0.6, extent=extent, interpolation="bilinear")
+    draw_map(axis, np.maximum(maps[label], 0), STRIDE)
     row, column = divmod(label, COLUMNS)
     corner = (column * SIZE - 0.5, row * SIZE - 0.5)
     axis.add_patch(plt.Rectangle(corner, SIZE, SIZE, fill=False, ec="#39d353", lw=2))
@@ -373,8 +378,7 @@ figure, axes = plt.subplots(1, 2, figsize=(6, 3), layout="constrained")
 for axis in axes:
     axis.imshow(ship[0])
     axis.axis("off")
-# Position i of the 8x8 map looks at an area about pixel 4 i.
-axes[1].imshow(seen, cmap="inferno", alpha=0.6, extent=(-2, 30, 30, -2), interpolation="bilinear")
+draw_map(axes[1], seen, 4)
 axes[1].set(xlim=(-0.5, 31.5), ylim=(31.5, -0.5), title=f"{name}, {score:.0%}")
 plt.show()
 

@@ -2,7 +2,6 @@
 
 import contextlib
 import errno
-import fcntl
 import os
 import platform
 import tempfile
@@ -11,6 +10,8 @@ import zipfile
 from collections.abc import Callable, Iterator
 
 import numpy as np
+
+from keras_resnet import packages
 
 Path: typing.TypeAlias = str | os.PathLike
 
@@ -149,21 +150,30 @@ def locked(path: Path) -> Iterator[None]:
     """Keeps the file `path` locked, so that only one process at a time trains a run. A leftover file means nothing.
 
     The lock is the operating system's, which releases it when the process ends, however it ends. It works on local
-    disks and between machines that share a file system, NFS included. If the file system has no locks, a line says so.
+    disks and between machines that share a file system, NFS included. The file beside it, with ".owner" at the end,
+    says which process it is. If the file system has no locks, or the package filelock is missing, a line says so.
 
     Raises:
         RunError: another process has locked it, or it cannot be written.
     """
+    if packages.lacks("filelock", "lock of the run, so that no other process may train it at the same time,"):
+        yield
+        return
+    import filelock  # here, because the networks do without it
+
+    owner = f"{os.fspath(path)}.owner"
     with contextlib.ExitStack() as stack:
         try:
-            file = stack.enter_context(open(path, "a+"))
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            file.truncate(0)
-            print(f"PID {os.getpid()} on {platform.node()}", end="", file=file, flush=True)
-        except BlockingIOError as error:
-            file.seek(0)
+            stack.enter_context(filelock.FileLock(path, blocking=False, fallback_to_soft=False))
+            with open(owner, "w") as file:
+                file.write(f"PID {os.getpid()} on {platform.node()}")
+        except filelock.Timeout as error:
+            found = ""
+            if os.path.exists(owner):  # not yet, if it has just begun
+                with open(owner) as file:
+                    found = f"{file.read()}, "
             raise RunError(
-                f"another process trains this run, {file.read()}, in {os.path.dirname(path)}. Wait for it, stop it, or "
+                f"another process trains this run, {found}in {os.path.dirname(path)}. Wait for it, stop it, or "
                 "choose another folder (--output, --name)."
             ) from error
         except OSError as error:

@@ -131,7 +131,9 @@ def described(normalization: Normalization) -> str:
     """A normalization for messages."""
     if isinstance(normalization, str):
         return repr(normalization)
-    shown = [str(value.tolist()) if value.ndim < 2 else "an image" for value in mean_and_std(normalization)]
+    shown = [
+        str(np.round(value, 4).tolist()) if value.ndim < 2 else "an image" for value in mean_and_std(normalization)
+    ]
     return f"(mean {shown[0]}, std {shown[1]})"
 
 

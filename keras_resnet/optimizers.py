@@ -110,6 +110,7 @@ class _DividedRate(keras.callbacks.Callback):
         self.end = math.inf if steps is None else steps
         self.current_rate = None
         self.warmed_by = None  # the error that ended the warm-up in this epoch
+        self.warned = False  # that something else sets the rate, too
 
     def first_state(self) -> dict:
         """The `state` before training."""
@@ -167,6 +168,8 @@ class _DividedRate(keras.callbacks.Callback):
     def on_train_batch_begin(self, batch, logs=None):
         self.first_batch = batch
         self.state["trained"] = True
+        if batch == 0:
+            self._warn_of_others()
         self._set_rate()
 
     def on_train_batch_end(self, batch, logs=None):
@@ -213,6 +216,7 @@ class _DividedRate(keras.callbacks.Callback):
 
     def _set_rate(self):
         if self.current_rate != self.rate(self.step):
+            self._warn_of_others()
             self.current_rate = self.rate(self.step)
             try:
                 self.optimizer.learning_rate = self.current_rate
@@ -221,6 +225,21 @@ class _DividedRate(keras.callbacks.Callback):
                     f"{type(self).__name__} sets the learning rate, and this optimizer has a schedule of its own; "
                     "compile with a number, or leave out the callback"
                 ) from error
+
+    def _warn_of_others(self):
+        """Warns, once, if the optimizer's rate is not the one that was last set in this `fit`."""
+        if self.current_rate is None or self.warned:
+            return
+        getattr(self.model, "jax_state_sync", lambda: None)()
+        found = float(ops.convert_to_numpy(self.optimizer.learning_rate))
+        if not math.isclose(found, self.current_rate, rel_tol=1e-3):
+            self.warned = True
+            warnings.warn(
+                f"{type(self).__name__} has set the learning rate to {self.current_rate:g}, and now it is {found:g}: "
+                "something else sets it, too, such as LearningRateScheduler, ReduceLROnPlateau or another schedule, so "
+                "that each overwrites what the other has set; leave one of them out",
+                stacklevel=2,
+            )
 
     def _say(self, text):
         if verbose := (self.params or {}).get("verbose", 1):
@@ -242,7 +261,8 @@ class StepSchedule(_DividedRate):
     optimizer's learning rate tells whether the warm-up is over. A model with another optimizer starts with a new state.
 
     The rate cannot change within one execution of `steps_per_execution` steps: a boundary inside takes effect at the
-    end of the execution, with a warning.
+    end of the execution, with a warning. If something else sets the optimizer's rate during `fit`, too, there is a
+    warning as well, once.
 
     Args:
         learning_rate: the first rate.

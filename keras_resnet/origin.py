@@ -7,7 +7,7 @@ import shlex
 import subprocess
 from collections.abc import Mapping
 
-import keras
+__version__ = "0.1.0"
 
 # Settings that do not change the result, such as paths.
 WITHOUT_EFFECT = ("data_dir", "output", "name", "checkpoint_every", "strategy", "jit", "data_changed")
@@ -27,6 +27,8 @@ def commit() -> str | None:
 
 def circumstances(devices: list[str]) -> dict[str, object]:
     """With what something is made: this code's commit, the versions of Python, Keras and its backend, the devices."""
+    import keras  # here, because the flags of settings, which need this module, are read before Keras is imported
+
     backend = keras.backend.backend()
     return {
         "commit": commit(),

@@ -14,13 +14,12 @@ import typing
 import zipfile
 from collections.abc import Mapping
 
-import keras
-
-from keras_resnet import graphs
 from keras_resnet.data import sources
 from keras_resnet.files import Path, RunError, first_line
 
 if typing.TYPE_CHECKING:
+    import keras
+
     from keras_resnet.data import folders
 
 SETTINGS, RESULT, CLASSES, DATA = "args.json", "result.json", "classes.json", "data.json"
@@ -224,8 +223,10 @@ class Run:
             raise RunError(f"{file} is damaged: it is no whole .keras file. Restore it from a copy, or make it anew.")
         return file
 
-    def load_model(self) -> keras.Model:
+    def load_model(self) -> "keras.Model":
         """Loads the network, not compiled. RunError if it cannot be loaded."""
+        from keras_resnet import graphs  # here, so that programs can read their flags before Keras is imported
+
         file = self.file
         try:
             return graphs.load_model(file)
@@ -276,7 +277,7 @@ def list_weights() -> list[Weights]:
     ]
 
 
-def load_model(path: Path) -> keras.Model:
+def load_model(path: Path) -> "keras.Model":
     """Loads a classifier, not compiled; `path` and errors as in `Run`."""
     return Run(path).load_model()
 

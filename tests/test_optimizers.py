@@ -1,6 +1,7 @@
 import math
 import subprocess
 import sys
+import warnings
 
 import keras
 import numpy as np
@@ -485,6 +486,55 @@ def test_plateau_in_fit(capsys, verbose):
     model.fit(x, y, batch_size=16, epochs=5, **options)
     assert schedule.state["drops"] == 2 and len(recorder.rates) == 12
     assert ("for 1 epochs, learning rate -> 1e-10" in capsys.readouterr().out) == bool(verbose)
+
+
+class Sets(keras.callbacks.Callback):
+    """Sets the learning rate when a batch of this number begins."""
+
+    def __init__(self, rate, batch):
+        super().__init__()
+        self.rate = rate
+        self.batch = batch
+
+    def on_train_batch_begin(self, batch, logs=None):
+        if batch == self.batch:
+            self.model.optimizer.learning_rate = self.rate
+
+
+@pytest.mark.parametrize("place", ["before", "behind"])
+@pytest.mark.parametrize(
+    "other, at",
+    [
+        (lambda: keras.callbacks.LearningRateScheduler(lambda epoch: 0.05), "0.05"),
+        (lambda: keras.callbacks.ReduceLROnPlateau("loss", 0.5, patience=1, min_delta=1e9, min_lr=1e-9), "0.05"),
+        (lambda: PlateauSchedule(0.02), "0.02"),
+        (lambda: Sets(0.03, batch=50), "0.03"),
+    ],
+)
+def test_something_else_that_sets_the_rate_is_told_once(place, other, at):
+    """Before the next epoch, or at the next boundary."""
+    validation = {"validation_data": toy_data()} if at == "0.02" else {}
+    model = toy(SGD(0.5))
+    with pytest.warns(UserWarning, match="learning rate to .*leave one of them out") as found:
+        fit(StepSchedule(0.1, (200,)), lambda step: 0.5, 4, model, **{place: [other()]}, **validation)
+    told = [str(warning.message) for warning in found if "has set the learning rate" in str(warning.message)]
+    first, second = ("0.02", "0.1") if (place, at) == ("before", "0.02") else ("0.1", at)  # of two, the first one tells
+    assert len(told) == 1 and f"to {first}, and now it is {second}:" in told[0]
+
+
+def test_a_rate_that_was_set_between_fits_is_no_conflict(tmp_path):
+    """Nor is one that was restored, nor a division, a warm-up, or a wrapped optimizer."""
+    model = toy(keras.optimizers.LossScaleOptimizer(SGD(0.5), initial_scale=1.0))
+    schedule = StepSchedule(0.1, (80, 100, 140), warmup_rate=0.01, steps=300)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        for rate in (0.3, 0.7):
+            model.optimizer.learning_rate = rate
+            behind = [keras.callbacks.BackupAndRestore(tmp_path, delete_checkpoint=False)]
+            fit(schedule, lambda step: 0.5, 2, model, behind=behind)
+        plateau = PlateauSchedule(0.1, patience=1)
+        fit(plateau, lambda step: 0.5, 4, model=toy(SGD(0.5)), validation_data=toy_data())
+    assert made(model) >= 128
 
 
 def test_two_schedules_of_one_rate_are_refused():

@@ -1,16 +1,20 @@
-"""Chooses the first installed Keras backend, for programs that run on any of them."""
+"""Chooses the first installed Keras backend, for programs that run on any of them, and imports the library."""
 
-import importlib.util
 import os
 import sys
 
-import interrupted  # noqa: F401
+import arguments
 
-installed = [name for name in ("tensorflow", "jax", "torch") if importlib.util.find_spec(name)]
-if not (installed and importlib.util.find_spec("keras")):
+from keras_resnet import packages
+
+BACKENDS = ("tensorflow", "jax", "torch")
+installed = [name for name in BACKENDS if not packages.missing(name)]
+if not installed or packages.missing("keras"):
     sys.exit(
-        f"{os.path.basename(sys.argv[0])} needs Keras and one of its backends TensorFlow, JAX and PyTorch: "
-        'pip install ".[train]"; or pip install . and jax or torch'
+        f"{arguments.program} needs Keras and one of its backends TensorFlow, JAX and PyTorch: "
+        "pip install keras, and tensorflow, jax or torch"
     )
 if os.environ.setdefault("KERAS_BACKEND", installed[0]) == "tensorflow":
     import quiet  # noqa: F401
+else:
+    arguments.load_library()

@@ -1,8 +1,41 @@
-"""The common part of the programs' command lines."""
+"""The common part of the programs' command lines, which are read before Keras and TensorFlow are imported.
+
+That takes seconds, which nobody should wait for --help, --version or a wrong flag. So a program's flags come from
+modules of keras_resnet that need neither, and it calls `parse` before it imports the rest. `import keras_resnet` itself
+imports Keras; so here the package is found, and `load_library` runs its `__init__` later.
+"""
 
 import argparse
+import importlib.util
+import os
+import sys
 
-import keras_resnet
+import interrupted  # noqa: F401
+
+program = os.path.basename(sys.argv[0])
+_spec = importlib.util.find_spec("keras_resnet")
+if _spec is None:
+    sys.exit(f"{program} needs keras_resnet: pip install . in the folder of the project")
+_waiting = "keras_resnet" not in sys.modules  # not in tests, which call several programs in one process
+if _waiting:
+    sys.modules["keras_resnet"] = importlib.util.module_from_spec(_spec)
+
+
+def load_library():
+    """Imports Keras and keras_resnet. Keras' values are its own, whatever keras.json and the environment say."""
+    global _waiting
+    if not _waiting:
+        return
+    _waiting = False
+    os.environ["KERAS_NNX_ENABLED"] = "false"
+    try:
+        import keras  # noqa: F401
+    except ValueError as error:
+        sys.exit(f"{program}: Keras does not accept keras.json in ~/.keras or $KERAS_HOME, or KERAS_...: {error}")
+    _spec.loader.exec_module(sys.modules["keras_resnet"])
+    from keras_resnet import defaults
+
+    defaults.set_values(defaults.DEFAULTS)
 
 
 def parser(description, **options):
@@ -10,5 +43,12 @@ def parser(description, **options):
     found = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter, **options
     )
-    found.add_argument("--version", action="version", version=f"%(prog)s of keras_resnet {keras_resnet.__version__}")
+    found.add_argument("--version", action="version", version=version(found))
     return found
+
+
+def version(parser):
+    """What --version prints."""
+    from keras_resnet.origin import __version__
+
+    return f"{parser.prog} of keras_resnet {__version__}"

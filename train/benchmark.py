@@ -14,32 +14,18 @@ python train/benchmark.py load     images/s and latencies of a server of ResNet-
 """
 
 import argparse
+import importlib
+import os
+import sys
 
-import quiet  # noqa: F401, first, before anything that imports TensorFlow
-
-# isort: split
 import arguments
-from benchmarks.checkpoint import checkpoint
-from benchmarks.common import IMAGENET_DEPTHS
-from benchmarks.input import inputs
-from benchmarks.load import load
-from benchmarks.scaling import scaling
-from benchmarks.serve import serve
-from benchmarks.start import start
-from benchmarks.step import step
 
+from keras_resnet import packages
 from keras_resnet.architecture import cifar
+from keras_resnet.choices import IMAGENET_DEPTHS
 from keras_resnet.training.settings import PRECISIONS
 
-BENCHMARKS = {
-    "step": step,
-    "scaling": scaling,
-    "input": inputs,
-    "start": start,
-    "checkpoint": checkpoint,
-    "serve": serve,
-    "load": load,
-}
+BENCHMARKS = ("step", "scaling", "input", "start", "checkpoint", "serve", "load")  # modules in benchmarks/
 
 
 def positive(text):
@@ -72,9 +58,23 @@ def parse(words=None):
     return options
 
 
+if __name__ == "__main__":
+    parse()  # now: what follows takes seconds to import
+
+import quiet  # noqa: F401, before anything that imports TensorFlow
+
+
 def main():
     options = parse()
-    BENCHMARKS[options.what](options)
+    try:
+        if options.what == "scaling" and not hasattr(os, "sched_setaffinity"):
+            sys.exit("benchmark.py: scaling gives each process a core of its own, which only Linux can")
+        measure = importlib.import_module(f"benchmarks.{options.what}").measure
+    except ModuleNotFoundError as error:
+        if error.name == "resource":
+            sys.exit(f"benchmark.py: {options.what} measures memory as Linux and macOS count it")
+        sys.exit(f"benchmark.py: {options.what} needs the package {packages.install(error.name.split('.')[0])}")
+    measure(options)
 
 
 if __name__ == "__main__":

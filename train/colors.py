@@ -11,12 +11,10 @@ for several runs with the same numbers, or for more images.
 
 import sys
 
-import quiet  # noqa: F401, first, before anything that imports TensorFlow
-
-# isort: split
 import arguments
 
-from keras_resnet.data import imagenet, records
+from keras_resnet.choices import COLOR_SAMPLE
+from keras_resnet.data.sources import IMAGE_SIZE
 from keras_resnet.files import ResNetError, write_whole
 
 
@@ -26,11 +24,20 @@ def parse(words=None):
     add("dataset", help="a folder of photographs, or a data set of TensorFlow Datasets")
     add("file", metavar="FILE.npz", help="the output file")
     add("--data-dir", metavar="DIR", help="copies of data sets, as for fit.py (default: download)")
-    add("--image-size", type=int, default=imagenet.IMAGE_SIZE, help="size of the crops (default %(default)s)")
-    add("--images", type=int, default=imagenet.COLOR_SAMPLE, help="at most this many at random (default %(default)s)")
+    add("--image-size", type=int, default=IMAGE_SIZE, help="size of the crops (default %(default)s)")
+    add("--images", type=int, default=COLOR_SAMPLE, help="at most this many at random (default %(default)s)")
     add("--seed", type=int, default=0, help="of the random sample (default 0)")
     add("--skip-damaged", action="store_true", help="leave out files that cannot be read, and count them")
     return parser.parse_args(words)
+
+
+if __name__ == "__main__":
+    parse()  # now: what follows takes seconds to import
+
+import quiet  # noqa: F401, first, before anything that imports TensorFlow
+
+# isort: split
+from keras_resnet.data import imagenet, records
 
 
 def main():
@@ -45,7 +52,12 @@ def main():
         skipped = set() if options.skip_damaged else None
         with imagenet.errors_named():
             found = imagenet.statistics(
-                data.train, image_size=options.image_size, images=options.images, seed=options.seed, skipped=skipped
+                data.train,
+                image_size=options.image_size,
+                images=options.images,
+                seed=options.seed,
+                skipped=skipped,
+                verbose=int(sys.stdout.isatty()),
             )
         write_whole(options.file, found.save)
     except ResNetError as error:

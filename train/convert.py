@@ -25,23 +25,32 @@ import os
 import pathlib
 import sys
 
-import any_backend  # noqa: F401, first, before Keras
-
-# isort: split
 import arguments
-import keras
 
-import keras_resnet
-from keras_resnet import analysis, normalization
-from keras_resnet.experiments import cards
+from keras_resnet import runs
+from keras_resnet.choices import NORMALIZATIONS, WEIGHTS
 from keras_resnet.files import ResNetError, WeightsError, whole, whole_folder
-from keras_resnet.runs import CLASSES, MODEL, Run
-from keras_resnet.weights import readers
+
+
+def table():
+    """The networks in the package."""
+    rows = [("name", "test error", "parameters", "size")]
+    for name, error, parameters, size in runs.list_weights():
+        rows.append((name, f"{error:.2%}", f"{parameters:,}", f"{size / 1e6:.1f} MB"))
+    return "\n".join(f"{name:<20}{error:>12}{parameters:>12}{size:>10}" for name, error, parameters, size in rows)
+
+
+class List(argparse.Action):
+    """--list prints the networks in the package, and ends the program."""
+
+    def __call__(self, parser, namespace, values, flag=None):
+        print(table())
+        parser.exit()
 
 
 def parse(words=None):
     parser = arguments.parser(__doc__)
-    weights = f"{', '.join(readers.READERS)}, the folder of a run, or a name of --list"
+    weights = f"weights: {', '.join(WEIGHTS)}, the folder of a run, or a name of --list"
     parser.add_argument("source", metavar="SOURCE", help=weights)
     parser.add_argument("out", metavar="OUT", help=".keras, .safetensors with torchvision's names, or FOLDER/")
     listed = "print the networks in the package: name, test error, parameters, size"
@@ -52,10 +61,25 @@ def parse(words=None):
         "--normalization",
         default="auto",
         metavar="N",
-        help=f"{', '.join(normalization.NAMED)}, none (the input is normalised outside), or mean and std of pixels in "
+        help=f"{', '.join(NORMALIZATIONS)}, none (the input is normalised outside), or mean and std of pixels in "
         "[0, 255], such as 125,123,114/63,62,67 (default: that of the source)",
     )
     return parser.parse_args(words)
+
+
+if __name__ == "__main__":
+    parse()  # now: what follows takes seconds to import
+
+import any_backend  # noqa: F401, first, before Keras
+
+# isort: split
+import keras
+
+import keras_resnet
+from keras_resnet import analysis, normalization
+from keras_resnet.experiments import cards
+from keras_resnet.runs import CLASSES, MODEL, Run
+from keras_resnet.weights import readers
 
 
 def check(options):
@@ -101,22 +125,6 @@ def write_folder(options, model):
             keras.saving.save_model(model, folder, zipped=False)  # what load_model("hf://...") looks for
 
 
-def table():
-    """The networks in the package."""
-    rows = [("name", "test error", "parameters", "size")]
-    for name, error, parameters, size in keras_resnet.list_weights():
-        rows.append((name, f"{error:.2%}", f"{parameters:,}", f"{size / 1e6:.1f} MB"))
-    return "\n".join(f"{name:<20}{error:>12}{parameters:>12}{size:>10}" for name, error, parameters, size in rows)
-
-
-class List(argparse.Action):
-    """--list prints the networks in the package, and ends the program."""
-
-    def __call__(self, parser, namespace, values, flag=None):
-        print(table())
-        parser.exit()
-
-
 def main():
     options = parse()
     try:
@@ -133,7 +141,11 @@ def main():
         sys.exit(f"convert.py: {error}")
     print(f"{source}\nis now {options.out}: {model.name}, {analysis.count_parameters(model):,} parameters")
     first = normalization.of(model)
-    print(f"first layer: {normalization.described(first) if first else 'none, its input is to be normalised outside'}")
+    if options.keras_hub and (colors := normalization.for_size(first, (None, None))) is not first:
+        print(f"its mean image became its mean colour, {normalization.described(colors)}: answers differ a little")
+    else:
+        described = normalization.described(first) if first else "none, its input is to be normalised outside"
+        print(f"first layer: {described}")
     if stride_in := source.architecture.stride_in:
         print(f"stride of bottlenecks: in the {stride_in}; torchvision's is in the 3x3")
 

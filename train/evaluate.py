@@ -19,25 +19,23 @@ the validation images; for undivided data these are the images that a run set as
     multi-scale   whole images and their mirror images, shorter side 224, 256, 384, 480 and 640 (P1 3.4)
 
 The probabilities are averaged over views and models. Every image counts once. With --output DIR the confusion matrix
-and the most confident mistakes are drawn: DIR/confusion.png, DIR/mistakes.png.
+and the most confident mistakes are drawn: DIR/confusion.png, DIR/mistakes.png. Classes with WordNet IDs are named in
+words there if keras.applications has downloaded ImageNet's names, as decode_predictions does once.
 """
 
 import json
 import os
 import sys
 
-import quiet  # noqa: F401, first, before anything that imports TensorFlow
-
-# isort: split
 import arguments
-import keras
 
-from keras_resnet import evaluation
-from keras_resnet.data import imagenet, sources
-from keras_resnet.evaluation import EvaluationError, pictures, views
+from keras_resnet import packages
+from keras_resnet.choices import PARTS, PROTOCOLS
+from keras_resnet.data import sources
 from keras_resnet.files import ResNetError, write_whole
 
 MISTAKES = 24
+WATCHED = sys.stdout.isatty()  # a progress bar is for a terminal
 
 
 def parse(words=None):
@@ -47,16 +45,30 @@ def parse(words=None):
     add("models", nargs="+", metavar="MODEL", help=model)
     add("--data", help="cifar10, cifar100, shapes; photographs: a folder, imagenet2012 etc. (default: the run's)")
     add("--data-dir", metavar="DIR", help="copies of data sets, as for fit.py (default: download)")
-    add("--part", choices=evaluation.PARTS, help="of the data (default: the first that exists)")
+    add("--part", choices=PARTS, help="of the data (default: the first that exists)")
     add("--skip-damaged", action="store_true", help="leave out photographs that cannot be decoded, and count them")
-    add("--protocol", choices=views.PROTOCOLS, help="(default: center for photographs, single for others)")
+    add("--protocol", choices=PROTOCOLS, help="(default: center for photographs, single for others)")
     add("--crop", type=int, help=f"size of crops; scales in proportion (default: the run's, or {sources.IMAGE_SIZE})")
     add("--batch-size", type=int, default=32, help="views in a forward pass (default 32)")
     add("--preprocess", metavar="NAME", help="preprocess_input of this module of keras.applications (default: none)")
     add("--json", metavar="FILE", help="write the result to this file (default: only print it)")
     add("--output", metavar="DIR", help="draw confusion matrix and mistakes there (default: do not draw)")
-    add("--verbose", type=int, default=1, choices=(0, 1), help="0 only the result, 1 with a progress bar (default 1)")
+    bar = "0 only the result, 1 with a progress bar (default 1 at a terminal, otherwise 0)"
+    add("--verbose", type=int, default=int(WATCHED), choices=(0, 1), help=bar)
     return parser.parse_args(words)
+
+
+if __name__ == "__main__":
+    parse()  # now: what follows takes seconds to import
+
+import quiet  # noqa: F401, first, before anything that imports TensorFlow
+
+# isort: split
+import keras
+
+from keras_resnet import evaluation
+from keras_resnet.data import imagenet
+from keras_resnet.evaluation import EvaluationError, views
 
 
 def check(options):
@@ -89,6 +101,8 @@ def check(options):
     ]
     if options.preprocess not in (None, *modules):
         raise EvaluationError(f"--preprocess is one of {', '.join(modules)}; found {options.preprocess!r}")
+    if options.output and (lacking := packages.needed("matplotlib")):
+        raise EvaluationError(f"--output {lacking}")
     if options.json and not os.path.isdir(os.path.dirname(options.json) or "."):
         raise EvaluationError(
             f"--json {options.json} cannot be written: there is no folder {os.path.dirname(options.json)}"
@@ -108,12 +122,15 @@ def table(result, part, skipped, options):
 
 def draw(result, examples, options):
     """Draws the pictures; returns their names."""
+    from keras_resnet.evaluation import pictures  # here, because it needs matplotlib
+
     (first, *others), data = options.models, os.path.basename(os.path.abspath(options.data))
     name = f"{len(others) + 1} models on {data}" if others else f"{os.path.basename(os.path.abspath(first))} on {data}"
     title = f"{name}, {result.protocol['name']}, top-1 error {result.error(1):.2%}"
+    classes = pictures.in_words(result.classes)
     write_whole(
         f"{options.output}/confusion.png",
-        lambda file: pictures.draw_confusion(result.confusion(), result.classes, title, file),
+        lambda file: pictures.draw_confusion(result.confusion(), classes, title, file),
     )
     worst = result.worst_mistakes(MISTAKES)
     if not len(worst):
@@ -121,7 +138,7 @@ def draw(result, examples, options):
     images, predictions = views.pick(examples, worst), result.predictions[worst]
     sureness = result.probabilities[worst, predictions]
     title = f"{name}, {result.protocol['name']}: the most confident mistakes\nblue: true class; red: predicted class"
-    shown = images, result.labels[worst], predictions, sureness, result.classes, title
+    shown = images, result.labels[worst], predictions, sureness, classes, title
     write_whole(f"{options.output}/mistakes.png", lambda file: pictures.draw_mistakes(*shown, file))
     return "confusion.png, mistakes.png"
 

@@ -15,19 +15,11 @@ import json
 import os
 import sys
 
-import quiet  # noqa: F401, first, before anything that imports TensorFlow
-
-# isort: split
 import arguments
-import interrupted
-import numpy as np
-import tensorflow as tf
 
-import keras_resnet
-from keras_resnet import evaluation, serving
-from keras_resnet.data import folders, imagenet, sources
+from keras_resnet.choices import DTYPES, FORMATS, MAX_PIXELS, TOP_K
+from keras_resnet.data import sources
 from keras_resnet.files import ResNetError, is_name
-from keras_resnet.serving.signatures import MAX_PIXELS
 
 
 class Version(argparse.Action):
@@ -35,7 +27,7 @@ class Version(argparse.Action):
 
     def __call__(self, parser, namespace, number, flag=None):
         if number is None:
-            print(f"{parser.prog} of keras_resnet {keras_resnet.__version__}")
+            print(arguments.version(parser))
             parser.exit()
         namespace.version = number
 
@@ -48,17 +40,31 @@ def parse(words=None):
     add("--name", help="of the model (default that of the run or file, and -FORMAT unless it is a SavedModel)")
     help_of_version = "version of the export, 1 to 2^63 - 1 (default the next one); without N print the program's"
     add("--version", type=int, nargs="?", action=Version, metavar="N", help=help_of_version)
-    add("--format", default="saved_model", choices=serving.FORMATS, help="default saved_model")
+    add("--format", default="saved_model", choices=FORMATS, help="default saved_model")
     add("--no-fold", action="store_true", help="keep batch normalisation as layers")
-    add("--dtype", default="float32", choices=serving.DTYPES, help="of weights and arithmetic (default float32)")
+    add("--dtype", default="float32", choices=DTYPES, help="of weights and arithmetic (default float32)")
     add("--calibrate", metavar="DATA", help="int8: a folder of photographs, or cifar10, cifar100, shapes: 300 images")
     add("--data-dir", metavar="DIR", help="for --calibrate cifar10: a copy, as for fit.py (default: download)")
     add("--classes", metavar="FILE", help="a JSON list of names (default classes.json beside the model)")
-    add("--top-k", type=int, default=serving.TOP_K, help=f"classes in an answer (default {serving.TOP_K})")
+    add("--top-k", type=int, default=TOP_K, help=f"classes in an answer (default {TOP_K})")
     add("--max-pixels", type=int, default=MAX_PIXELS, help=f"of a file that is sent (default {MAX_PIXELS:,})")
     add("--crop", type=int, help="size of the crops made of files (default the network's, or the run's)")
     add("--keep", type=int, metavar="N", help="remove all but the newest N versions (default: none)")
     return parser.parse_args(words)
+
+
+if __name__ == "__main__":
+    parse()  # now: what follows takes seconds to import
+
+import quiet  # noqa: F401, first, before anything that imports TensorFlow
+
+# isort: split
+import interrupted
+import numpy as np
+import tensorflow as tf
+
+from keras_resnet import evaluation, serving
+from keras_resnet.data import folders, imagenet
 
 
 def model_name(options):

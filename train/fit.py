@@ -1,6 +1,6 @@
 """Trains a network of the paper: on CIFAR-10, CIFAR-100, a built-in data set or photographs.
 
-    python train/fit.py --dataset shapes --steps 300     one minute on a laptop, no data needed
+    python train/fit.py --dataset shapes --steps 300     a minute or two, no data needed
     python train/fit.py                                  ResNet-20 on CIFAR-10, as in the paper
     python train/fit.py --depth 110                      the same with 110 layers and their warm-up
     python train/fit.py --depth 56 --plain               without shortcuts
@@ -21,16 +21,9 @@ given again. The test set is used once, at the end; with photographs only the va
 
 import os
 
-import quiet  # noqa: F401, first, before anything that imports TensorFlow
-
-# isort: split
 import arguments
 
-from keras_resnet import serving
-from keras_resnet.training import distribution
 from keras_resnet.training.command_line import add_settings, errors_told
-from keras_resnet.training.folder import summary
-from keras_resnet.training.run import train
 from keras_resnet.training.settings import Settings
 
 
@@ -41,6 +34,18 @@ def parse(words=None):
     traced = "number of batches to trace, after the first ten, for TensorBoard (pip install xprof)"
     run.add_argument("--profile", type=int, default=0, metavar="STEPS", help=traced)
     return parser.parse_args(words)
+
+
+if __name__ == "__main__":
+    parse()  # now: what follows takes seconds to import
+
+import quiet  # noqa: F401, first, before anything that imports TensorFlow
+
+# isort: split
+from keras_resnet import serving
+from keras_resnet.training import distribution
+from keras_resnet.training.folder import summary
+from keras_resnet.training.run import train
 
 
 def main():

@@ -3,10 +3,14 @@
 Both signals raise an exception, so that incomplete files are removed.
 """
 
+import _thread
+import functools
 import os
 import signal
 import sys
 import threading
+
+ADVICE = "a smaller --batch-size, or --accumulate, needs less; other programs may have taken the rest"
 
 
 class Terminated(BaseException):
@@ -31,12 +35,16 @@ def insist():
 def unraisable(ignored):
     """Raises the exception again, a little later, if Python ignored it, as in callbacks of the garbage collector."""
     if issubclass(ignored.exc_type, (KeyboardInterrupt, Terminated)):
-        threading.Timer(0.01, signal.pthread_kill, (threading.main_thread().ident, received)).start()
+        again = functools.partial(signal.pthread_kill, threading.main_thread().ident)
+        threading.Timer(0.01, again if hasattr(signal, "pthread_kill") else _thread.interrupt_main, (received,)).start()
     else:
         sys.__unraisablehook__(ignored)
 
 
 def explain(kind, error, traceback):
+    if issubclass(kind, MemoryError) or kind.__name__ == "ResourceExhaustedError":  # TensorFlow's, not imported here
+        print(f"{os.path.basename(sys.argv[0])}: out of memory; {ADVICE}", file=sys.stderr)
+        return
     if not (received or issubclass(kind, KeyboardInterrupt)):
         sys.__excepthook__(kind, error, traceback)
         return

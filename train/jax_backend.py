@@ -1,13 +1,24 @@
-"""Chooses JAX as Keras' backend, or ends the program with a message that says what is missing."""
+"""Chooses JAX as Keras' backend and imports the library; without JAX the program ends with a message."""
 
-import importlib.util
 import os
 import sys
 
-import interrupted  # noqa: F401
+import arguments
 
-for package in ("keras", "jax", "matplotlib"):
-    if not importlib.util.find_spec(package):
-        program = os.path.basename(sys.argv[0])
-        sys.exit(f'{program} needs the package {package}: pip install . matplotlib "jax[cuda13]", or jax for a CPU')
+from keras_resnet import packages
+
+if lacking := packages.needed("keras", "jax"):
+    sys.exit(f'{arguments.program} {lacking}; for NVIDIA GPUs: pip install "jax[cuda13]"')
+import jax
+
+try:
+    jax.devices()
+except (AssertionError, RuntimeError) as error:
+    asked = f"JAX_PLATFORMS={os.environ['JAX_PLATFORMS']}" if os.environ.get("JAX_PLATFORMS") else "this installation"
+    sys.exit(
+        f"{arguments.program}: JAX finds no device for {asked}"
+        + f" ({error})" * bool(str(error))
+        + '. Unset JAX_PLATFORMS, or install what the device needs, as pip install "jax[cuda13]"'
+    )
 os.environ["KERAS_BACKEND"] = "jax"
+arguments.load_library()

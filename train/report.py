@@ -9,11 +9,9 @@ report.html needs no other file. It shows our numbers beside the paper's, and co
 import os
 import sys
 
-import quiet  # noqa: F401, first, before anything that imports TensorFlow
-
-# isort: split
 import arguments
 
+from keras_resnet import packages
 from keras_resnet.experiments import experiments, report
 from keras_resnet.files import ResNetError
 
@@ -28,6 +26,8 @@ def parse(words=None):
 
 def main():
     options = parse()
+    if lacking := packages.needed("matplotlib"):
+        sys.exit(f"report.py {lacking}")
     output = options.output or options.results
     try:
         records = experiments.load(options.results)

@@ -22,14 +22,10 @@ no validation error. For photographs the error is that of ten crops of the valid
 
 import sys
 
-import quiet  # noqa: F401, first, before anything that imports TensorFlow
-
-# isort: split
 import arguments
 
 from keras_resnet.experiments import experiments, report
 from keras_resnet.files import ResNetError, RunError
-from keras_resnet.training.checkpoint import Stopped
 from keras_resnet.training.command_line import add_settings
 
 INTERRUPTED = 130  # the status after SIGINT, as in shells
@@ -48,6 +44,15 @@ def parse(words=None):
     add("--results", default=experiments.RESULTS, metavar="DIR", help="folder of the results (default %(default)s)")
     add_settings(parser, experiments.DECIDED)
     return parser.parse_args(words)
+
+
+if __name__ == "__main__":
+    parse()  # now: what follows takes seconds to import
+
+import quiet  # noqa: F401, first, before anything that imports TensorFlow
+
+# isort: split
+from keras_resnet.training.checkpoint import Stopped
 
 
 def table(experiment, errors):

@@ -4,30 +4,33 @@
     python train/tune.py                                                ResNet-20 on CIFAR-10, trials of up to 27 epochs
     tensorboard --logdir runs/tune-cifar10-resnet-20-epochs-27-seed-0   curves of all trials and what they tried
 
+Several processes search together if all get the same command, and KERASTUNER_ORACLE_IP and KERASTUNER_ORACLE_PORT, an
+address of one of them, in their environment. There KERASTUNER_TUNER_ID is chief: it chooses the trials and prints the
+result. In the others, each with its GPU in CUDA_VISIBLE_DEVICES, it is tuner0, tuner1 and so on. The folder is shared.
+
 Trials train on 45k images and are ranked by the error on the other 5k; the test images are not used. Many trials train
 for a few epochs, the best third of them for three times as many, and so on. A search that was stopped goes on when the
 same command is given again. At the end the program lists all trials and their total time, draws them in trials.png in
 the folder of the search, and prints the best one as a command for fit.py.
 """
 
+import contextlib
 import json
 import os
 import sys
 import time
 
-import quiet  # noqa: F401, first, before anything that imports TensorFlow
-
-# isort: split
 import arguments
-import keras
 
+from keras_resnet import packages
 from keras_resnet.data import sources
-from keras_resnet.experiments import figures
 from keras_resnet.files import ResNetError, RunError, locked, write_whole
 from keras_resnet.origin import flags
 from keras_resnet.runs import NUMBER, read_json
+from keras_resnet.training.history import clock
 from keras_resnet.training.settings import Settings
 
+WATCHED = sys.stdout.isatty()  # a progress bar is for a terminal
 COST, PICTURE = "cost.json", "trials.png"  # in the folder of the search
 EXIT_STATUS = 130  # after SIGINT, as in shells
 
@@ -41,13 +44,23 @@ def parse(words=None):
     add("--max-epochs", type=int, default=27, metavar="E", help="in a trial (default 27: 70 trials, 375 epochs in all)")
     add("--seed", type=int, default=0, help="of the trials and of their weights (default 0)")
     add("--output", default=Settings.output, metavar="DIR", help="folder of the search (default %(default)s)")
-    add("--verbose", type=int, default=1, choices=(0, 1, 2), help="0 silent, 1 a bar, 2 a line per epoch (default 1)")
+    bar = "0 silent, 1 a bar, 2 a line per epoch (default 1 at a terminal, otherwise 2)"
+    add("--verbose", type=int, default=1 if WATCHED else 2, choices=(0, 1, 2), help=bar)
     return parser.parse_args(words)
 
 
+if __name__ == "__main__":
+    parse()  # now: what follows takes seconds to import
+
+import quiet  # noqa: F401, first, before anything that imports TensorFlow
+
+# isort: split
+import keras
+
+
 def search(options, name):
-    """Runs or resumes the search; returns the trials, the best first and failed ones last."""
-    import keras_tuner  # here, so that --help and mistakes need not wait for it
+    """Runs or resumes the search; returns the trials, the best first and failed ones last, or None where it helped."""
+    import keras_tuner  # here, so that mistakes need not wait for it
 
     from keras_resnet.training.tuning import OBJECTIVE, ResNetHyperModel
 
@@ -55,7 +68,11 @@ def search(options, name):
     normalization = sources.per_pixel_mean(source.train.images), 1.0
     folder = os.path.join(options.output, name)
     os.makedirs(folder, exist_ok=True)
-    with locked(os.path.join(folder, "lock")):
+    helps = "KERASTUNER_ORACLE_IP" in os.environ and "chief" not in os.environ.get("KERASTUNER_TUNER_ID", "chief")
+    callbacks = []
+    if not packages.lacks("tensorboard", "tensorboard/"):
+        callbacks.append(keras.callbacks.TensorBoard(os.path.join(folder, "tensorboard"), write_graph=False))
+    with contextlib.nullcontext() if helps else locked(os.path.join(folder, "lock")):
         try:
             tuner = keras_tuner.Hyperband(
                 ResNetHyperModel(options.depth, options.seed, classes=len(source.classes), normalization=normalization),
@@ -65,20 +82,24 @@ def search(options, name):
                 directory=options.output,
                 project_name=name,
             )
-        except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:  # of what is there already
-            reason = repr(error.__cause__ or error)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:  # of what an earlier search wrote
+            raise RunError(f"a file in {folder} is damaged: {error!r}. Delete the folder or change --output") from error
+        except RuntimeError as error:
+            if error.__cause__ is None:  # of its variables of the environment, one is missing
+                raise RunError(error) from error
+            reason = repr(error.__cause__)
             raise RunError(f"a file in {folder} is damaged: {reason}. Delete the folder or change --output") from error
-        board = keras.callbacks.TensorBoard(os.path.join(folder, "tensorboard"), write_graph=False)
         path, begun = os.path.join(folder, COST), time.perf_counter()
         spent = seconds(path)
         try:
-            tuner.search(*source.train, validation_data=source.validation, callbacks=[board], verbose=options.verbose)
+            tuner.search(*source.train, validation_data=source.validation, callbacks=callbacks, verbose=options.verbose)
         except RuntimeError as error:  # after three failures in a row
             raise RunError(error) from error
         finally:
             spent += time.perf_counter() - begun
-            write_whole(path, lambda file: file.write(json.dumps({"seconds": round(spent, 1)}).encode()))
-        return tuner.oracle.get_best_trials(len(tuner.oracle.trials))
+            if not helps:
+                write_whole(path, lambda file: file.write(json.dumps({"seconds": round(spent, 1)}).encode()))
+        return None if helps else tuner.oracle.get_best_trials(len(tuner.oracle.trials))
 
 
 def seconds(path):
@@ -112,12 +133,13 @@ def cost(trials, spent):
         values["tuner/epochs"] - values["tuner/initial_epoch"]
         for values in (trial.hyperparameters.values for trial in trials)
     )
-    minutes, rest = divmod(round(spent), 60)
-    return f"{len(trials)} trials, {epochs} epochs, {minutes // 60}:{minutes % 60:02}:{rest:02} hours in all"
+    return f"{len(trials)} trials, {epochs} epochs, {clock(spent)} in all"
 
 
 def draw(options, trials, note, path):
     """Draws the trials' errors against their settings."""
+    from keras_resnet.experiments import figures  # here, because it needs matplotlib
+
     shown = []
     for trial in trials:
         found = settings(options, trial.hyperparameters.values)
@@ -135,7 +157,13 @@ def main():
             raise RunError(f"--max-epochs is positive; found {options.max_epochs}")
         network = Settings(depth=options.depth, dataset=options.dataset, seed=options.seed).network.lower()
         name = f"tune-{options.dataset}-{network}-epochs-{options.max_epochs}-seed-{options.seed}"
+        if lacking := packages.needed("keras_tuner"):
+            sys.exit(f"tune.py {lacking}")
+        drawn = not packages.lacks("matplotlib", PICTURE)
         every = search(options, name)
+        if every is None:
+            print(f"{os.environ['KERASTUNER_TUNER_ID']}: the search is over; its chief prints the result")
+            return
         trials = [trial for trial in every if trial.status == "COMPLETED"]
         if failed := every[len(trials) :]:
             reason = (failed[0].message or "no message").strip().splitlines()[-1]
@@ -144,15 +172,14 @@ def main():
             raise RunError(f"no trial was completed; delete {os.path.join(options.output, name)} to search anew")
         folder = os.path.join(options.output, name)
         taken = cost(trials, seconds(os.path.join(folder, COST)))
-        draw(options, trials, f"{name}: {taken}; ring: the best", os.path.join(folder, PICTURE))
+        if drawn:
+            draw(options, trials, f"{name}: {taken}; ring: the best", os.path.join(folder, PICTURE))
         best = settings(options, trials[0].hyperparameters.values)
         data = {"data_dir": options.data_dir} if options.data_dir else {}
-        print(f"\n{table(options, trials)}\n\n{taken}; in {folder}, {PICTURE} shows them. The best:")
+        print(f"\n{table(options, trials)}\n\n{taken}; in {folder}{f', {PICTURE} shows them' * drawn}. The best:")
         print(f"python train/fit.py {flags({**best.changes, **data})}")
     except (ResNetError, OSError) as error:
         sys.exit(f"tune.py: {error}")
-    except ImportError as error:
-        sys.exit(f"tune.py: {error}; pip install '.[tune]'")
     except KeyboardInterrupt:
         print("\nstopped; the same command goes on from the last trial", file=sys.stderr)
         sys.exit(EXIT_STATUS)

@@ -21,6 +21,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from keras_resnet.choices import COLOR_SAMPLE
 from keras_resnet.data import color
 from keras_resnet.data.folders import Examples
 from keras_resnet.data.parts import WHOLE, Parts, evaluation_ranges, steps_per_epoch, training_order
@@ -33,7 +34,6 @@ BMP_WITH_PALETTE = r"BM\C{26}\x08"  # those of a BMP file with 8 bits per pixel,
 DAMAGED, UNREADABLE = "damaged image file", "unreadable image file"  # in errors, followed by name and reason as JSON
 NOTHING = "no image of a batch can be read"
 RATIOS = (1, 2, 4, 8)  # by which the JPEG decoder shrinks
-COLOR_SAMPLE = 10_000  # photographs for the colour statistics
 
 
 def decode(data: tf.Tensor) -> tf.Tensor:

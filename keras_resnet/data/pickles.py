@@ -8,7 +8,6 @@ import os
 import pickle
 import typing
 
-import keras
 import numpy as np
 
 from keras_resnet.files import DataError
@@ -78,8 +77,13 @@ def cached(name: str) -> str | None:
 
 def download(name: str) -> str:
     """Lets `keras.datasets` download and check a data set; returns its folder. DataError if that fails."""
+    import keras  # here, because flags are read before Keras is imported
+
+    from keras_resnet import defaults
+
     try:
-        getattr(keras.datasets, name).load_data()
+        with defaults.bars_at_terminals():
+            getattr(keras.datasets, name).load_data()
     except Exception as error:  # get_file raises plain ones
         raise DataError(
             f"{name} could not be downloaded: {error}\nFetch the python version from "

@@ -8,11 +8,13 @@ import hashlib
 import importlib.util
 import os
 import socket
+import sys
 import typing
 import urllib.request
 
 import numpy as np
 
+from keras_resnet import packages
 from keras_resnet.data import pickles, shapes
 from keras_resnet.data.pickles import Arrays
 from keras_resnet.files import DataError, Path
@@ -164,7 +166,7 @@ def find(name: str, data_dir: Path | None = None) -> "tfds.core.DatasetBuilder":
     try:
         import tensorflow_datasets as tfds
     except ModuleNotFoundError as error:
-        raise DataError(f"{name} needs the package {error.name}: pip install tensorflow tensorflow-datasets") from error
+        raise DataError(f"{name} needs the package {packages.install(str(error.name))}") from error
     try:
         return tfds.builder(name, data_dir=data_dir)
     except (tfds.core.DatasetNotFoundError, ValueError) as error:  # ValueError: not a valid name, such as a path
@@ -199,7 +201,7 @@ def is_array_record(name: str, builder: typing.Any) -> bool:
     if kind == ARRAY_RECORD and not importlib.util.find_spec(ARRAY_RECORD):
         raise DataError(
             f"{name} in {builder.data_dir} is in files of the format {ARRAY_RECORD}, which need the package of that "
-            f"name: pip install {ARRAY_RECORD}; or prepare it as tfrecord"
+            f"name: {packages.install(ARRAY_RECORD)}; or prepare it as tfrecord"
         )
     return kind == ARRAY_RECORD
 
@@ -224,6 +226,10 @@ def _download(builder):
     try:
         if not urllib.request.getproxies():
             socket.getaddrinfo(HOSTS.get(builder.name, HOST), 443)  # tensorflow-datasets alone would try for minutes
+        if not sys.stderr.isatty():  # bars are for terminals
+            import tensorflow_datasets as tfds
+
+            tfds.disable_progress_bar()
         builder.download_and_prepare()
     # No route, no name, no space: requests' errors are OSErrors too. AssertionError: files to be fetched by hand.
     except (OSError, AssertionError) as error:

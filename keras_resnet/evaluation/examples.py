@@ -5,12 +5,11 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 import tensorflow as tf
 
+from keras_resnet.choices import PARTS
 from keras_resnet.data import imagenet, records, sources
 from keras_resnet.evaluation.results import EvaluationError
 from keras_resnet.files import Path
 from keras_resnet.runs import Run
-
-PARTS = ("test", "validation", "all")  # of data
 
 
 def check_classes(path: Path, classes: Iterable[str]) -> tuple[tuple[str, ...], np.ndarray]:

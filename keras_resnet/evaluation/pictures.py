@@ -1,5 +1,7 @@
 """Figures of an evaluation: the confusion matrix and the worst mistakes, as PNG."""
 
+import json
+import os
 import typing
 from collections.abc import Sequence
 
@@ -17,6 +19,20 @@ LISTED = 30  # confusions in the list
 LISTED_AT = (0, 0.25, 0.65)  # positions of the list's columns
 COLUMNS = 6  # of the contact sheet
 RIGHT, WRONG = "Blues", "Reds"
+
+
+def in_words(classes: Sequence[str]) -> list[str]:
+    """The names of classes with WordNet IDs as words, as far as ImageNet's table of names tells them.
+
+    keras.applications downloads this table once, for `decode_predictions`. Without it the names stay as they are.
+    """
+    home = os.environ.get("KERAS_HOME", os.path.expanduser("~/.keras"))
+    try:
+        with open(os.path.join(home, "models", "imagenet_class_index.json")) as file:
+            words = dict(json.load(file).values())
+    except (OSError, ValueError):
+        return list(classes)
+    return [words[name].replace("_", " ") if name in words else name for name in classes]
 
 
 def draw_confusion(matrix: np.ndarray, classes: Sequence[str], title: str, file: Path | typing.BinaryIO) -> None:

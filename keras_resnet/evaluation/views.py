@@ -11,13 +11,13 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 import tensorflow as tf
 
+from keras_resnet.choices import PROTOCOLS
 from keras_resnet.data.imagenet import IMAGE_SIZE, center_crop, resize_shorter_side
 
 # P1 3.4, for crops of IMAGE_SIZE. For another crop size all of them scale in proportion.
 SHORTER_SIDE = 256
 SCALES = (224, 256, 384, 480, 640)
 
-PROTOCOLS = ("center", "10-crop", "multi-scale", "single")
 DESCRIBED = ("resize", "interpolation", "crop", "views")
 INTERPOLATION = "bilinear, antialiased, not rounded"
 WAITING = 4  # as many batches of examples may wait for others of the same shape

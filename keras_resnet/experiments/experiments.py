@@ -13,15 +13,13 @@ import os
 import typing
 from collections.abc import Iterable
 
-from keras_resnet import analysis, evaluation, files, origin
-from keras_resnet.data import imagenet, records, sources
+from keras_resnet import files, origin
+from keras_resnet.data import sources
 from keras_resnet.files import Path, RunError, write_whole
 from keras_resnet.origin import WITHOUT_EFFECT, flags
 from keras_resnet.runs import NUMBER, RESULT_KINDS, SETTINGS_KINDS, Run, read_json
 from keras_resnet.training import recipes
-from keras_resnet.training.run import train
 from keras_resnet.training.settings import Settings
-from keras_resnet.weights.published import weights_sha256
 
 RESULTS = "docs/results"
 RESPONSE_IMAGES = 2_000  # training images; P1 Fig. 7 does not state which
@@ -254,6 +252,9 @@ def run(settings: Settings, folder: Path = RESULTS, verbose: int = 1) -> dict:
         RunError, DataError, Stopped: as in `run.train`. RunError also if the result is of another data folder of the
             same name.
     """
+    from keras_resnet.training.run import train
+    from keras_resnet.weights.published import weights_sha256
+
     path = os.path.join(folder, f"{settings.name}.json")
     if os.path.exists(path):
         record = _read(path)
@@ -288,6 +289,8 @@ def run(settings: Settings, folder: Path = RESULTS, verbose: int = 1) -> dict:
 
 
 def _test(settings, model, result):
+    from keras_resnet import analysis
+
     images = sources.load(settings.dataset, settings.data_dir).train.images[:RESPONSE_IMAGES]
     found = analysis.response_std(model, images.astype("float32"))
     return {
@@ -298,6 +301,8 @@ def _test(settings, model, result):
 
 
 def _photographs(settings):
+    from keras_resnet.data import records
+
     return records.photographs(settings.dataset, settings.data_dir, settings.seed)
 
 
@@ -306,6 +311,9 @@ def _size(data):
 
 
 def _ten_crops(settings, model, verbose):
+    from keras_resnet import evaluation
+    from keras_resnet.data import imagenet
+
     data = _photographs(settings)
     examples = imagenet.examples(data.validation)
     with imagenet.errors_named():

@@ -11,14 +11,16 @@ from collections.abc import Sequence
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
 from keras_resnet.lettering import lettering
+from keras_resnet.training.history import iterations
 
 GAP = 0.055  # between two labels, as a fraction of the axis
 FEW = 10  # with fewer epochs, each is drawn as a point
 EDGE = 1.02  # of an axis, so that points at its end are not cut off
 CHARACTERS = 13  # of a note, per inch
+DECADES = 10**1.5  # between the ends of a logarithmic axis; a longer one has ticks at powers of 10 alone
 HEADROOM = 2  # the end of the vertical axis, as a multiple of the largest final error, as in P1 Fig. 6
 
 
@@ -101,21 +103,20 @@ def draw_curves(panels: Sequence[tuple[str, Sequence[Curve]]], note: str) -> Fig
             top = max(top, highest)  # here each epoch is a point, and none may be left out
         elif highest > top:
             note += f"\nerrors above {top:.0f} % are off the axis, as the paper's"
-        last = max(curve.steps[-1] for curve in every) / 1000
+        last = max(curve.steps[-1] for curve in every)
+        unit, label = iterations(last)
         for axes, (title, curves) in zip(grid, panels, strict=True):
             for curve in curves:
-                thousands, marker = curve.steps / 1000, "." if len(curve.steps) < FEW else ""
+                steps, marker = curve.steps / unit, "." if len(curve.steps) < FEW else ""
                 style = {"color": LINES[curve.color % len(LINES)], "marker": marker}
-                axes.plot(thousands, 100 * curve.training, "--", linewidth=1, **style)
+                axes.plot(steps, 100 * curve.training, "--", linewidth=1, **style)
                 if curve.validation is not None:
-                    axes.plot(thousands, 100 * curve.validation, linewidth=2.2, **style)
+                    axes.plot(steps, 100 * curve.validation, linewidth=2.2, **style)
                 else:
-                    axes.plot(thousands[-1], 100 * curve.test, clip_on=False, zorder=3, **{**style, "marker": "o"})
-            axes.set(
-                title=title, xlabel="iterations (thousands)", xlim=(0, last * EDGE), ylim=(top * (1 - EDGE), top * EDGE)
-            )
+                    axes.plot(steps[-1], 100 * curve.test, clip_on=False, zorder=3, **{**style, "marker": "o"})
+            axes.set(title=title, xlabel=label, xlim=(0, last / unit * EDGE), ylim=(top * (1 - EDGE), top * EDGE))
             axes.xaxis.set_major_locator(MaxNLocator(5, steps=(1, 2, 4, 5, 10)))
-            _label(axes, curves, top)
+            _label(axes, curves, top, unit)
         grid[0].set_ylabel("error (%)")
         _entitle(figure, note)
         return figure
@@ -138,7 +139,7 @@ def _end(curve):
     return curve.test if curve.validation is None else curve.validation[-1]
 
 
-def _label(axes, curves, top):
+def _label(axes, curves, top, unit):
     """Writes the curves' names at their ends, moved apart where they would overlap."""
     ends = sorted(((min(100 * _end(curve), top), curve) for curve in curves), key=lambda end: end[0])
     heights, gap = [end for end, _ in ends], GAP * top
@@ -151,7 +152,7 @@ def _label(axes, curves, top):
         color = LINES[curve.color % len(LINES)]
         axes.annotate(
             curve.name,
-            (curve.steps[-1] / 1000, end),
+            (curve.steps[-1] / unit, end),
             (1.04, (height / top - 1 + EDGE) / (2 * EDGE - 1)),
             textcoords="axes fraction",
             va="center",
@@ -214,6 +215,10 @@ def draw_search(trials: Sequence[Trial], note: str) -> Figure:
             axes.set(xlabel=name, ylim=(0, 102))
             if continuous:
                 axes.set_xscale("log")
+                within = max(values) < DECADES * min(values)
+                axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if within else (1,), numticks=4))
+                axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")  # Matplotlib's own writes formulas
+                axes.xaxis.set_minor_formatter(NullFormatter())
             else:
                 names = [("no", "yes")[value] if isinstance(value, bool) else str(value) for value in choices]
                 axes.set(xticks=range(len(choices)), xticklabels=names, xlim=(-0.5, len(choices) - 0.5))

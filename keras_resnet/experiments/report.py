@@ -12,11 +12,14 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from keras_resnet.experiments import experiments, figures
+from keras_resnet.experiments import experiments
 from keras_resnet.experiments.experiments import Experiment
 from keras_resnet.files import Path, RunError, write_whole
 from keras_resnet.origin import flags
 from keras_resnet.training import recipes
+
+if typing.TYPE_CHECKING:
+    from keras_resnet.experiments import figures
 
 
 class Entry(typing.NamedTuple):
@@ -87,8 +90,10 @@ def command(name: str, entry: Entry, conditions: dict) -> str:
     return f"python train/reproduce.py {name} {flags(options)}"
 
 
-def draw(experiment: Experiment, group: Sequence[Entry]) -> figures.Figure | None:
+def draw(experiment: Experiment, group: Sequence[Entry]) -> "figures.Figure | None":
     """The experiment's figure of one of `groups`; None if it has no figure, or none of these networks is in it."""
+    from keras_resnet.experiments import figures  # here, because it needs matplotlib, which tables do not
+
     shared = {entry.row.name: entry for entry in group}
     schedule = _schedule(experiment, next(iter(shared.values())))
     most = max(len(entry.records) for entry in shared.values())
@@ -244,9 +249,9 @@ def _page(records, sections, missing):
 <code>train/reproduce.py</code> are shown; <code>train/report.py</code> made this page.</p>
 <p>Networks are comparable if their conditions are the same. A shortened schedule divides the learning rate by 10 at the
 same fractions of its length (on photographs: when the validation error plateaus, if it does), and its errors are not
-comparable with the paper's. On CIFAR-10 the runs train on 45,000 images. The curves show the error on the other 5,000;
-the paper's show the test error. The test images are used once, at the end. The paper's numbers are of networks trained
-on all 50,000 (<code>--train-on-all</code>).</p>
+comparable with the paper's. On CIFAR-10 the paper's networks are trained on all 50,000 images, as are runs with
+<code>--train-on-all</code>; the others are trained on 45,000, and their curves show the error on the other 5,000. The
+paper's curves show the test error. Here the test images are used once, at the end.</p>
 {os.linesep.join(sections)}
 {todo}
 </main></body></html>

@@ -21,7 +21,8 @@ import numpy as np
 import tensorflow as tf
 from keras import layers
 
-from keras_resnet import analysis, evaluation, origin
+from keras_resnet import analysis, evaluation, origin, packages
+from keras_resnet.choices import DTYPES, FORMATS, TOP_K
 from keras_resnet.data import imagenet
 from keras_resnet.files import Path
 from keras_resnet.graphs import LOADING_DEPTH, fold, recursion_limit
@@ -29,10 +30,7 @@ from keras_resnet.runs import Run
 from keras_resnet.serving import formats, signatures
 from keras_resnet.serving.formats import ExportError
 
-TOP_K = 5
 CALIBRATION_IMAGES = 300
-DTYPES = ("float32", "bfloat16", "int8")
-FORMATS = ("saved_model", *formats.WRITERS)
 WARMUP = os.path.join("assets.extra", "tf_serving_warmup_requests")  # where TF Serving looks for it
 ABOUT = "about.json"
 UNFINISHED, REMOVED = ".unfinished-", ".removed-"  # names of folders that no server looks at
@@ -105,10 +103,11 @@ def export(
             if format == "saved_model":
                 top_k = min(top_k, outputs)
                 written["signatures"] = signatures.save(copy, temporary, classes, top_k, preprocess, max_pixels)
-                os.makedirs(os.path.join(temporary, os.path.dirname(WARMUP)))
-                with tf.io.TFRecordWriter(os.path.join(temporary, WARMUP)) as requests:
-                    for log in signatures.warmup_requests(os.path.basename(folder), model.input_shape, crop):
-                        requests.write(log.SerializeToString())
+                if not packages.lacks("tensorflow_serving", "file of requests that warm a server up"):
+                    os.makedirs(os.path.join(temporary, os.path.dirname(WARMUP)))
+                    with tf.io.TFRecordWriter(os.path.join(temporary, WARMUP)) as requests:
+                        for log in signatures.warmup_requests(os.path.basename(folder), model.input_shape, crop):
+                            requests.write(log.SerializeToString())
             else:
                 written["largest_difference"] = formats.write(copy, network, temporary, format, crop, images)
         json.dump(written, file, indent=2)

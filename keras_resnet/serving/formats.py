@@ -6,6 +6,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from keras_resnet import packages
 from keras_resnet.files import Path, ResNetError
 
 TOLERANCE = 1e-4  # of probabilities in float32
@@ -47,9 +48,7 @@ def write(
     try:
         WRITERS[format](model, path, size, calibration)
     except ImportError as error:
-        raise ExportError(
-            f'{format} needs packages that are not installed, pip install ".[export]": {error}'
-        ) from error
+        raise ExportError(f"{format} {packages.needed(*PACKAGES[format]) or error}") from error
     except RuntimeError as error:  # OpenVINO's, of a full disk
         raise OSError(error) from error
     try:
@@ -123,6 +122,7 @@ def _run_litert(path, images):
 
 
 NAMES = {"openvino": "model.xml", "onnx": "model.onnx", "litert": "model.tflite"}
+PACKAGES = {"openvino": ("openvino", "nncf"), "onnx": ("tf2onnx", "onnxruntime"), "litert": ("ai_edge_litert",)}
 WRITERS = {"openvino": _write_openvino, "onnx": _write_onnx, "litert": _write_litert}
 RUNNERS = {"openvino": _run_openvino, "onnx": _run_onnx, "litert": _run_litert}
 QUANTIZED = ("openvino", "litert")

@@ -10,15 +10,17 @@ from collections.abc import Iterator, Sequence
 import keras
 import tensorflow as tf
 from tensorflow.core.protobuf import saved_model_pb2
-from tensorflow_serving.apis import classification_pb2, model_pb2, predict_pb2, prediction_log_pb2
 
+from keras_resnet.choices import MAX_PIXELS
 from keras_resnet.data import imagenet
 from keras_resnet.evaluation import views
 from keras_resnet.files import Path
 
+if typing.TYPE_CHECKING:  # not everybody who exports has it
+    from tensorflow_serving.apis import prediction_log_pb2
+
 SMALL = 64  # up to this size of its input a network sees whole images, as in CIFAR's test (P1 4.2)
 DECODED_AT_ONCE = 16
-MAX_PIXELS = 50_000_000  # of a file: 150 MB once it is decoded, 16 of them at a time
 PNG, PNG_SIZE = b"\x89PNG\r\n\x1a\n", 16  # a PNG file begins like this; where its width and height are, 4 bytes each
 FILE = "image/encoded"  # the feature of a tf.Example, as ImageNet's records have it
 CLASSIFY = "classify"
@@ -155,7 +157,7 @@ def _pixels(file):
 
 def warmup_requests(
     name: str, input_shape: tuple[int | None, ...], crop: int,
-) -> Iterator[prediction_log_pb2.PredictionLog]:  # fmt: skip
+) -> "Iterator[prediction_log_pb2.PredictionLog]":  # fmt: skip
     """One request for each signature, with one grey image, for TF Serving to send itself before it says it is ready.
 
     Args:
@@ -166,6 +168,8 @@ def warmup_requests(
     Yields:
         Of each request a `PredictionLog`.
     """
+    from tensorflow_serving.apis import classification_pb2, model_pb2, predict_pb2, prediction_log_pb2
+
     pixels = tf.fill([1, *(length or crop for length in input_shape[1:3]), 3], 128.0)
     file = tf.io.encode_jpeg(tf.cast(pixels[0], "uint8")).numpy()
     for signature, argument, value in (

@@ -1,21 +1,25 @@
 """Training, from settings to a trained model and a record of the run.
 
-Importing this package needs no TensorFlow; `train` does.
+Importing this package needs neither Keras nor TensorFlow; `train` needs both.
 """
 
 import typing
 
-from keras_resnet.training.checkpoint import Stopped
 from keras_resnet.training.settings import Settings
 
 if typing.TYPE_CHECKING:
+    from keras_resnet.training.checkpoint import Stopped
     from keras_resnet.training.run import train
 
 __all__ = ["Settings", "Stopped", "train"]
 
 
 def __getattr__(name: str) -> typing.Any:
-    if name == "train":  # now, because it imports TensorFlow
+    if name == "Stopped":
+        from keras_resnet.training.checkpoint import Stopped
+
+        return Stopped
+    if name == "train":
         from keras_resnet.training.run import train
 
         return train

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import json
+import math
 import os
 import pathlib
 import shutil
@@ -17,7 +18,7 @@ from keras_resnet.optimizers import PlateauSchedule, StepSchedule
 from keras_resnet.origin import WITHOUT_EFFECT
 from keras_resnet.runs import CLASSES, DATA, RESULT, SETTINGS, SETTINGS_KINDS, Run, model_file, read_json
 from keras_resnet.training import recipes
-from keras_resnet.training.history import History, draw
+from keras_resnet.training.history import History, clock, draw
 from keras_resnet.training.objective import errors
 from keras_resnet.training.settings import Settings
 
@@ -160,7 +161,8 @@ def write_result(
         "made": made,
     }
     curves = os.path.join(settings.folder, "curves.png")
-    write_whole(curves, lambda file: draw(rows, history.title, file, result["test_error"]))
+    if history.draw_from < math.inf:
+        write_whole(curves, lambda file: draw(rows, history.title, file, result["test_error"]))
     result_path = os.path.join(settings.folder, RESULT)
     write_whole(result_path, lambda file: file.write(json.dumps(result, indent=2).encode()))
     return result
@@ -170,7 +172,6 @@ def summary(settings: Settings, result: Mapping[str, typing.Any]) -> str:
     """The result, as `write_result` returns it, as a table for people."""
     percent = lambda value: "-" if value is None else f"{value:.2%}"
     paper, damaged = result["paper_test_error"], result["damaged_files"]
-    minutes, seconds = divmod(round(result["seconds"]), 60)
     speed = result["images_per_second"]  # None if no step was timed
     rows = [
         ("training error, last epoch", percent(result["train_error"])),
@@ -179,7 +180,7 @@ def summary(settings: Settings, result: Mapping[str, typing.Any]) -> str:
         *((f"{part} error, top 5", percent(result[key])) for part, key in TOP5.items() if result.get(key) is not None),
         ("images/s while training", "-" if speed is None else f"{speed:.0f}"),
         ("waiting for data, of the time of the steps", percent(result.get("waiting"))),
-        ("wall time", f"{minutes // 60}:{minutes % 60:02}:{seconds:02}"),
+        ("wall time", clock(result["seconds"])),
     ]
     if paper:
         rows.insert(3, ("the paper's test error, 64k steps on all 50k", percent(paper)))

@@ -2,12 +2,14 @@
 
 import csv
 import io
+import math
 import time
 import typing
 from collections.abc import Sequence
 
 import keras
 
+from keras_resnet import packages
 from keras_resnet.files import Path, write_whole
 
 COLUMNS = (
@@ -16,8 +18,21 @@ COLUMNS = (
 )  # fmt: skip
 
 
+THOUSANDS_FROM = 2000  # steps; the axes of shorter runs count single ones
+HEADROOM = 1.06  # above the largest error
 LINE_EVERY = 600  # seconds between lines in long epochs
 DRAW_EVERY = 20  # seconds from one drawing of the curves to the next, at least
+
+
+def clock(seconds: float) -> str:
+    """A duration as hours, minutes and seconds, for example "0:01:05"."""
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02}:{rest:02}"
+
+
+def iterations(last: int) -> tuple[int, str]:
+    """The unit of an axis of steps that ends at `last`, 1 or 1000, and the axis's label."""
+    return (1000, "iterations (thousands)") if last >= THOUSANDS_FROM else (1, "iterations")
 
 
 class Progress(keras.callbacks.ProgbarLogger):
@@ -63,8 +78,7 @@ class Progress(keras.callbacks.ProgbarLogger):
         self.last = time.perf_counter()
         step, steps = (batches // self.history.accumulate for batches in (self.history.batches, self.batches))
         metrics = ", ".join(f"{name} {value:.4f}" for name, value in logs.items())
-        minutes, seconds = divmod(int(self.history.state["seconds"]), 60)
-        time_so_far = f"{minutes // 60}:{minutes % 60:02}:{seconds:02}"
+        time_so_far = clock(self.history.state["seconds"])
         print(f"epoch {self.epoch + 1}/{self.epochs}, step {step}/{steps}, {time_so_far}: {metrics}", flush=True)
 
 
@@ -75,7 +89,8 @@ class History(keras.callbacks.Callback):
     also in the epoch's logs. For a resumed epoch it covers only the steps after the resumption.
 
     Args:
-        folder: the folder in which history.csv is kept up to date; curves.png is drawn at most every 20 seconds.
+        folder: the folder in which history.csv is kept up to date; curves.png is drawn at most every 20 seconds, and
+            not at all without matplotlib.
         title: title of the curves.
         accumulate: batches in a step.
 
@@ -92,7 +107,8 @@ class History(keras.callbacks.Callback):
         self.state["waited"] = 0.0  # of the timed seconds
         self.last = time.perf_counter()
         self.warm = False
-        self.draw_from = 0.0  # the time on `last`'s clock
+        # The time on `last`'s clock.
+        self.draw_from = math.inf if packages.lacks("matplotlib", "curves.png") else 0.0
 
     def lap(self) -> float:
         """Seconds since the last lap, which are added to the run's total."""
@@ -171,7 +187,8 @@ def _draw_curves(rows, title, test_error):
 
     figure = Figure(figsize=(6, 4), layout="constrained")
     axes = figure.subplots()
-    steps = [row["step"] / 1000 for row in rows]
+    unit, label_of_steps = iterations(rows[-1]["step"])
+    steps = [row["step"] / unit for row in rows]
     for column, label, style in (("error", "training", "--"), ("val_error", "validation", "-")):
         if column in rows[0]:
             percent = [100 * row[column] for row in rows]
@@ -179,8 +196,8 @@ def _draw_curves(rows, title, test_error):
             axes.plot(steps, percent, style, color="C0", linewidth=width, marker=marker, label=label, clip_on=False)
     if test_error is not None:
         axes.plot(steps[-1], 100 * test_error, "o", color="C3", clip_on=False, label="test, at the end")
-    axes.set(title=title, xlabel="iterations (thousands)", ylabel="error (%)", xlim=(0, None))
-    axes.set_ylim(bottom=0)
+    axes.set(title=title, xlabel=label_of_steps, ylabel="error (%)", xlim=(0, None))
+    axes.set_ylim(0, HEADROOM * axes.get_ylim()[1])
     axes.grid(alpha=0.3)
     axes.legend()
     return figure

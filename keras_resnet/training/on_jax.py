@@ -14,13 +14,13 @@ import keras
 import numpy as np
 from jax import numpy as jnp
 
-from keras_resnet import origin
+from keras_resnet import defaults, origin
 from keras_resnet.data import sources
 from keras_resnet.data.sources import PADDING
 from keras_resnet.files import RunError, own_line, whole
 from keras_resnet.graphs import LOADING_DEPTH, recursion_limit
 from keras_resnet.optimizers import SGD, StepSchedule
-from keras_resnet.training import precision, recipes
+from keras_resnet.training import fine_tuning, precision, recipes
 from keras_resnet.training.checkpoint import Checkpoint, StopSignals
 from keras_resnet.training.folder import (
     CHECKPOINT,
@@ -33,12 +33,8 @@ from keras_resnet.training.folder import (
 )
 from keras_resnet.training.history import History, Progress
 from keras_resnet.training.objective import errors, schedule_of
-from keras_resnet.training.settings import Settings, parts_of
+from keras_resnet.training.settings import NOT_ON_JAX, Settings, parts_of
 
-# Settings that are not for these runs. Those of photographs are refused with the data set.
-UNSUPPORTED = (
-    "init_from", "freeze_until", "accumulate", "schedule", "patience", "deterministic", "strategy", "sync_bn", "jit",
-)  # fmt: skip
 TEST_BATCH = 500  # images
 
 
@@ -95,6 +91,8 @@ class Trainer:
         self.errors = errors(model.output.shape[-1])
         self.images, self.labels = jnp.asarray(split.images), jnp.asarray(split.labels, "int32")
         self.mean = jnp.asarray(mean)
+        # The averages that a step updates; in frozen layers they stay.
+        self.moving = {id(v) for layer in model.layers if layer.trainable for v in layer.non_trainable_variables}
         # Of this object, so that its data are freed with it.
         self.step, self.steps = jax.jit(self._step, donate_argnums=1), jax.jit(self._steps, donate_argnums=1)
 
@@ -151,7 +149,7 @@ class Trainer:
         (loss, (logits, changed)), gradients = jax.value_and_grad(loss_of, has_aux=True)(trainable)
         _, non_trainable, of_optimizer = self.variables()
         others = [
-            values.mean(0) if variable.name.startswith("moving_") else old
+            values.mean(0) if id(variable) in self.moving else old
             for variable, old, values in zip(non_trainable, others, changed, strict=True)
         ]
         optimizer = [
@@ -199,7 +197,7 @@ class Evaluator:
 def check(settings: Settings) -> None:
     """RunError if this module does not support a setting."""
     default = lambda name: (getattr(Settings, name), recipes.SMALL_IMAGES.get(name))
-    changed = [name for name in UNSUPPORTED if getattr(settings, name) not in default(name)]
+    changed = [name for name in NOT_ON_JAX if getattr(settings, name) not in default(name)]
     if settings.photographs:
         raise RunError(
             f"this program trains on {', '.join(sources.DATASETS)}; photographs, here {settings.dataset}, need fit.py"
@@ -224,7 +222,7 @@ def train(settings: Settings, verbose: int = 1) -> dict:
     Arguments, returned value, files and errors are those of `run.train`, without `profile` and tensorboard/.
     """
     check(settings)
-    with own_folder(settings):
+    with defaults.as_shipped(), own_folder(settings):
         return _train(settings, verbose)
 
 
@@ -233,12 +231,17 @@ def _train(settings, verbose):
     if (result := finished(settings)) is not None:
         return result
     made = origin.circumstances([device.device_kind for device in jax.devices()[:1]])
+    with fine_tuning.errors_named():
+        begun = fine_tuning.read(settings)  # first, so that a mistyped path is noticed before data are downloaded
     source = sources.load(settings.dataset, settings.data_dir, settings.train_on_all)
     examples, mean = len(source.train.labels), sources.per_pixel_mean(source.train.images)
     steps_per_epoch = settings.steps_per_epoch(examples)
     check_data(settings, sources.describe(source))
+    options = {"input_shape": mean.shape, "classes": len(source.classes)}
+    with fine_tuning.errors_named():
+        network = fine_tuning.build(begun, settings, normalization=begun.normalization or (mean, 1.0), **options)
+    fine_tuning.freeze(network, settings.freeze_until)
     write_classes(settings, source.classes)
-    network = settings.small_network(len(source.classes), (mean, 1.0))
     if settings.mixed_precision:
         precision.set_precision(network, settings.mixed_precision)
     with recursion_limit(LOADING_DEPTH):
@@ -272,7 +275,7 @@ def _train(settings, verbose):
             finally:
                 saver.wait()
 
-    saved = settings.small_network(len(source.classes), (mean, 1.0))
+    saved = fine_tuning.build(begun, settings, normalization=begun.normalization or (mean, 1.0), **options)
     saved.set_weights(network.get_weights())
     with whole(os.path.join(settings.folder, "model.keras")) as path:
         saved.save(path)
@@ -297,6 +300,7 @@ def fit(
         callback.on_train_begin()
     while saver.step < saver.steps:
         epoch = saver.step // steps_per_epoch  # a run is saved at the end of an epoch
+        schedule.current_rate = None  # the steps have set the rates themselves
         count = min(steps_per_epoch, saver.steps - saver.step)
         order, draws = draws_of(settings.seed, epoch, examples)
         order = order[: steps_per_epoch * settings.batch_size].reshape(steps_per_epoch, settings.batch_size)

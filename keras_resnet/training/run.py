@@ -9,13 +9,13 @@ import keras
 import tensorflow as tf
 from keras import ops
 
-from keras_resnet import files, origin
+from keras_resnet import defaults, files, origin, packages
 from keras_resnet.data import imagenet
 from keras_resnet.files import RunError, own_line
 from keras_resnet.graphs import LOADING_DEPTH, recursion_limit
 from keras_resnet.optimizers import SGD, PlateauSchedule, StepSchedule
 from keras_resnet.origin import WITHOUT_EFFECT
-from keras_resnet.training import distribution, precision, recipes, tasks
+from keras_resnet.training import distribution, fine_tuning, precision, recipes, tasks
 from keras_resnet.training.checkpoint import Checkpoint, StopSignals
 from keras_resnet.training.folder import CHECKPOINT, finished, open_folder, own_folder, write_classes, write_result
 from keras_resnet.training.fused import fuse_batch_norm, fuse_update, graphs_as_traced
@@ -23,7 +23,6 @@ from keras_resnet.training.history import History, Progress
 from keras_resnet.training.objective import objective, schedule_of
 from keras_resnet.training.settings import Settings, parts_of
 from keras_resnet.training.step import TrainingModel
-from keras_resnet.weights.readers import WeightsError
 
 SKIPPED = 10  # batches before those that are profiled, because graphs are traced in the first ones
 
@@ -81,7 +80,9 @@ def train(settings: Settings, verbose: int = 1, profile: int = 0) -> dict:
 
 @contextlib.contextmanager
 def process(settings: Settings) -> Iterator[int]:
-    """The changes of a run to its process while it lasts: who writes files, the graph optimizer, one method of Keras.
+    """The changes of a run to its process while it lasts.
+
+    They are who writes files, the graph optimizer, one method of Keras, and Keras' values, which are its own.
 
     Settings that TensorFlow cannot undo remain: devices and threads, and deterministic operations if they were
     requested. Keras' random numbers are seeded.
@@ -93,6 +94,7 @@ def process(settings: Settings) -> Iterator[int]:
     if settings.deterministic:
         tf.config.experimental.enable_op_determinism()
     with (
+        defaults.as_shipped(),
         strategy.scope(),
         distribution.losses_explained(),
         distribution.adapted_keras(),
@@ -127,11 +129,9 @@ def _train(settings, replicas, verbose, profile):
         return result
 
     made = origin.circumstances(distribution.device_names())  # now: later commits are not the code that trains
-    try:
+    with fine_tuning.errors_named():
         task = tasks.photographs(settings, verbose) if settings.photographs else tasks.small_images(settings)
         network = task.build()
-    except WeightsError as weights_error:
-        raise RunError(f"--init-from {weights_error}") from weights_error
     write_classes(settings, task.classes)
     trained = training_model(settings, network, replicas)
     schedule = schedule_of(settings, task.examples)
@@ -172,7 +172,7 @@ def _train(settings, replicas, verbose, profile):
         if verbose:
             _describe(settings, task, replicas)
         callbacks = [schedule, history, Progress(history, steps, steps_per_epoch), saver]
-        if files.writes:
+        if files.writes and not packages.lacks("tensorboard", "tensorboard/"):
             board, traced = os.path.join(folder, "tensorboard"), (SKIPPED + 1, SKIPPED + profile) if profile else 0
             callbacks.insert(2, keras.callbacks.TensorBoard(board, write_graph=False, profile_batch=traced))
         if replicas > 1:
@@ -202,7 +202,7 @@ def _train(settings, replicas, verbose, profile):
 
 def training_model(settings: Settings, network: keras.Model, replicas: int) -> TrainingModel:
     """The network up to its logits for training: with frozen stages, 16 bits, parts and fused kernels."""
-    tasks.freeze(network, settings.freeze_until)
+    fine_tuning.freeze(network, settings.freeze_until)
     if settings.mixed_precision:
         precision.set_precision(network, settings.mixed_precision)
     if settings.sync_bn and replicas > 1:

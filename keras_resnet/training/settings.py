@@ -5,16 +5,15 @@ import json
 import math
 import os
 import typing
-from collections.abc import Callable
 
-import keras
-
-from keras_resnet import architecture, models
+from keras_resnet.architecture import IMAGENET, Architecture, cifar, imagenet
 from keras_resnet.data import sources
 from keras_resnet.files import RunError, is_name
-from keras_resnet.normalization import Normalization
 from keras_resnet.origin import WITHOUT_EFFECT
 from keras_resnet.training import recipes
+
+if typing.TYPE_CHECKING:  # flags are read before Keras is imported, so this module imports it in functions
+    pass
 
 SEEDS = 2**31  # the number of seeds that the random numbers of the input pipeline allow
 POSITIVE = (
@@ -24,6 +23,10 @@ POSITIVE = (
 STRATEGIES = ("auto", "none", "mirrored", "multiworker")
 PRECISIONS = ("float16", "bfloat16")
 OF_PHOTOGRAPHS = ("image_size", "colors", "without", "skip_damaged", "stride_in")
+# Settings that are not for runs on JAX. Those of photographs are refused with the data set.
+NOT_ON_JAX = (
+    "accumulate", "schedule", "patience", "deterministic", "strategy", "sync_bn", "jit",
+)  # fmt: skip
 PREPARATIONS = ("scale", "crop", "flip", "color", "mean")
 
 AS_RECIPE: typing.Any = None  # `Settings` replaces it with the value in `recipes` for the data
@@ -118,7 +121,9 @@ class Settings:
         if self.freeze_until and not self.init_from:
             raise RunError("--freeze-until keeps layers as they were trained; it needs --init-from")
         if self.photographs:
-            depths = [depth for depth in architecture.IMAGENET if hasattr(models, self._builder(depth))]
+            v2 = self.activation_order == "full_preactivation"  # P2 has 200 layers; plain blocks are basic
+            rows = [(n, block) for n, (block, _) in IMAGENET.items() if n < 200 or v2]
+            depths = [n for n, block in rows if block == "basic" or not self.plain]
             if self.depth not in depths:
                 raise RunError(f"--depth is one of {', '.join(map(str, depths))} here; found {self.depth}")
             if self.activation_order not in (None, "original", "full_preactivation"):
@@ -131,7 +136,7 @@ class Settings:
             if getattr(self, name) != getattr(Settings, name):
                 raise RunError(f"--{name.replace('_', '-')} is for photographs, not for {self.dataset}")
         try:
-            architecture.cifar(self.depth, self.block)
+            cifar(self.depth, self.block)
         except ValueError as error:
             raise RunError(f"--{error}") from error
 
@@ -182,27 +187,13 @@ class Settings:
         """A dictionary that does not change when it is written as JSON and read again."""
         return json.loads(json.dumps(dataclasses.asdict(self)))
 
-    def _builder(self, depth):
-        v2 = self.activation_order == "full_preactivation"
-        return f"PlainNet{depth}" if self.plain else f"ResNet{depth}{'V2' * v2}"
-
     @property
-    def builder(self) -> Callable[..., keras.Model]:
-        """The function of `models` that builds the network for photographs."""
-        return getattr(models, self._builder(self.depth))
-
-    def small_network(self, classes: int, normalization: Normalization) -> keras.Model:
-        """Builds the network for small images, the same one each time; arguments as in `models.CifarResNet`."""
-        keras.utils.set_random_seed(self.seed)
-        return models.CifarResNet(
-            self.depth,
-            block=self.block,
-            shortcut=None if self.plain else self.shortcut,
-            classes=classes,
-            normalization=normalization,
-            activation_order=self.activation_order or "original",
-            shortcut_variant=self.shortcut_variant,
-        )
+    def architecture(self) -> Architecture:
+        """Which network is trained."""
+        shortcut, order = None if self.plain else self.shortcut, self.activation_order or "original"
+        if self.photographs:
+            return imagenet(self.depth, shortcut=shortcut, stride_in=self.stride_in, activation_order=order)
+        return cifar(self.depth, self.block, shortcut, activation_order=order, shortcut_variant=self.shortcut_variant)
 
     @property
     def photographs(self) -> bool:

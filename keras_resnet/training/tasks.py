@@ -1,7 +1,6 @@
 """What depends on the data set: the network, its batches, and its validation and test data."""
 
 import os
-import re
 import typing
 from collections.abc import Callable
 
@@ -9,15 +8,14 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from keras_resnet import normalization
 from keras_resnet.data import cifar, color, imagenet, records, sources
 from keras_resnet.data.parts import Parts
 from keras_resnet.data.sources import DataError
-from keras_resnet.files import RunError, own_line, write_whole
-from keras_resnet.graphs import LOADING_DEPTH, recursion_limit
-from keras_resnet.training import distribution
+from keras_resnet.files import own_line, write_whole
+from keras_resnet.training import distribution, fine_tuning
 from keras_resnet.training.folder import COLORS, check_data
 from keras_resnet.training.settings import Settings
-from keras_resnet.weights import load_weights, readers
 
 Batches: typing.TypeAlias = Callable[[int], tf.data.Dataset]
 
@@ -41,15 +39,17 @@ class Task(typing.NamedTuple):
 
 def small_images(settings: Settings) -> Task:
     """CIFAR or the built-in shapes (P1 4.2), in memory. The network's first layer subtracts the per-pixel mean."""
-    trained = _trained(settings)  # first, so that a mistyped path is noticed before data are downloaded
+    trained = fine_tuning.read(settings)  # first, so that a mistyped path is noticed before data are downloaded
     source = sources.load(settings.dataset, settings.data_dir, settings.train_on_all)
     settings.steps_per_epoch(len(source.train.labels))  # refuses too large batches
     check_data(settings, sources.describe(source))
     mean = sources.per_pixel_mean(source.train.images)
 
     def build():
-        network = settings.small_network(len(source.classes), trained.normalization or (mean, 1.0))
-        return _initialized(network, trained, settings)
+        first = trained.normalization or (mean, 1.0)
+        return fine_tuning.build(
+            trained, settings, input_shape=mean.shape, classes=len(source.classes), normalization=first
+        )
 
     def batches(step):
         seed = settings.seed
@@ -74,7 +74,7 @@ def photographs(settings: Settings, verbose: int = 0) -> Task:
 
     `verbose` is as in `run.train`.
     """
-    trained = _trained(settings)
+    trained = fine_tuning.read(settings)
     data = records.photographs(settings.dataset, settings.data_dir, settings.seed)
     settings.steps_per_epoch(len(data.train))
     check_data(settings, records.describe(data, settings.dataset))
@@ -85,21 +85,17 @@ def photographs(settings: Settings, verbose: int = 0) -> Task:
             raise DataError(f"not one of {len(data.validation)} validation images can be read")
         colors = _colors(data.train, settings, skipped, verbose)
     # P1 3.4 subtracts a mean image from the crop; then the network takes only this size.
-    size = (settings.image_size, settings.image_size, 3)
-    whole = settings.image_size == imagenet.IMAGE_SIZE and colors.mean.shape == size and not trained.normalization
-    mean = colors.mean if whole else np.round(colors.channel_means, 3)
-    options = {} if settings.plain else {"shortcut": settings.shortcut}
+    shape = (settings.image_size, settings.image_size, 3)
+    whole = settings.image_size == imagenet.IMAGE_SIZE and colors.mean.shape == shape
+    measured = colors.mean if whole else np.round(colors.channel_means, 3)
+    first = None if "mean" in settings.without else trained.normalization or (measured, 1.0)
+    any_size = normalization.for_size(first, (None, None)) is first
 
     def build():
-        keras.utils.set_random_seed(settings.seed)
-        network = settings.builder(
-            input_shape=size if whole else None,
-            classes=len(data.classes),
-            stride_in=settings.stride_in or (trained.architecture and trained.architecture.stride_in),
-            normalization=None if "mean" in settings.without else trained.normalization or (mean, 1.0),
-            **options,
+        input_shape = None if any_size else shape
+        return fine_tuning.build(
+            trained, settings, input_shape=input_shape, classes=len(data.classes), normalization=first
         )
-        return _initialized(network, trained, settings)
 
     def batches(step):
         return _parts_of_batches(
@@ -124,40 +120,6 @@ def photographs(settings: Settings, verbose: int = 0) -> Task:
         )
     )
     return Task(data.classes, len(data.train), build, batches, validation, None, damaged)
-
-
-def _trained(settings):
-    """The `readers.Source` of --init-from; without the flag an empty one."""
-    if settings.init_from is None:
-        return readers.Source("nothing", None)
-    small = f"cifar_{'plainnet' if settings.plain else 'resnet'}{settings.depth}"
-    return readers.read(settings.init_from, settings.builder.architecture.name if settings.photographs else small)
-
-
-def _initialized(network, trained, settings):
-    """The network with trained weights in all but its last layer."""
-    if settings.init_from:
-        with recursion_limit(LOADING_DEPTH):
-            load_weights(keras.Model(network.input, network.get_layer("pool").output, name=network.name), trained)
-        bad = [variable.path for variable in network.weights if not np.isfinite(variable.numpy()).all()]
-        if bad:
-            raise RunError(f"--init-from {settings.init_from} has weights that are not finite, for example {bad[0]}")
-    return network
-
-
-def freeze(network: keras.Model, until: str | None) -> None:
-    """Freezes the stages up to this one; their batch normalisation runs in inference mode. None: freezes none.
-
-    Raises:
-        RunError: there is no such stage.
-    """
-    if until:
-        stages = {layer: match[0] for layer in network.layers if (match := re.match(r"conv\d+", layer.name))}
-        if until not in stages.values():
-            names = ", ".join(sorted(set(stages.values())))
-            raise RunError(f"--freeze-until is one of {names}; found {until}")
-        for layer, stage in stages.items():
-            layer.trainable = stage > until
 
 
 def _parts_of_batches(settings, step, training_batches):

@@ -20,7 +20,8 @@ def save_keras_hub(model: keras.Model, folder: str | os.PathLike, image_size: in
     """Writes a network as a preset of keras_hub: `keras_hub.models.ImageClassifier.from_preset(folder)` opens it.
 
     The network's first layer becomes the preset's image converter, which also crops an image to a square and resizes
-    it. The outputs are the same within rounding. A network without a top becomes a backbone, whose output is the last
+    it. The outputs are the same within rounding; but a mean image becomes its mean colour, because the converter
+    subtracts one number a channel. A network without a top becomes a backbone, whose output is the last
     feature map; `keras_hub.models.Backbone.from_preset(folder)` opens that.
 
     Args:
@@ -37,10 +38,10 @@ def save_keras_hub(model: keras.Model, folder: str | os.PathLike, image_size: in
     if problems := _inexpressible(source):
         raise WeightsError("\n  ".join([f"keras_hub's ResNetBackbone cannot express {model.name}:", *problems]))
     arrays: dict = {key: source.array(*key) for key in variables(model)}
-    converter = {"scale": None, "offset": None}
-    if source.normalization is not None:
-        mean, std = normalization.mean_and_std(source.normalization)
-        if source.normalization == "caffe":  # BGR, which the converter does not make
+    converter, colors = {"scale": None, "offset": None}, normalization.for_size(source.normalization, (None, None))
+    if colors is not None:
+        mean, std = normalization.mean_and_std(colors)
+        if colors == "caffe":  # BGR, which the converter does not make
             mean, arrays["conv1", "kernel"] = mean[::-1], arrays["conv1", "kernel"][:, :, ::-1]
         converter = {"scale": (1 / std).tolist(), "offset": (-mean / std).tolist()}
     preactivated = network.activation_order == PREACTIVATION
@@ -94,7 +95,7 @@ def _theirs(layer, kind, preactivated):
 
 def _inexpressible(source):
     """What of a network keras_hub does not have, a sentence each."""
-    network, mean = architecture_of(source), source.normalization
+    network = architecture_of(source)
     if source.family is not families.OURS:
         return ["it is no network of this package"]
     order = network.activation_order if network.activation_order == PREACTIVATION else "original"
@@ -106,8 +107,8 @@ def _inexpressible(source):
         found.append(f"it has output_stride={network.output_stride}: theirs has no dilation")
     if network.block == "basic" and order == PREACTIVATION:
         found.append("pre-activation with basic blocks: their first shortcut starts before the nonlinearity")
-    if mean == UNKNOWN if isinstance(mean, str) else mean and normalization.mean_and_std(mean)[0].ndim > 1:
-        found.append("its first layer subtracts an image, or is of another kind")
+    if isinstance(source.normalization, str) and source.normalization == UNKNOWN:
+        found.append("its first layer is none that subtracts colours or an image")
     if callable(source.classifier_activation):
         found.append("its last activation has no name in Keras")
     return found

@@ -439,6 +439,16 @@ def test_classes_of_any_name_can_be_drawn(tmp_path, repeated):
         assert Image.open(tmp_path / f"{name}.png").width > 500
 
 
+def test_wordnet_ids_are_drawn_as_words_where_their_table_is(tmp_path, monkeypatch):
+    monkeypatch.setenv("KERAS_HOME", str(tmp_path))
+    classes = ["n02102040", "n00000000", "a_cat"]
+    assert pictures.in_words(classes) == classes
+    (tmp_path / "models").mkdir()
+    table = {"0": ["n01440764", "tench"], "217": ["n02102040", "English_springer"]}  # as keras.applications has it
+    (tmp_path / "models" / "imagenet_class_index.json").write_text(json.dumps(table))
+    assert pictures.in_words(classes) == ["English springer", *classes[1:]]
+
+
 def test_texts_are_drawn_as_they_are():
     with pictures.lettering(*NAMES, "\U0001f9ff\udcff\n") as drawn:
         assert [drawn(name) for name in NAMES[:4]] == list(NAMES[:4])

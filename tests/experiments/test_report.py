@@ -141,6 +141,12 @@ def test_runs_without_validation_show_the_test_error_as_a_point():
     assert "dashed: training, point: test, at the end" in figure.get_suptitle()
 
 
+def test_the_page_says_of_both_kinds_of_runs_what_they_train_on(tmp_path):
+    report.write([], tmp_path)
+    text = re.sub("<[^>]*>", "", (tmp_path / "report.html").read_text()).replace("\n", " ")
+    assert "all 50,000 images, as are runs with --train-on-all; the others are trained on 45,000" in text
+
+
 def test_every_schedule_of_the_table_is_drawn(tmp_path):
     records = [*runs("fig6", 0.2, ["ResNet-20", "plain-20"], steps=8000), *runs("fig6", 0.1, ["ResNet-20"])]
     records += runs("fig6", 0.15, ["ResNet-20"], steps=8000, lr=0.05)

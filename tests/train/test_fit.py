@@ -161,6 +161,21 @@ def test_a_signal_outside_the_training_ends_in_one_line(
     assert left == {"model.keras", *(["runs"] if program == "fit.py" else [])}
 
 
+@pytest.mark.parametrize("error", ["MemoryError()", "tf.errors.ResourceExhaustedError(None, None, 'OOM [Op:Conv2D]')"])
+def test_out_of_memory_is_one_line(error):
+    code = f"""if True:
+        import sys
+        sys.path.insert(0, {str(ROOT / "train")!r})
+        import interrupted
+        import tensorflow as tf
+        sys.argv = ["fit.py"]
+        raise {error}"""
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=100)
+    (line,) = [line for line in run.stderr.splitlines() if line.startswith("fit.py")]
+    assert run.returncode == 1 and "Traceback" not in run.stderr
+    assert line.startswith("fit.py: out of memory; a smaller --batch-size")
+
+
 def test_a_signal_is_not_lost_in_the_garbage_collector():
     code = f"""if True:
         import signal, sys, time

@@ -3,6 +3,7 @@
 import argparse
 import importlib
 import re
+import subprocess
 import sys
 import zipfile
 
@@ -12,12 +13,16 @@ import tensorflow as tf
 from conftest import ROOT
 
 import keras_resnet
-from keras_resnet import evaluation
+from keras_resnet import choices, evaluation, normalization
 from keras_resnet.data import sources
 from keras_resnet.experiments.experiments import DECIDED
 from keras_resnet.files import own_line
+from keras_resnet.serving import formats
+from keras_resnet.weights import readers
 
 PROGRAMS = ("colors", "convert", "evaluate", "export", "fit", "report", "reproduce", "tune")
+EVERY = ("benchmark", "fit_jax", *PROGRAMS)
+FRAMEWORKS = {"h5py", "jax", "keras", "matplotlib", "tensorflow", "tensorflow_datasets", "torch"}
 
 
 @pytest.fixture
@@ -45,6 +50,26 @@ def test_every_program_says_its_version(ends, capsys, name):
     assert ends(name, "--version") in ("0", "None") and capsys.readouterr().out.endswith(
         f"keras_resnet {keras_resnet.__version__}\n"
     )
+
+
+@pytest.mark.parametrize("words", ["--help", "--version", "--typo"])
+@pytest.mark.parametrize("name", EVERY)
+def test_flags_are_read_before_frameworks_are_imported(name, words):
+    """Because TensorFlow takes seconds, for which nobody should wait who mistyped a flag."""
+    code = f"""if True:
+        import atexit, runpy, sys
+        atexit.register(lambda: print(*sorted(sys.modules.keys() & {FRAMEWORKS}), "at the end"))
+        sys.argv = ["{name}.py", "{words}"]
+        sys.path.insert(0, {str(ROOT / "train")!r})
+        runpy.run_path({str(ROOT / "train" / f"{name}.py")!r}, run_name="__main__")"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=100)
+    assert done.stdout.splitlines()[-1] == "at the end" and done.returncode == (2 if words == "--typo" else 0)
+    assert "Traceback" not in done.stderr and (words == "--typo") == bool(done.stderr)
+
+
+def test_the_choices_are_those_of_the_library():
+    assert (*readers.READERS,) == choices.WEIGHTS and (*normalization.NAMED,) == choices.NORMALIZATIONS
+    assert ("saved_model", *formats.WRITERS) == choices.FORMATS
 
 
 def test_the_version_of_an_export(program):

@@ -1,4 +1,6 @@
 import importlib
+import io
+import itertools
 import json
 import os
 import re
@@ -8,7 +10,7 @@ import sys
 import keras
 import keras_tuner
 import pytest
-from conftest import ROOT
+from conftest import ROOT, free_ports
 
 import keras_resnet
 from keras_resnet.data import shapes, sources
@@ -112,7 +114,7 @@ def test_the_program_is_interrupted_goes_on_and_prints_a_command(tmp_path, tune,
     assert len(calls) == 3 and calls[1] == calls[2] != calls[0]  # the trial that was cut is repeated, no other
     found = [json.loads(path.read_text()) for path in folder.glob("trial_*/trial.json")]
     rows = re.findall(r"^ +(\d+\.\d+)% +2 +([ABC]) +(\S+) +(\S+) +(\d+) +(yes|no)$", printed, re.M)
-    assert re.search(r"^2 trials, 4 epochs, 0:\d\d:\d\d hours in all; in ", printed, re.M)
+    assert re.search(r"^2 trials, 4 epochs, 0:\d\d:\d\d in all; in ", printed, re.M)
     assert (folder / "trials.png").read_bytes().startswith(b"\x89PNG")
     spent = json.loads((folder / "cost.json").read_text())["seconds"]
     assert spent > 0.5
@@ -149,6 +151,64 @@ def test_the_picture_of_a_search():
     assert [label.get_text() for label in warmup.get_xticklabels()] == ["no", "yes"]
     assert warmup.lines[0].get_xdata().tolist() == [1, 0]
     assert [text.get_text() for text in batch.get_legend().get_texts()] == ["3 epochs", "9 epochs"]
+
+
+@pytest.mark.parametrize("rates", [(0.01, 1.0), (1e-5, 0.9), (0.05, 0.13), (0.03, 0.03)])
+def test_labels_of_a_logarithmic_axis_are_numbers_beside_each_other(rates):
+    trials = [figures.Trial({"lr": rate, **dict.fromkeys("abc", 1.0)}, 3, 0.5) for rate in rates]
+    figure = figures.draw_search(trials, "note")
+    figure.savefig(io.BytesIO(), dpi=150)  # places them
+    low, high = (axis := figure.axes[0].xaxis).get_view_interval()
+    shown = [label for label in axis.get_ticklabels(which="both") if label.get_text()]
+    shown = [label for label in shown if low <= label.get_position()[0] <= high]
+    assert shown and all(float(label.get_text()) == pytest.approx(label.get_position()[0]) for label in shown)
+    boxes = sorted((label.get_window_extent() for label in shown), key=lambda box: box.x0)
+    assert all(one.x1 < other.x0 for one, other in itertools.pairwise(boxes))
+
+
+SMALL = """
+import runpy, sys
+sys.path.insert(0, sys.argv.pop(1))
+import quiet
+from keras_resnet.data import sources
+sources.SHAPES_EXAMPLES = {"train": 290, "test": 10}
+sources.VALIDATION_EXAMPLES = {"shapes": 30}
+sys.argv[0] = "tune.py"
+runpy.run_path(f"{sys.path[0]}/tune.py", run_name="__main__")
+"""
+
+
+@pytest.mark.slow
+def test_a_chief_and_two_tuners_search_together(tmp_path):
+    (port,) = free_ports(1)
+    command = ["--dataset", "shapes", "--depth", "8", "--max-epochs", "2", "--output", str(tmp_path), "--verbose", "0"]
+    oracle = {"KERASTUNER_ORACLE_IP": "127.0.0.1", "KERASTUNER_ORACLE_PORT": str(port), "PYTHONPATH": str(ROOT)}
+    processes = {
+        name: subprocess.Popen(
+            [sys.executable, "-c", SMALL, str(ROOT / "train"), *command],
+            env=os.environ | oracle | {"KERASTUNER_TUNER_ID": name},
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )
+        for name in ("chief", "tuner0", "tuner1")
+    }  # fmt: skip
+    printed = {}
+    for name, process in processes.items():
+        printed[name], errors = process.communicate(timeout=600)
+        assert process.returncode == 0, errors
+    (folder,) = tmp_path.iterdir()
+    trials = [json.loads(path.read_text()) for path in folder.glob("trial_*/trial.json")]
+    assert len(trials) == 2 and {trial["status"] for trial in trials} == {"COMPLETED"}
+    assert re.search(r"^2 trials, 4 epochs, .* The best:$", printed["chief"], re.M)
+    assert printed["chief"].splitlines()[-1].startswith("python train/fit.py --depth 8")
+    for name in ("tuner0", "tuner1"):
+        assert printed[name].endswith(f"{name}: the search is over; its chief prints the result\n")
+
+
+def test_a_search_together_that_lacks_a_variable_says_so(tmp_path, tune, monkeypatch):
+    monkeypatch.setenv("KERASTUNER_ORACLE_IP", "127.0.0.1")
+    monkeypatch.setenv("KERASTUNER_TUNER_ID", "chief")
+    with pytest.raises(SystemExit, match='"KERASTUNER_ORACLE_PORT" was not'):
+        tune("--dataset", "shapes", "--depth", "8", "--max-epochs", "2", "--output", str(tmp_path))
 
 
 def test_trials_that_fail_are_counted_and_the_others_shown(tmp_path, tune, monkeypatch, capsys):

@@ -13,6 +13,7 @@ import pytest
 import tensorflow as tf
 from conftest import ROOT, WITHOUT_TENSORFLOW, write_cifar10
 
+import keras_resnet
 from keras_resnet import evaluation
 from keras_resnet.data import cifar, shapes, sources
 from keras_resnet.experiments import experiments
@@ -25,7 +26,7 @@ pytest.importorskip("jax", reason="jax is not installed")
 STEPS, BATCH = 3, 32
 TRAIN = """
 import sys
-import keras, numpy as np
+import keras, keras_resnet, numpy as np
 from keras_resnet.data import sources
 from keras_resnet.optimizers import SGD
 from keras_resnet.training.on_jax import Trainer, augment
@@ -34,7 +35,7 @@ from keras_resnet.training.settings import Settings
 folder, parts = sys.argv[1], int(sys.argv[2])
 data = np.load(f"{folder}/data.npz")
 source = sources.load("shapes")
-network = Settings(depth=8, dataset="shapes").small_network(10, (sources.per_pixel_mean(source.train.images), 1.0))
+network = keras_resnet.CifarResNet(8, normalization=(sources.per_pixel_mean(source.train.images), 1.0))
 network.load_weights(f"{folder}/initial.weights.h5")
 model = keras.Model(network.input, network.get_layer("fc").output)
 model.compile(SGD(0.1))
@@ -60,7 +61,7 @@ def steps(tmp_path_factory):
     source = sources.load("shapes")
     mean = sources.per_pixel_mean(source.train.images)
     settings = Settings(depth=8, dataset="shapes", batch_size=BATCH, bn_batch_size=BATCH // 2)
-    network = settings.small_network(10, (mean, 1.0))
+    network = keras_resnet.CifarResNet(8, normalization=(mean, 1.0))
     network.save_weights(folder / "initial.weights.h5")
     trained = run.training_model(settings, network, replicas=1)
     run.compile_for_training(trained, 0.1)
@@ -254,3 +255,11 @@ def test_without_jax_the_program_says_so(tmp_path):
     code += "importlib.util.find_spec = lambda name: None if name == 'jax' else found(name)"
     done = fit(tmp_path, *RUN, code=code)
     assert done.returncode == 1 and "needs the package jax" in done.stderr and "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("platforms", ["cuda", "no_such_platform"])
+def test_a_device_that_is_not_there_is_a_sentence(platforms):
+    fit = [sys.executable, ROOT / "train" / "fit_jax.py", "--dataset", "shapes"]
+    done = subprocess.run(fit, capture_output=True, text=True, env=os.environ | {"JAX_PLATFORMS": platforms})
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert f"fit_jax.py: JAX finds no device for JAX_PLATFORMS={platforms}" in done.stderr

@@ -314,7 +314,7 @@ def test_a_run_that_failed_at_once_does_not_keep_its_name(tmp_path, small_shapes
         train(settings(output, batch_size=1000), verbose=0)
     extremes = {"seed": 2**31 - 1, "weight_decay": 0.0}
     assert train(settings(output, steps=3, **extremes), verbose=0)["settings"]["batch_size"] == 16
-    assert set(os.listdir(output / "run" / "checkpoint")) == {"latest.npz", "lock"}
+    assert set(os.listdir(output / "run" / "checkpoint")) == {"latest.npz", "lock", "lock.owner"}
 
 
 def test_a_folder_that_was_there_stays(tmp_path, small_shapes):
@@ -329,7 +329,8 @@ def test_one_process_at_a_time_trains_a_run(tmp_path, small_shapes, monkeypatch,
     """Here the other one is this process, too; test_fit.py has a real one, and test_kills.py those that were killed."""
     lock = tmp_path / "run" / "checkpoint" / "lock"
     lock.parent.mkdir(parents=True)
-    lock.write_text("PID 1 on elsewhere")  # means nothing without a lock
+    for name in ("lock", "lock.owner"):  # which mean nothing without a lock
+        (lock.parent / name).write_text("PID 1 on elsewhere")
     with files.locked(str(lock)), pytest.raises(RunError, match=f"another process .*, PID {os.getpid()} on .*run"):
         train(settings(tmp_path), verbose=0)
     with pytest.raises(RunError, match="lock/lock cannot be written"), files.locked(str(lock / "lock")):
@@ -921,3 +922,14 @@ def test_curves_of_one_and_many_epochs(tmp_path):
     history.draw([{**row, "step": 100 * i} for i in range(1, 40)], "many", tmp_path / "many.png")
     history.draw([{"step": 1, "error": 0.5}], "no validation", tmp_path / "none.png")
     assert len(list(tmp_path.glob("*.png"))) == 3
+
+
+@pytest.mark.parametrize("last, drawn, label", [(50, 50, "iterations"), (4000, 4, "iterations (thousands)")])
+def test_the_axis_of_a_short_run_counts_single_steps(last, drawn, label):
+    row = {"step": last // 2, "error": 0.5}
+    (axes,) = history._draw_curves([row, {**row, "step": last}], "title", None).axes
+    assert axes.get_xlabel() == label and axes.lines[0].get_xdata().tolist() == [drawn / 2, drawn]
+
+
+def test_durations():
+    assert [history.clock(seconds) for seconds in (56.4, 3599.7, 36000)] == ["0:00:56", "1:00:00", "10:00:00"]

@@ -14,7 +14,7 @@ from keras_resnet.training.step import choose_threads
 
 
 @graphs_as_traced()
-def checkpoint(options):
+def measure(options):
     choose_threads(parts(options.depth, options.batch_size))
     model, every = trainer(options.depth, batch_size=options.batch_size), Settings.checkpoint_every
     step = bare_step(model, batch(options.batch_size, options.depth))

@@ -4,14 +4,13 @@ import keras
 import tensorflow as tf
 
 import keras_resnet
+from keras_resnet.choices import IMAGENET_DEPTHS
 from keras_resnet.data import imagenet, shapes
 from keras_resnet.optimizers import SGD
 from keras_resnet.training import recipes, run
 from keras_resnet.training.fused import fuse_batch_norm
 from keras_resnet.training.settings import parts_of
 from keras_resnet.training.step import TrainingModel
-
-IMAGENET_DEPTHS = (18, 34, 50, 101, 152)
 
 
 def network(depth):

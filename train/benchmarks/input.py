@@ -20,7 +20,7 @@ except ImportError:
 
 
 @graphs_as_traced()
-def inputs(options):
+def measure(options):
     if options.data:
         photographs(options)
         return

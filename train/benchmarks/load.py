@@ -30,7 +30,7 @@ START = 120  # seconds, at most
 BATCHING = re.compile(r"^max_batch_size .*?(?=^```)", re.M | re.S)  # in docs/serving.md
 
 
-def load(options):
+def measure(options):
     """Prints a line for each number of clients, without and with batching; a turn takes `--seconds`."""
     noise = np.random.default_rng(0).uniform(0, 255, (30, 40, 3))
     file = tf.io.encode_jpeg(tf.cast(tf.image.resize(noise, (HEIGHT, WIDTH)), "uint8")).numpy()

@@ -45,7 +45,7 @@ def train(turn, depth, images, mixed_precision, core=None, devices=1, cluster=No
         model.fit(data, steps_per_epoch=ENDLESS, shuffle=False, verbose=0, callbacks=callbacks)
 
 
-def scaling(options):
+def measure(options):
     cluster, run = _cluster(), (train, options.depth)
     whole, part, precision = options.batch_size, options.batch_size // 2, options.mixed_precision
     rivals = {

@@ -155,7 +155,7 @@ def turns(works, rounds):
     return seconds
 
 
-def serve(options):
+def measure(options):
     rng = np.random.default_rng(0)
     with tempfile.TemporaryDirectory() as folder:
         works = rivals(folder)

@@ -35,7 +35,7 @@ def start_once(as_fit, depth, batch_size, results):
     results.put((built - begin, first - built, statistics.median(later), gibibytes))
 
 
-def start(options):
+def measure(options):
     print(f"ResNet-{options.depth}, batch {options.batch_size}, medians of {options.rounds} processes each\n")
     print(f"{'':<18}{'build':>8}{'first step':>12}{'later step':>12}{'peak memory':>14}")
     context = multiprocessing.get_context("spawn")

@@ -87,7 +87,7 @@ def rivals(depth):
     return found
 
 
-def step(options):
+def measure(options):
     found = rivals(options.depth)
     processes = {
         name: [(work, options.depth, options.batch_size, *arguments)]

@@ -27,7 +27,6 @@ from keras_resnet.data import sources
 from keras_resnet.files import ResNetError, RunError, locked, write_whole
 from keras_resnet.origin import flags
 from keras_resnet.runs import NUMBER, read_json
-from keras_resnet.training.history import clock
 from keras_resnet.training.settings import Settings
 
 WATCHED = sys.stdout.isatty()  # a progress bar is for a terminal
@@ -56,6 +55,8 @@ import quiet  # noqa: F401, first, before anything that imports TensorFlow
 
 # isort: split
 import keras
+
+from keras_resnet.training.history import clock
 
 
 def search(options, name):

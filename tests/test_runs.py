@@ -108,7 +108,7 @@ def test_what_else_lies_among_them_is_ignored(tmp_path, monkeypatch):
     shutil.copytree(runs.SHIPPED / "cifar10-plain-20", tmp_path / "cifar10-plain-20")
     for stray in ("cifar10-resnet-20 (copy)", "cifar10-x", "notes", "cifar10-resnet-8"):  # the last holds no network
         (tmp_path / stray).mkdir()
-        (tmp_path / stray / "readme").touch()
+        (tmp_path / stray / ("readme" if stray == "cifar10-resnet-8" else "model.keras")).touch()
     (tmp_path / "cifar10-resnet-14").touch()
     monkeypatch.setattr(runs, "SHIPPED", tmp_path)
     assert [one.name for one in keras_resnet.list_weights()] == ["cifar10-plain-20"]

@@ -23,6 +23,7 @@ from keras_resnet.models import (
 from keras_resnet.normalization import decode_predictions, preprocess_input
 from keras_resnet.optimizers import SGD, PlateauSchedule, StepSchedule
 from keras_resnet.origin import __version__
+from keras_resnet.runs import list_weights
 from keras_resnet.weights import load_weights, save_keras_hub, save_torchvision
 
 __all__ = [
@@ -48,6 +49,7 @@ __all__ = [
     "features",
     "fold",
     "from_weights",
+    "list_weights",
     "load_weights",
     "preprocess_input",
     "recursion_limit",

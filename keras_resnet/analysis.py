@@ -40,6 +40,14 @@ def count_macs(model: keras.Model, input_shape: tuple[int, ...] | None = None) -
     return sum(math.prod(layer.kernel.shape) * n for layer, n in zip(layers, positions, strict=True))
 
 
+STATISTICS = ("moving_mean", "moving_variance", "mean", "variance", "count")  # variables that no training step learns
+
+
+def count_parameters(model: keras.Model) -> int:
+    """The number of a network's parameters, frozen or not, without the statistics of normalisation layers."""
+    return sum(math.prod(variable.shape) for variable in model.weights if variable.name not in STATISTICS)
+
+
 def response_std(model: keras.Model, images: np.ndarray | Tensor, batch_size: int = 128) -> dict[str, float]:
     """The standard deviation of the responses of each 3x3 convolution (P1 Fig. 7).
 

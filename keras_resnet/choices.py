@@ -10,7 +10,6 @@ NORMALIZATIONS = ("caffe", "torch", "cifar10", "cifar100")
 # Evaluation (P1 3.4).
 PARTS = ("test", "validation", "all")  # of data
 PROTOCOLS = ("center", "10-crop", "multi-scale", "single")
-CROP = 224  # the scales are in proportion
 COLOR_SAMPLE = 10_000  # photographs for the colour statistics
 
 # Serving.

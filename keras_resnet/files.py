@@ -1,4 +1,4 @@
-"""Atomic writes, made by only one of several processes, and the lock of a run."""
+"""Atomic writes, made by only one of several processes, the lock of a run, and the errors that are for people."""
 
 import contextlib
 import errno
@@ -7,7 +7,10 @@ import platform
 import re
 import tempfile
 import typing
+import zipfile
 from collections.abc import Callable, Iterator
+
+import numpy as np
 
 from keras_resnet import packages
 
@@ -27,12 +30,23 @@ def written_if(chief: bool) -> Iterator[None]:
         writes = before
 
 
-class RunError(Exception):
-    """A run cannot start or continue. The message says what was wrong, what was found and what to do."""
+class ResNetError(Exception):
+    """Something that a person can mend. The message says what was wrong, what was found and what to do.
+
+    All errors of this package that are for people come from this one, so that a program can catch them together.
+    """
 
 
-class DataError(Exception):
-    """The data set cannot be loaded. The message says what was looked for, what was found and what to do."""
+class RunError(ResNetError):
+    """A run cannot start or continue, or what it left cannot be read."""
+
+
+class DataError(ResNetError):
+    """The data set cannot be loaded."""
+
+
+class WeightsError(ResNetError, ValueError):
+    """The weights cannot be read, or do not fit the network. Nothing has been changed."""
 
 
 @contextlib.contextmanager
@@ -107,7 +121,7 @@ def _flush(path):
 
 def reason(error: BaseException | str) -> str:
     """The first line of an error's message, without the marks that TensorFlow adds for its own programmers."""
-    lines = str(error).splitlines() or [type(error).__name__]
+    lines = str(error).strip().splitlines() or [type(error).__name__]
     return re.sub(r"\{\{.*?\}\} *|^\w+Error: | *\[Op:\w+\].*", "", lines[0])
 
 
@@ -127,6 +141,24 @@ def write_whole(path: Path, write: Callable[[typing.BinaryIO], object]) -> None:
     if writes:
         with whole(path) as temporary, open(temporary, "wb") as file:
             write(file)
+
+
+def read_arrays(path: Path) -> dict[str, np.ndarray]:
+    """The arrays of a .npz file, by their names. Other objects, which could execute code, are never read.
+
+    Raises:
+        OSError: the file cannot be read.
+        ValueError: it is damaged or of another kind; the message is for people.
+    """
+    with open(path, "rb") as opened:
+        if not zipfile.is_zipfile(opened):
+            raise ValueError("it is no .npz file, or only the beginning of one")
+        try:
+            opened.seek(0)
+            with np.load(opened, allow_pickle=False) as file:
+                return {name: file[name] for name in file.files}
+        except Exception as error:  # each kind of damage raises another one
+            raise ValueError("one of its arrays cannot be read") from error
 
 
 @contextlib.contextmanager

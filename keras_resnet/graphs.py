@@ -5,7 +5,6 @@ Keras walks the graph of a network recursively, also when it loads or copies one
 
 import collections
 import contextlib
-import math
 import os
 import sys
 import tempfile
@@ -51,12 +50,6 @@ def recursion_limit(n: int) -> Iterator[None]:
         with _lock:
             _wanted.remove(n)
             sys.setrecursionlimit(max(_at_rest + _wanted))
-
-
-def parameters(model: keras.Model) -> int:
-    """The number of weights that training changes, those of frozen layers included."""
-    variables = (variable for layer in model._flatten_layers() for variable in layer._trainable_variables)
-    return sum(math.prod(variable.shape) for variable in variables)
 
 
 def load_model(path: str | os.PathLike) -> keras.Model:

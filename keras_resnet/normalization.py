@@ -186,12 +186,18 @@ def decode_predictions(
         ID for ImageNet, and the class index, such as "3", for other classes.
 
     Raises:
-        ValueError: the numbers of classes and names differ.
+        ValueError: the numbers of classes and names differ, a prediction is not finite, or `classes` is another word.
     """
     predictions = ops.convert_to_numpy(predictions)
+    if isinstance(classes, str) and classes not in ("imagenet", "cifar10"):
+        raise ValueError(
+            f'classes is "imagenet", "cifar10" or the names in their order, ["cat", "dog"]; found {classes!r}'
+        )
+    if not np.isfinite(predictions).all():
+        raise ValueError("predictions are probabilities; found some that are not finite. Has the training diverged?")
     if isinstance(classes, str) and classes == "imagenet":
         return imagenet_utils.decode_predictions(predictions, top=top)
-    names = CIFAR10_CLASSES if isinstance(classes, str) and classes == "cifar10" else tuple(classes)
+    names = CIFAR10_CLASSES if isinstance(classes, str) else tuple(classes)
     if predictions.ndim != 2 or predictions.shape[1] != len(names):
         raise ValueError(f"predictions are (batch, {len(names)}) for {len(names)} classes; found {predictions.shape}")
     best = np.argsort(-predictions, axis=1, kind="stable")[:, :top]

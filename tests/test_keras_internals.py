@@ -43,12 +43,6 @@ def flattened():
     return "bn" in {layer.name for layer in keras.Sequential([inner])._flatten_layers()}
 
 
-def frozen_variables():
-    conv = network().get_layer("conv")
-    conv.trainable = False
-    return len(conv._trainable_variables) == 2
-
-
 def decaying():
     optimizer = keras.optimizers.SGD()
     kernel, bias = keras.Variable(np.ones(1), name="kernel"), keras.Variable(np.ones(1), name="bias")
@@ -116,7 +110,6 @@ REACHED = {
     "_keras_history": (history, "a symbolic tensor no longer says which layer it is of: evaluation, analysis"),
     "_inbound_nodes": (nodes, "a layer no longer says how what it is called with: graphs.fold"),
     "_nodes_by_depth": (nodes_by_depth, "a model no longer lists its calls of layers: graphs.fold"),
-    "_trainable_variables": (frozen_variables, "a frozen layer no longer says what it would train: graphs.parameters"),
     "_flatten_layers": (flattened, "a model no longer gives the layers of inner models: graphs, recalibrate_bn"),
     "_use_weight_decay": (decaying, "an optimizer no longer says which variables decay: optimizers.SGD"),
     "_backend_update_step": (update_of_all, "an optimizer updates its variables in another way: fused.fuse_update"),

@@ -15,7 +15,7 @@ import arguments
 
 from keras_resnet.choices import COLOR_SAMPLE
 from keras_resnet.data.sources import IMAGE_SIZE
-from keras_resnet.files import DataError, RunError, write_whole
+from keras_resnet.files import ResNetError, write_whole
 
 
 def parse(words=None):
@@ -60,7 +60,7 @@ def main():
                 verbose=int(sys.stdout.isatty()),
             )
         write_whole(options.file, found.save)
-    except (DataError, RunError) as error:
+    except ResNetError as error:
         sys.exit(f"colors.py: {error}")
     print("mean of red, green, blue    " + "".join(f"{value:>9.3f}" for value in found.channel_means))
     for value, vector in zip(found.components.values, found.components.vectors.T, strict=True):

@@ -6,32 +6,55 @@
     python train/convert.py resnet20.th r20.keras             akamaster's CIFAR networks
     python train/convert.py r50.keras r50.safetensors         the way back, under torchvision's names
     python train/convert.py runs/r50 r50/ --keras-hub         a preset of keras_hub; also of SOURCE.keras
-    python train/convert.py cifar10-resnet-20 r20/            model.keras and its card, as Hugging Face wants it
+    python train/convert.py cifar10-resnet-20 r20/            a folder for Hugging Face, with a card
+    python train/convert.py --list                            the networks in the package
 
 The architecture is inferred from the tensors. OUT.keras takes RGB pixels in [0, 255], as from train/evaluate.py. If
 tensors are missing, left over or misshapen, the program ends with an error and writes nothing. docs/weights.md lists
 the checks. PyTorch files of networks for small images often do not state how the input was normalised; then give
 --normalization. The program runs on any Keras backend and does not need TensorFlow.
 
-In a folder, README.md is the model card of the run that trained the network. keras_hub can express ResNet-18 to 152
+FOLDER/ holds model.keras, the same unzipped for load_model("hf://USER/NAME"), the names of the classes, and README.md,
+the model card of the run that trained the network. keras_hub can express ResNet-18 to 152
 with option B. Bottlenecks need their stride in the 3x3; pre-activation is possible with bottlenecks only.
 """
 
+import argparse
+import json
 import os
 import pathlib
-import shutil
 import sys
 
 import arguments
 
+from keras_resnet import runs
 from keras_resnet.choices import NORMALIZATIONS, WEIGHTS
-from keras_resnet.files import RunError, whole, whole_folder
+from keras_resnet.files import ResNetError, WeightsError, whole, whole_folder
+
+
+def table():
+    """The networks in the package."""
+    rows = [("name", "test error", "parameters", "size")]
+    for name, error, parameters, size in runs.list_weights():
+        rows.append((name, f"{error:.2%}", f"{parameters:,}", f"{size / 1e6:.1f} MB"))
+    return "\n".join(f"{name:<20}{error:>12}{parameters:>12}{size:>10}" for name, error, parameters, size in rows)
+
+
+class List(argparse.Action):
+    """--list prints the networks in the package, and ends the program."""
+
+    def __call__(self, parser, namespace, values, flag=None):
+        print(table())
+        parser.exit()
 
 
 def parse(words=None):
     parser = arguments.parser(__doc__)
-    parser.add_argument("source", metavar="SOURCE", help=f"weights: {', '.join(WEIGHTS)}")
+    weights = f"weights: {', '.join(WEIGHTS)}, the folder of a run, or a name of --list"
+    parser.add_argument("source", metavar="SOURCE", help=weights)
     parser.add_argument("out", metavar="OUT", help=".keras, .safetensors with torchvision's names, or FOLDER/")
+    listed = "print the networks in the package: name, test error, parameters, size"
+    parser.add_argument("--list", action=List, nargs=0, help=listed)
     hub = "OUT becomes a preset of keras_hub: a folder for keras_hub.models.ImageClassifier.from_preset"
     parser.add_argument("--keras-hub", action="store_true", help=hub)
     parser.add_argument(
@@ -53,26 +76,30 @@ import any_backend  # noqa: F401, first, before Keras
 import keras
 
 import keras_resnet
-from keras_resnet import normalization
-from keras_resnet.weights import cards, readers
-from keras_resnet.weights.published import find
+from keras_resnet import analysis, normalization
+from keras_resnet.experiments import cards
+from keras_resnet.runs import CLASSES, MODEL, Run
+from keras_resnet.weights import readers
 
 
 def check(options):
-    """What is wrong with the arguments, before anything is read; None if nothing is."""
+    """Raises an error if the arguments are wrong, before anything is read; fills in what they say of OUT."""
     if options.out.endswith((".keras", ".safetensors")) and options.keras_hub:
-        return f"--keras-hub writes a folder, so OUT does not end in .keras or .safetensors; found {options.out!r}"
+        raise WeightsError(
+            f"--keras-hub writes a folder, so OUT does not end in .keras or .safetensors; found {options.out!r}"
+        )
     if not (options.keras_hub or options.out.endswith((".keras", ".safetensors", os.sep))):
-        return f"OUT ends in .keras or .safetensors, or is FOLDER/; found {options.out!r}"
+        raise WeightsError(f"OUT ends in .keras or .safetensors, or is FOLDER/; found {options.out!r}")
     options.out, options.folder = options.out.rstrip(os.sep), options.keras_hub or options.out.endswith(os.sep)
     if not os.path.isdir(os.path.dirname(options.out) or "."):
-        return f"{options.out} cannot be written: there is no folder {os.path.dirname(options.out)}"
+        raise WeightsError(f"{options.out} cannot be written: there is no folder {os.path.dirname(options.out)}")
     try:
         options.normalization = parse_normalization(options.normalization)
-    except ValueError:
+    except ValueError as error:
         names = ", ".join(normalization.NAMED)
-        return f"--normalization is {names}, none or R,G,B/R,G,B with a positive std; found {options.normalization!r}"
-    return None
+        raise WeightsError(
+            f"--normalization is {names}, none or R,G,B/R,G,B with a positive std; found {options.normalization!r}"
+        ) from error
 
 
 def parse_normalization(word):
@@ -85,28 +112,23 @@ def parse_normalization(word):
 
 
 def write_folder(options, model):
-    """A preset of keras_hub, or model.keras; and the card of the run that trained it, which a preset may lack."""
-    run = find(options.source)
-    run = os.path.dirname(run) if os.path.basename(run) == "model.keras" else run
-    library = "keras-hub" if options.keras_hub else "keras"
+    """A preset of keras_hub, or what Keras opens; and the card of the run that trained it, which a preset may lack."""
+    run, library = Run(options.source), "keras-hub" if options.keras_hub else "keras"
     with whole_folder(options.out) as folder:
-        recorded = os.path.isfile(os.path.join(run, "result.json"))
-        if recorded or not options.keras_hub:
-            pathlib.Path(folder, "README.md").write_text(cards.card(run, model, library))
-            shutil.copy(os.path.join(run, "classes.json"), folder)
+        if run.result or not options.keras_hub:
+            pathlib.Path(folder, "README.md").write_text(cards.card(options.source, model, library))
+            pathlib.Path(folder, CLASSES).write_text(json.dumps(run.classes))
         if options.keras_hub:
-            size = cards.result_of(run)["settings"]["image_size"] if recorded else None
-            keras_resnet.save_keras_hub(model, folder, size)
+            keras_resnet.save_keras_hub(model, folder, run.crop)
         else:
-            model.save(os.path.join(folder, "model.keras"))
+            model.save(os.path.join(folder, MODEL))
+            keras.saving.save_model(model, folder, zipped=False)  # what load_model("hf://...") looks for
 
 
 def main():
     options = parse()
-    wrong = check(options)
-    if wrong:
-        sys.exit(f"convert.py: {wrong}")
     try:
+        check(options)
         source = readers.read(options.source)
         model = keras_resnet.from_weights(source, options.normalization)
         if options.folder:
@@ -115,9 +137,9 @@ def main():
             save = keras.Model.save if options.out.endswith(".keras") else keras_resnet.save_torchvision
             with whole(options.out) as path:
                 save(model, path)
-    except (ValueError, RunError, OSError) as error:
+    except (ResNetError, ValueError, OSError) as error:
         sys.exit(f"convert.py: {error}")
-    print(f"{source}\nis now {options.out}: {model.name}, {model.count_params():,} parameters")
+    print(f"{source}\nis now {options.out}: {model.name}, {analysis.count_parameters(model):,} parameters")
     first = normalization.of(model)
     if options.keras_hub and (colors := normalization.for_size(first, (None, None))) is not first:
         print(f"its mean image became its mean colour, {normalization.described(colors)}: answers differ a little")

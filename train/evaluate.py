@@ -30,9 +30,9 @@ import sys
 import arguments
 
 from keras_resnet import packages
-from keras_resnet.choices import CROP, PARTS, PROTOCOLS
+from keras_resnet.choices import PARTS, PROTOCOLS
 from keras_resnet.data import sources
-from keras_resnet.files import RunError, write_whole
+from keras_resnet.files import ResNetError, write_whole
 
 MISTAKES = 24
 WATCHED = sys.stdout.isatty()  # a progress bar is for a terminal
@@ -41,13 +41,14 @@ WATCHED = sys.stdout.isatty()  # a progress bar is for a terminal
 def parse(words=None):
     parser = arguments.parser(__doc__)
     add = parser.add_argument
-    add("models", nargs="+", metavar="MODEL", help=".keras file, or folder of a run; several are an ensemble")
+    model = ".keras file, folder of a run, or a name of convert.py --list; several are an ensemble"
+    add("models", nargs="+", metavar="MODEL", help=model)
     add("--data", help="cifar10, cifar100, shapes; photographs: a folder, imagenet2012 etc. (default: the run's)")
     add("--data-dir", metavar="DIR", help="copies of data sets, as for fit.py (default: download)")
     add("--part", choices=PARTS, help="of the data (default: the first that exists)")
     add("--skip-damaged", action="store_true", help="leave out photographs that cannot be decoded, and count them")
     add("--protocol", choices=PROTOCOLS, help="(default: center for photographs, single for others)")
-    add("--crop", type=int, help=f"size of the crops; scales in proportion (default: the run's, or {CROP})")
+    add("--crop", type=int, help=f"size of crops; scales in proportion (default: the run's, or {sources.IMAGE_SIZE})")
     add("--batch-size", type=int, default=32, help="views in a forward pass (default 32)")
     add("--preprocess", metavar="NAME", help="preprocess_input of this module of keras.applications (default: none)")
     add("--json", metavar="FILE", help="write the result to this file (default: only print it)")
@@ -67,42 +68,45 @@ import keras
 
 from keras_resnet import evaluation
 from keras_resnet.data import imagenet
-from keras_resnet.evaluation import views
+from keras_resnet.evaluation import EvaluationError, views
 
 
 def check(options):
-    """What is wrong with the arguments, before any data are read; None if nothing is."""
+    """Raises an error if the arguments are wrong, before any data are read; fills in the data and the protocol."""
     for path in options.models:
         evaluation.model_file(path)
-    run = evaluation.run_settings(options.models[0])
+    settings = evaluation.run_settings(options.models[0])
     if options.data is None:
-        if "dataset" not in run:
-            return f"{options.models[0]} is not of a run that says its data; give --data"
-        options.data, options.data_dir = run["dataset"], options.data_dir or run["data_dir"]
-    runs = [path for path in options.models if evaluation.run_settings(path)]
-    if options.preprocess and runs:
-        return f"{runs[0]} takes pixels, as it was trained; --preprocess is for networks of keras.applications"
+        if "dataset" not in settings:
+            raise EvaluationError(f"{options.models[0]} is not of a run that says its data; give --data")
+        options.data, options.data_dir = settings["dataset"], options.data_dir or settings.get("data_dir")
+    trained = [path for path in options.models if evaluation.run_settings(path)]
+    if options.preprocess and trained:
+        raise EvaluationError(
+            f"{trained[0]} takes pixels, as it was trained; --preprocess is for networks of keras.applications"
+        )
     small = options.data in sources.DATASETS
     options.protocol = options.protocol or ("single" if small else "center")
     if small and options.protocol != "single":
-        return (
+        raise EvaluationError(
             f"{options.data} is tested with --protocol single (P1 4.2): its images are 32x32; found {options.protocol}"
         )
     if options.protocol == "single" and options.crop is not None:
-        return "--crop has no meaning with --protocol single, which takes the images as they are"
+        raise EvaluationError("--crop has no meaning with --protocol single, which takes the images as they are")
     for flag in ("crop", "batch_size"):
         if getattr(options, flag) is not None and getattr(options, flag) < 1:
-            return f"--{flag.replace('_', '-')} is positive; found {getattr(options, flag)}"
+            raise EvaluationError(f"--{flag.replace('_', '-')} is positive; found {getattr(options, flag)}")
     modules = [
         name for name in dir(keras.applications) if hasattr(getattr(keras.applications, name), "preprocess_input")
     ]
     if options.preprocess not in (None, *modules):
-        return f"--preprocess is one of {', '.join(modules)}; found {options.preprocess!r}"
+        raise EvaluationError(f"--preprocess is one of {', '.join(modules)}; found {options.preprocess!r}")
     if options.output and (lacking := packages.needed("matplotlib")):
-        return f"--output {lacking}"
+        raise EvaluationError(f"--output {lacking}")
     if options.json and not os.path.isdir(os.path.dirname(options.json) or "."):
-        return f"--json {options.json} cannot be written: there is no folder {os.path.dirname(options.json)}"
-    return None
+        raise EvaluationError(
+            f"--json {options.json} cannot be written: there is no folder {os.path.dirname(options.json)}"
+        )
 
 
 def table(result, part, skipped, options):
@@ -142,8 +146,7 @@ def draw(result, examples, options):
 def main():
     options = parse()
     try:
-        if wrong := check(options):
-            sys.exit(f"evaluate.py: {wrong}")
+        check(options)
         if options.output:
             os.makedirs(options.output, exist_ok=True)
         skipped = set() if options.skip_damaged else None
@@ -169,7 +172,7 @@ def main():
             write_whole(options.json, lambda file: file.write(text.encode()))
         if options.output:
             print(f"in {options.output}: {draw(result, examples, options)}")
-    except (evaluation.EvaluationError, sources.DataError, RunError, OSError) as error:
+    except (ResNetError, OSError) as error:
         sys.exit(f"evaluate.py: {error}")
 
 

@@ -19,7 +19,7 @@ import arguments
 
 from keras_resnet.choices import DTYPES, FORMATS, MAX_PIXELS, TOP_K
 from keras_resnet.data import sources
-from keras_resnet.files import is_name
+from keras_resnet.files import ResNetError, is_name
 
 
 class Version(argparse.Action):
@@ -35,7 +35,7 @@ class Version(argparse.Action):
 def parse(words=None):
     parser = arguments.parser(__doc__, conflict_handler="resolve")
     add = parser.add_argument
-    add("model", metavar="MODEL", help=".keras file, or folder of a run")
+    add("model", metavar="MODEL", help=".keras file, folder of a run, or a name of convert.py --list")
     add("--output", default="saved_models", metavar="DIR", help="folder of models (default saved_models)")
     add("--name", help="of the model (default that of the run or file, and -FORMAT unless it is a SavedModel)")
     help_of_version = "version of the export, 1 to 2^63 - 1 (default the next one); without N print the program's"
@@ -141,7 +141,7 @@ def main():
             print("the classes have no names; --classes FILE gives them some")
         if options.format == "saved_model":
             print(f"tensorflow_model_server --model_name={name} --model_base_path={os.path.dirname(path)}")
-    except (serving.ExportError, evaluation.EvaluationError, sources.DataError, OSError) as error:
+    except (ResNetError, OSError) as error:
         interrupted.insist()
         sys.exit(f"export.py: {error}")
 

@@ -51,7 +51,7 @@ from keras_resnet.training.run import train
 def main():
     arguments = vars(parse())
     verbose, profile, to_export = (arguments.pop(name) for name in ("verbose", "profile", "export"))
-    with errors_told("fit.py", serving.ExportError):
+    with errors_told("fit.py"):
         settings = Settings(**arguments)
         print(summary(settings, train(settings, verbose, profile)))
         if to_export and distribution.is_chief(settings.strategy):

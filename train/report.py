@@ -13,7 +13,7 @@ import arguments
 
 from keras_resnet import packages
 from keras_resnet.experiments import experiments, report
-from keras_resnet.files import RunError
+from keras_resnet.files import ResNetError
 
 
 def parse(words=None):
@@ -33,7 +33,7 @@ def main():
         records = experiments.load(options.results)
         os.makedirs(output, exist_ok=True)
         print("\n".join(report.write(records, output)))
-    except (RunError, OSError) as error:
+    except (ResNetError, OSError) as error:
         sys.exit(f"report.py: {error}")
 
 

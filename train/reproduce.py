@@ -25,7 +25,7 @@ import sys
 import arguments
 
 from keras_resnet.experiments import experiments, report
-from keras_resnet.files import DataError, RunError
+from keras_resnet.files import ResNetError, RunError
 from keras_resnet.training.command_line import add_settings
 
 INTERRUPTED = 130  # the status after SIGINT, as in shells
@@ -52,7 +52,6 @@ if __name__ == "__main__":
 import quiet  # noqa: F401, first, before anything that imports TensorFlow
 
 # isort: split
-from keras_resnet.evaluation import EvaluationError
 from keras_resnet.training.checkpoint import Stopped
 
 
@@ -80,7 +79,7 @@ def main():
             except RunError as error:  # such as a network that diverged; the others may do better
                 print(f"reproduce.py: {error}", file=sys.stderr)
                 failures.append(settings.name)
-    except (RunError, DataError, EvaluationError) as error:
+    except (ResNetError, OSError) as error:
         sys.exit(f"reproduce.py: {error}")
     except Stopped as stopped:
         print(f"\n{stopped}; the same command goes on from there", file=sys.stderr)

@@ -24,9 +24,9 @@ import arguments
 
 from keras_resnet import packages
 from keras_resnet.data import sources
-from keras_resnet.files import RunError, locked, write_whole
+from keras_resnet.files import ResNetError, RunError, locked, write_whole
 from keras_resnet.origin import flags
-from keras_resnet.training.history import clock
+from keras_resnet.runs import NUMBER, read_json
 from keras_resnet.training.settings import Settings
 
 WATCHED = sys.stdout.isatty()  # a progress bar is for a terminal
@@ -56,6 +56,8 @@ import quiet  # noqa: F401, first, before anything that imports TensorFlow
 # isort: split
 import keras
 
+from keras_resnet.training.history import clock
+
 
 def search(options, name):
     """Runs or resumes the search; returns the trials, the best first and failed ones last, or None where it helped."""
@@ -81,10 +83,13 @@ def search(options, name):
                 directory=options.output,
                 project_name=name,
             )
-        except json.JSONDecodeError as error:
-            raise RunError(f"a file in {folder} is damaged: {error}. Delete the folder or change --output") from error
-        except RuntimeError as error:  # of its variables of the environment, one is missing
-            raise RunError(error) from error
+        except (ValueError, KeyError, TypeError, AttributeError) as error:  # of what an earlier search wrote
+            raise RunError(f"a file in {folder} is damaged: {error!r}. Delete the folder or change --output") from error
+        except RuntimeError as error:
+            if error.__cause__ is None:  # of its variables of the environment, one is missing
+                raise RunError(error) from error
+            reason = repr(error.__cause__)
+            raise RunError(f"a file in {folder} is damaged: {reason}. Delete the folder or change --output") from error
         path, begun = os.path.join(folder, COST), time.perf_counter()
         spent = seconds(path)
         try:
@@ -100,13 +105,8 @@ def search(options, name):
 
 def seconds(path):
     """The seconds that a search has taken so far, from its file."""
-    if not os.path.exists(path):
-        return 0.0
-    try:
-        with open(path) as file:
-            return json.load(file)["seconds"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise RunError(f"{path} is damaged: {error}. Delete it to go on, its time uncounted") from error
+    advice = "Delete it to go on, its time uncounted."
+    return read_json(path, {"seconds": NUMBER}, advice)["seconds"] if os.path.exists(path) else 0.0
 
 
 def settings(options, values):
@@ -179,7 +179,7 @@ def main():
         data = {"data_dir": options.data_dir} if options.data_dir else {}
         print(f"\n{table(options, trials)}\n\n{taken}; in {folder}{f', {PICTURE} shows them' * drawn}. The best:")
         print(f"python train/fit.py {flags({**best.changes, **data})}")
-    except (RunError, sources.DataError, OSError) as error:
+    except (ResNetError, OSError) as error:
         sys.exit(f"tune.py: {error}")
     except KeyboardInterrupt:
         print("\nstopped; the same command goes on from the last trial", file=sys.stderr)

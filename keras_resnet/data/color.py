@@ -6,12 +6,11 @@ P1 is "Deep Residual Learning for Image Recognition" (arXiv 1512.03385); AlexNet
 
 import os
 import typing
-import zipfile
 
 import numpy as np
 
 from keras_resnet.data.sources import DataError
-from keras_resnet.files import Path
+from keras_resnet.files import Path, read_arrays
 from keras_resnet.normalization import TORCH_MEAN, Tensor
 
 STANDARD_DEVIATION = 0.1  # of the random factors, AlexNet 4.1
@@ -62,12 +61,17 @@ IMAGENET_STATISTICS = Statistics(np.array(TORCH_MEAN, "float32"), IMAGENET)
 def load(path: Path) -> Statistics:
     """Loads the `Statistics` that `Statistics.save` wrote; DataError if the file is missing or damaged."""
     try:
-        with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:  # np.load leaves a damaged one open
-            mean, values, vectors = (arrays[name] for name in ("mean", "eigenvalues", "eigenvectors"))
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        arrays = read_arrays(path)
+        mean, values, vectors = (arrays[name] for name in ("mean", "eigenvalues", "eigenvectors"))
+        if not (values.shape == (3,) and vectors.shape == (3, 3) and mean.shape[-1:] == (3,) and mean.ndim in (1, 3)):
+            raise ValueError(f"its arrays have the shapes {mean.shape}, {values.shape} and {vectors.shape}")
+        if not all(array.dtype.kind == "f" and np.isfinite(array).all() for array in (mean, values, vectors)):
+            raise ValueError("its arrays are not of finite numbers")
+    except (OSError, ValueError, KeyError) as error:
         found = "damaged, or of another kind" if os.path.exists(path) else "not there"
+        reason = f"it has no {error}" if isinstance(error, KeyError) else error
         raise DataError(
-            f"{path} should hold the colours of photographs, as train/colors.py writes them; it is {found}: {error}"
+            f"{path} should hold the colours of photographs, as train/colors.py writes them; it is {found}: {reason}"
         ) from error
     return Statistics(mean, Components(values, vectors))
 

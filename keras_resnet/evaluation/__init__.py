@@ -1,18 +1,10 @@
 """The papers' evaluation protocols for classifiers."""
 
-from keras_resnet.evaluation.protocols import (
-    PARTS,
-    EvaluationError,
-    Result,
-    class_names,
-    default_crop,
-    evaluate,
-    gives_logits,
-    load_data,
-    load_model,
-    model_file,
-    run_settings,
-)
+from keras_resnet.choices import PARTS
+from keras_resnet.evaluation.examples import load_data
+from keras_resnet.evaluation.protocols import default_crop, evaluate, gives_logits
+from keras_resnet.evaluation.results import EvaluationError, Result
+from keras_resnet.runs import class_names, load_model, model_file, run_settings
 
 __all__ = [
     "EvaluationError",

@@ -9,29 +9,23 @@ positions and averaging the outputs before the softmax. The paper does not state
 larger map; here the pooling covers the whole map.
 """
 
-import json
-import os
 import typing
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 
 import keras
 import numpy as np
 import tensorflow as tf
 
 from keras_resnet import graphs
-from keras_resnet.choices import PARTS
-from keras_resnet.data import imagenet, records, sources
+from keras_resnet.data.sources import IMAGE_SIZE
 from keras_resnet.evaluation import views
-from keras_resnet.files import Path, own_line
-from keras_resnet.weights.published import find
+from keras_resnet.evaluation.results import EvaluationError, Result
+from keras_resnet.files import Path, own_line, reason
+from keras_resnet.runs import Run
 
 Item = typing.TypeVar("Item")
 Several: typing.TypeAlias = list[Item] | tuple[Item, ...]
 Preprocess: typing.TypeAlias = Callable[[np.ndarray], typing.Any] | None  # to what the classifier takes
-
-
-class EvaluationError(Exception):
-    """The evaluation is not possible. The message says what was looked for, what was found and what to do."""
 
 
 # Layers that may follow a classifier's last activation.
@@ -39,215 +33,6 @@ LOOKED_THROUGH = tuple(
     getattr(keras.layers, name)
     for name in ("Average", "AveragePooling2D", "Dropout", "Flatten", "GlobalAveragePooling2D", "Identity", "Reshape")
 )
-
-
-class Result(typing.NamedTuple):
-    """The result of an evaluation.
-
-    `protocol` describes the protocol by keyword; `classes` are the classes' names; `labels` int (n,); `probabilities`
-    float32 (n, classes), row i for example i.
-    """
-
-    protocol: dict[str, str]
-    classes: tuple[str, ...]
-    labels: np.ndarray
-    probabilities: np.ndarray
-
-    @property
-    def predictions(self) -> np.ndarray:
-        """The most probable class of each example, int (n,)."""
-        return self.probabilities.argmax(axis=1)
-
-    def error(self, k: int) -> float:
-        """The fraction of examples, in [0, 1], whose label is not among the `k` most probable classes.
-
-        Equal probabilities are ranked in the order of the classes.
-        """
-        of_label = np.take_along_axis(self.probabilities, self.labels[:, None], axis=1)
-        earlier = np.arange(len(self.classes)) < self.labels[:, None]
-        ahead = (self.probabilities > of_label) | ((self.probabilities == of_label) & earlier)
-        return float((ahead.sum(axis=1) >= k).mean())
-
-    def confusion(self) -> np.ndarray:
-        """The number of examples of each class (row) predicted as each class (column): int (classes, classes)."""
-        size = len(self.classes)
-        return np.bincount(self.labels * size + self.predictions, minlength=size * size).reshape(size, size)
-
-    def worst_mistakes(self, count: int) -> np.ndarray:
-        """The indices of at most `count` misclassified examples, those with the most confident predictions first."""
-        wrong = np.flatnonzero(self.predictions != self.labels)
-        sureness = self.probabilities[wrong].max(axis=1)
-        return wrong[np.argsort(-sureness, kind="stable")[:count]]
-
-    def summary(self) -> dict:
-        """The result without its arrays, for JSON; errors are in [0, 1]."""
-        return {
-            "examples": len(self.labels),
-            "classes": len(self.classes),
-            "top1_error": self.error(1),
-            "top5_error": self.error(5),
-            "protocol": self.protocol,
-        }
-
-
-def class_names(path: Path) -> tuple[str, ...] | None:
-    """The names of the classes that a model was trained on, a tuple, or None if its folder does not have them.
-
-    Args:
-        path: as in `load_model`. The names are in classes.json beside the model.
-
-    Raises:
-        EvaluationError: the file is damaged.
-    """
-    names = _beside(path, "classes.json")
-    return None if names is None else tuple(names)
-
-
-def run_settings(path: Path) -> dict:
-    """The settings of the run that trained a model, a dictionary from args.json beside it. Empty if there is none.
-
-    Argument and errors as in `class_names`.
-    """
-    return _beside(path, "args.json") or {}
-
-
-def _beside(path, name):
-    """The content of the JSON file `name` beside a model, or None if there is none."""
-    path = find(path)
-    file = os.path.join(path if os.path.isdir(path) else os.path.dirname(path), name)
-    if not os.path.isfile(file):
-        return None
-    try:
-        with open(file) as opened:
-            return json.load(opened)
-    except ValueError as error:
-        raise EvaluationError(f"{file} is damaged: {error}") from error
-
-
-def check_classes(path: Path, classes: Iterable[str]) -> tuple[tuple[str, ...], np.ndarray]:
-    """Finds the classes of data among those of a model.
-
-    Args:
-        path: as in `load_model`.
-        classes: the names of the data's classes; each has to be one of the model's, in any order.
-
-    Returns:
-        The names of all classes of the model, a tuple, and the index there of each class of the data, int (classes,).
-        If the model's folder does not state its classes, they are those of the data.
-
-    Raises:
-        EvaluationError: the model does not know a class, or has two of this name.
-    """
-    trained, classes = class_names(path), tuple(classes)
-    if trained in (None, classes):
-        return classes, np.arange(len(classes))
-    unknown = [name for name in classes if trained.count(name) != 1]
-    if unknown:
-        raise EvaluationError(
-            f"{path} was trained on other classes: {len(trained)} there, {len(classes)} in the data; there is no "
-            f"{', '.join(unknown[:8])} in its classes.json, or more than one. Test it on data with the classes that it "
-            "knows."
-        )
-    return trained, np.array([trained.index(name) for name in classes])
-
-
-def load_data(
-    dataset: str, data_dir: Path | None = None, *, part: str | None = None, models: Sequence[Path] = (),
-    skipped: set[str] | None = None,
-) -> tuple[tuple[str, ...], tf.data.Dataset, str]:  # fmt: skip
-    """Loads the data on which models are evaluated.
-
-    Args:
-        dataset: one of `data.sources.DATASETS`; a folder of photographs; a data set of TensorFlow Datasets.
-        data_dir: as in `data.sources.load`.
-        part: "test", "validation" or, for photographs that are not divided, "all". None takes the first of these that
-            exists. If one of `models` was trained on undivided photographs, the validation images are those that its
-            run set aside.
-        models: paths as in `load_model`. Their folders state what they were trained on, and the names and the order of
-            the classes; without these, the classes are those of the data.
-        skipped: as in `data.imagenet.examples`.
-
-    Returns:
-        The names of the classes, examples for `evaluate`, and a description of the images.
-
-    Raises:
-        EvaluationError: there is no such part, the data have changed since a run set images aside, or they have
-            classes that the models do not know.
-        data.sources.DataError: the data cannot be loaded.
-    """
-    if dataset in sources.DATASETS:
-        classes, data, which = _small_images(dataset, data_dir, part or "test", models)
-        examples = tf.data.Dataset.from_tensor_slices(tuple(data))
-    else:
-        classes, data, which = _photographs(dataset, data_dir, part, models)
-        examples = imagenet.examples(data, skipped)
-    known = [check_classes(path, classes) for path in models] or [(classes, np.arange(len(classes)))]
-    if len({names for names, _ in known}) > 1:
-        raise EvaluationError(
-            f"{' and '.join(map(str, models))} were trained on different classes, and are no ensemble"
-        )
-    names, indices = known[0]
-    return names, examples.map(lambda image, label: (image, tf.gather(indices, label))), which
-
-
-def _small_images(dataset, data_dir, part, models):
-    """The classes, the `data.sources.Split` and its description."""
-    if part == "all":
-        raise EvaluationError(f"{dataset} is divided; choose its test or validation images")
-    if part == "validation":
-        for path in models:
-            if run_settings(path).get("train_on_all"):
-                raise EvaluationError(f"{path} was trained on the validation images too; test it on the test images")
-    source = sources.load(dataset, data_dir)
-    return source.classes, getattr(source, part), f"{part} images"
-
-
-def _photographs(dataset, data_dir, part, models):
-    """The classes, the `data.folders.Files` or `data.records.Records` and their description."""
-    for name in PARTS[:2]:
-        if part in (None, name) and (found := records.load_part(dataset, name, data_dir)):
-            return *found, f"{name} images"
-    if part in (None, "validation"):
-        aside = {path: held_out for path in models if (held_out := _held_out(path, dataset, data_dir))}
-        seeds = {run_settings(path)["seed"] for path in aside}
-        if len(seeds) > 1:
-            raise EvaluationError(
-                f"these runs set aside different parts of {dataset}, by different seeds: {', '.join(map(str, aside))}. "
-                "Test each by itself, or on other data."
-            )
-        runs = {path: run_settings(path).get("dataset") for path in models}
-        others = [
-            f"{path} was trained on {runs[path]}"
-            for path in models
-            if path not in aside and runs[path] not in (None, *sources.DATASETS)
-        ]
-        for data in aside.values():
-            which = f"validation images, set aside in training by seed {seeds.pop()}"
-            return data.classes, data.validation, "; ".join([which, *others])
-    if part in (None, "all") and (found := records.load_part(dataset, "all", data_dir)):
-        return *found, "all images"
-    raise EvaluationError(f"{dataset} has no {part or 'test or validation'} images, or says no classes of them")
-
-
-def _held_out(path, dataset, data_dir):
-    """The `data.folders.Photographs` of `dataset` if the run of a model trained on them; otherwise None."""
-    settings = run_settings(path)
-    if settings.get("dataset") in (None, *sources.DATASETS):
-        return None
-    data = records.photographs(dataset, data_dir, settings["seed"])
-    kept, found = _beside(path, "data.json"), records.describe(data, dataset)
-    if kept == found:
-        return data
-    if not os.path.isdir(dataset):
-        same = dataset == settings["dataset"]
-    else:
-        same = os.path.realpath(dataset) == os.path.realpath(settings["dataset"])
-    if same and kept is not None:
-        raise EvaluationError(
-            f"{dataset} has changed since {path} was trained on it, so which images were set aside is not known. "
-            "--part all tests on all of them, most of which it was trained on."
-        )
-    return data if same else None
 
 
 def default_crop(paths: Sequence[Path], models: Sequence[keras.Model]) -> int:
@@ -262,54 +47,21 @@ def default_crop(paths: Sequence[Path], models: Sequence[keras.Model]) -> int:
         paper's 224.
 
     Raises:
-        EvaluationError: the models have different sizes.
+        EvaluationError, RunError: the models have different sizes, or a run's settings are damaged.
     """
     sizes = {}
     for path, model in zip(paths, models, strict=True):
-        settings = run_settings(path)
-        photographs = settings.get("dataset") not in (None, *sources.DATASETS)
-        sizes[path] = settings["image_size"] if photographs else _input_size(model)[0]
+        sizes[path] = Run(path).crop or _input_size(model)[0]
     known = set(sizes.values()) - {None}
     if len(known) > 1:
         found = ", ".join(f"{path} {size}" for path, size in sizes.items())
         raise EvaluationError(f"the models are tested with crops of different sizes: {found}. Give --crop.")
-    return known.pop() if known else views.CROP
-
-
-def model_file(path: Path) -> str:
-    """The path of the file that `load_model` reads; argument and errors as there."""
-    path = find(path)
-    file = os.path.join(path, "model.keras") if os.path.isdir(path) else path
-    if not os.path.isfile(file):
-        if os.path.isdir(path):
-            raise EvaluationError(f"{path} holds no model.keras; a run has one when it is finished")
-        raise EvaluationError(f"{path} does not exist; a model is a .keras file or the folder of a run")
-    return file
-
-
-def load_model(path: Path) -> keras.Model:
-    """Loads a classifier.
-
-    Args:
-        path: a `.keras` or `.h5` file, the folder of a finished run of `train/fit.py`, or the name of a network in the
-            package.
-
-    Returns:
-        The `keras.Model`, not compiled.
-
-    Raises:
-        EvaluationError: there is no such model, or it cannot be read.
-    """
-    file = model_file(path)
-    try:
-        return graphs.load_model(file)
-    except Exception as error:  # each kind of damage raises another one
-        raise EvaluationError(f"{file} is not a model that Keras can load: {_first_line(error)}") from error
+    return known.pop() if known else IMAGE_SIZE
 
 
 def evaluate(
     classifiers: keras.Model | Several[keras.Model], examples: tf.data.Dataset, classes: Sequence[str],
-    protocol: str = "center", *, crop: int = 224, batch_size: int = 32,
+    protocol: str = "center", *, crop: int = IMAGE_SIZE, batch_size: int = 32,
     preprocess: Preprocess | Several[Preprocess] = None, verbose: int = 1,
 ) -> Result:  # fmt: skip
     """Evaluates a classifier, or several as an ensemble (P1 Table 5), on every example once.
@@ -498,7 +250,7 @@ def _without_mean_image(layer):
 
 def _not_convolutional(model, error):
     return (
-        f"{model.name} does not take images of every size, as the protocol multi-scale needs: {_first_line(error)}\n"
+        f"{model.name} does not take images of every size, as the protocol multi-scale needs: {reason(error)}\n"
         "Choose another protocol, or a network that ends in global average pooling."
     )
 
@@ -542,7 +294,3 @@ def _check(member, examples, plan, classes):
 
 def _by(size):
     return "x".join("any" if length is None else str(length) for length in size)
-
-
-def _first_line(error):
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

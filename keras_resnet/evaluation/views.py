@@ -11,10 +11,10 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 import tensorflow as tf
 
-from keras_resnet.choices import CROP, PROTOCOLS
-from keras_resnet.data.imagenet import center_crop, resize_shorter_side
+from keras_resnet.choices import PROTOCOLS
+from keras_resnet.data.imagenet import IMAGE_SIZE, center_crop, resize_shorter_side
 
-# P1 3.4. For another crop size all of them scale in proportion.
+# P1 3.4, for crops of IMAGE_SIZE. For another crop size all of them scale in proportion.
 SHORTER_SIDE = 256
 SCALES = (224, 256, 384, 480, 640)
 
@@ -39,7 +39,7 @@ class Protocol(typing.NamedTuple):
     description: dict[str, str]
 
 
-def protocol(name: str, crop: int = CROP) -> Protocol:
+def protocol(name: str, crop: int = IMAGE_SIZE) -> Protocol:
     """One of the protocols.
 
     Args:
@@ -59,7 +59,7 @@ def protocol(name: str, crop: int = CROP) -> Protocol:
         ValueError: there is no such protocol.
     """
     passes: tuple[Pass, ...]
-    in_proportion = lambda size: round(size / CROP * crop)
+    in_proportion = lambda size: round(size / IMAGE_SIZE * crop)
     side, scales = in_proportion(SHORTER_SIDE), [in_proportion(size) for size in SCALES]
     if name == "center":
         passes, any_size = (functools.partial(center, side=side, crop=crop),), False

@@ -7,7 +7,6 @@ A run does not belong to an experiment: its name and its file follow from its se
 all tables and figures that show it.
 """
 
-import csv
 import dataclasses
 import json
 import os
@@ -18,6 +17,7 @@ from keras_resnet import files, origin
 from keras_resnet.data import sources
 from keras_resnet.files import Path, RunError, write_whole
 from keras_resnet.origin import WITHOUT_EFFECT, flags
+from keras_resnet.runs import NUMBER, RESULT_KINDS, SETTINGS_KINDS, Run, read_json
 from keras_resnet.training import recipes
 from keras_resnet.training.settings import Settings
 
@@ -27,6 +27,14 @@ RESPONSE_IMAGES = 2_000  # training images; P1 Fig. 7 does not state which
 NETWORK = ("depth", "plain", "block", "shortcut", "stride_in", "activation_order", "shortcut_variant")
 # Settings that are no flags of reproduce.py, or have another flag there.
 DECIDED = (*NETWORK, "dataset", "seed", "name", "init_from", "freeze_until")
+
+# What every record has, and what is read of it.
+RECORD = ("conditions", "error", "history", "measured_on", "result", "settings")
+CURVES = ("step", "error", "val_error")
+RECORD_KINDS = {
+    **{"settings": SETTINGS_KINDS, "conditions": dict, "result": RESULT_KINDS, "response_std": dict},
+    **{"error": NUMBER, "measured_on": str, "command": str, "data": str, "history": dict.fromkeys(CURVES, [NUMBER])},
+}
 
 
 class Row(typing.NamedTuple):
@@ -244,9 +252,6 @@ def run(settings: Settings, folder: Path = RESULTS, verbose: int = 1) -> dict:
         RunError, DataError, Stopped: as in `run.train`. RunError also if the result is of another data folder of the
             same name.
     """
-    from keras_resnet import (
-        evaluation,  # here: flags, for which the names are needed, are read before Keras is imported
-    )
     from keras_resnet.training.run import train
     from keras_resnet.weights.published import weights_sha256
 
@@ -267,14 +272,15 @@ def run(settings: Settings, folder: Path = RESULTS, verbose: int = 1) -> dict:
     except OSError as error:
         raise RunError(f"the folder of the results, {folder}, cannot be made: {error}") from error
     result = train(settings, verbose)
-    model = evaluation.load_model(settings.folder)
+    trained = Run(settings.folder)
+    model = trained.load_model()
     left_out, made = ("settings", "paper_test_error", "made"), result.get("made")  # None in runs of older versions
     record = {
         **describe(settings, origin.program(made)),
         **(_ten_crops(settings, model, verbose) if settings.photographs else _test(settings, model, result)),
         "weights_sha256": weights_sha256(model),
         "result": {name: value for name, value in result.items() if name not in left_out},
-        "history": _history(settings),
+        "history": trained.history,
         "made": made,
     }
     lines = ",\n".join(f"{json.dumps(name)}: {json.dumps(value)}" for name, value in record.items())
@@ -322,17 +328,11 @@ def _ten_crops(settings, model, verbose):
     }
 
 
-def _history(settings):
-    with open(os.path.join(settings.folder, "history.csv")) as file:
-        rows = list(csv.DictReader(file))
-    return {name: [float(row[name]) for row in rows] for name in rows[0] if rows[0][name]}
-
-
 def load(folder: Path = RESULTS) -> list[dict]:
     """All records in a folder, sorted by file name.
 
     Raises:
-        RunError: the folder does not exist, or a file in it is not a record.
+        RunError: the folder does not exist, or a file in it is damaged or no record.
     """
     if not os.path.isdir(folder):
         raise RunError(f"there are no results in {folder}: no such folder. `python train/reproduce.py` makes them.")
@@ -340,14 +340,9 @@ def load(folder: Path = RESULTS) -> list[dict]:
 
 
 def _read(path):
-    try:
-        with open(path) as file:
-            record = json.load(file)
-        missing = {"settings", "conditions", "error", "measured_on", "result", "history"} - record.keys()
-    except (OSError, ValueError, AttributeError) as error:
-        raise RunError(f"the result {path} cannot be read: {error}. Delete it to make it anew.") from error
-    if missing:
-        raise RunError(f"{path} is no result of train/reproduce.py: it has no {', '.join(sorted(missing))}")
+    record = read_json(path, RECORD_KINDS, "Delete it to make it anew.")
+    if missing := [name for name in RECORD if name not in record]:
+        raise RunError(f"{path} is no result of train/reproduce.py: it has no {', '.join(missing)}")
     return record
 
 

@@ -15,14 +15,14 @@ import numpy as np
 import tensorflow as tf
 from keras import layers
 
-from keras_resnet import evaluation, origin, packages
+from keras_resnet import analysis, evaluation, origin, packages
 from keras_resnet.choices import DTYPES, FORMATS, TOP_K
 from keras_resnet.data import imagenet
 from keras_resnet.files import Path
-from keras_resnet.graphs import LOADING_DEPTH, fold, parameters, recursion_limit
+from keras_resnet.graphs import LOADING_DEPTH, fold, recursion_limit
+from keras_resnet.runs import Run
 from keras_resnet.serving import formats, publishing, signatures
 from keras_resnet.serving.formats import ExportError
-from keras_resnet.weights.published import find
 
 CALIBRATION_IMAGES = 300
 WARMUP = os.path.join("assets.extra", "tf_serving_warmup_requests")  # where TF Serving looks for it
@@ -83,7 +83,7 @@ def export(
         **_origin(),
         **(about or {}),
         "model": model.name,
-        "parameters": parameters(model),
+        "parameters": analysis.count_parameters(model),
         "format": format,
         "batch_norm": batch_norm,
         "dtype": dtype,
@@ -131,19 +131,16 @@ def export_run(
         The path of the version, whose about.json names the run, its depth and its error.
 
     Raises:
-        ExportError, evaluation.EvaluationError: there is no such model, or it cannot be exported.
+        RunError: there is no such model, or it or what its run left is damaged.
+        ExportError: it cannot be exported.
     """
-    path = find(path)
-    model = evaluation.load_model(path)
-    about = {"source": os.path.abspath(path)}
-    if os.path.isdir(path):
-        settings, result = (_read_json(os.path.join(path, f"{name}.json")) for name in ("args", "result"))
-        if model.input_shape[1] is None:
-            crop = crop or settings.get("image_size")
-        about |= {"depth": settings.get("depth"), "data": settings.get("dataset")}
-        about |= {name: result.get(name) for name in ("test_error", "val_error")}
-    classes = classes or evaluation.class_names(path)
-    return export(model, folder, classes=classes, crop=crop, about=about, **options)
+    run = Run(path)
+    about: dict = {"source": os.path.abspath(run.found)}
+    if run.settings:
+        about |= {"depth": run.settings.get("depth"), "data": run.settings.get("dataset")}
+        about |= {name: run.result.get(name) for name in ("test_error", "val_error")}
+    classes, crop = classes or run.classes, crop or run.crop
+    return export(run.load_model(), folder, classes=classes, crop=crop, about=about, **options)
 
 
 def _check_choices(format, batch_norm, dtype, calibration, **positive):
@@ -217,13 +214,3 @@ def _origin():
     # TensorFlow's distribution has other names, too: tensorflow-cpu, tf-nightly.
     versions = {own: importlib.metadata.version(own), "keras": keras.__version__, "tensorflow": tf.__version__}
     return {"git_commit": origin.commit(), "versions": versions}
-
-
-def _read_json(path):
-    if not os.path.exists(path):
-        return {}
-    try:
-        with open(path) as file:
-            return json.load(file)
-    except ValueError as error:
-        raise ExportError(f"{path} is damaged: {error}") from error

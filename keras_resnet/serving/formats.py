@@ -8,7 +8,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_resnet import packages
-from keras_resnet.files import Path, reason
+from keras_resnet.files import Path, ResNetError, reason
 
 TOLERANCE = 1e-4  # of probabilities in float32
 ROUGH = 0.1  # where the network itself computes in 16 bits
@@ -16,8 +16,8 @@ CHECKED_IN = "float32"  # what is not int8; OpenVINO by itself chooses bfloat16 
 INPUT, OUTPUT, AXES = "images", "probabilities", ("batch", "height", "width")  # the names of a SavedModel's, too
 
 
-class ExportError(Exception):
-    """This cannot be exported. The message says what was wrong, what was found and what to do."""
+class ExportError(ResNetError):
+    """This cannot be exported."""
 
 
 def write(

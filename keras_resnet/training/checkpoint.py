@@ -6,15 +6,16 @@ import signal
 import threading
 import types
 import typing
-import zipfile
 from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import keras
 import numpy as np
 
-from keras_resnet.files import Path, RunError, write_whole
+from keras_resnet.files import Path, RunError, read_arrays, write_whole
 from keras_resnet.optimizers import sync_variables
+
+LATER = ("waited",)  # fields of states that checkpoints of older versions do not have
 
 
 class Stopped(Exception):
@@ -151,12 +152,22 @@ class Checkpoint(keras.callbacks.Callback):
             return 0
         advice = "Delete it to start from the beginning."
         try:
-            with open(self.path, "rb") as opened, np.load(opened, allow_pickle=False) as file:
-                arrays = {name: file[name] for name in file.files}
+            arrays = read_arrays(self.path)
             state = json.loads(arrays.pop("state").tobytes())
             metrics = [arrays.pop(f"metrics/{i}") for i in range(state["metrics"])]
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-            raise RunError(f"the checkpoint {self.path} is damaged: {error}\n{advice}") from error
+            step, states = state["step"], {name: dict(state["callbacks"][name]) for name in self.stateful}
+            lacking = [
+                f"{name}.{key}"
+                for name, callback in self.stateful.items()
+                for key in callback.state
+                if key not in states[name] and key not in LATER
+            ]
+            if lacking or not isinstance(step, int):
+                raise ValueError(f"its state lacks {', '.join(lacking) or 'a whole number of steps'}")
+        except KeyError as error:
+            raise RunError(f"the checkpoint {self.path} is damaged: it lacks {error}. {advice}") from error
+        except (OSError, ValueError, TypeError) as error:
+            raise RunError(f"the checkpoint {self.path} is damaged: {error}. {advice}") from error
         if (begun := state.get("backend", "tensorflow")) != (backend := keras.backend.backend()):
             raise RunError(
                 f"the run of {self.path} was begun on {begun}, and this is {backend}, with other random numbers. "
@@ -171,8 +182,8 @@ class Checkpoint(keras.callbacks.Callback):
         for name, variable in variables.items():
             variable.assign(arrays[name])
         for name, callback in self.stateful.items():
-            callback.state.update(state["callbacks"][name])
-        self.step = state["step"]
+            callback.state.update(states[name])
+        self.step = step
         self.saved_metrics = metrics
         return self.step
 

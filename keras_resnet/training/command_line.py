@@ -10,7 +10,7 @@ import typing
 from collections.abc import Iterator, Sequence
 
 from keras_resnet.architecture import ORDERS, VARIANTS
-from keras_resnet.files import DataError, RunError
+from keras_resnet.files import ResNetError
 from keras_resnet.training import recipes
 from keras_resnet.training.settings import PRECISIONS, PREPARATIONS, STRATEGIES, Settings
 
@@ -45,7 +45,8 @@ def add_settings(parser: argparse.ArgumentParser, left_out: Sequence[str] = ()) 
     add(network, "--stride-in", "photographs: the convolution of a bottleneck with the stride", choices=("1x1", "3x3"))
     add(network, "--activation-order", "of P2 Fig. 4; P2's own networks: full_preactivation", choices=ORDERS)
     add(network, "--shortcut-variant", "CIFAR: a shortcut of P2 Table 1", choices=VARIANTS)
-    add(network, "--init-from", "trained weights for all but the last layer: a run, a file, imagenet", metavar="SOURCE")
+    source = "trained weights for all but the last layer: a run, a file, imagenet, or a name of convert.py --list"
+    add(network, "--init-from", source, metavar="SOURCE")
     add(network, "--freeze-until", "with --init-from: freeze the stages from conv1 to this one", metavar="STAGE")
     add(data, "--dataset", "cifar10, cifar100, shapes (no data needed); photographs: a folder, or imagenet2012 etc.")
     add(
@@ -112,17 +113,13 @@ def add_settings(parser: argparse.ArgumentParser, left_out: Sequence[str] = ()) 
 
 
 @contextlib.contextmanager
-def errors_told(program: str, *others: type[Exception]) -> Iterator[None]:
-    """Inside this context, what ends a run ends `program` with a message, and a signal with its status in shells.
-
-    `others` are exceptions for people beside `RunError` and `DataError`.
-    """
+def errors_told(program: str) -> Iterator[None]:
+    """Inside this context, what ends a run ends `program` with a message, and a signal with its status in shells."""
     from keras_resnet.training.checkpoint import Stopped  # here: flags are read before Keras is imported
 
-    for_people: tuple[type[Exception], ...] = (RunError, DataError, *others)
     try:
         yield
-    except for_people as error:
+    except ResNetError as error:
         sys.exit(f"{program}: {error}")
     except Stopped as stopped:
         print(f"{stopped}; the same command goes on from there", file=sys.stderr)

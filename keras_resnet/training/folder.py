@@ -12,18 +12,17 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import keras
 
-from keras_resnet import files
+from keras_resnet import analysis, files
 from keras_resnet.files import RunError, write_whole
 from keras_resnet.optimizers import PlateauSchedule, StepSchedule
 from keras_resnet.origin import WITHOUT_EFFECT
+from keras_resnet.runs import CLASSES, DATA, RESULT, SETTINGS, SETTINGS_KINDS, Run, model_file, read_json
 from keras_resnet.training import recipes
 from keras_resnet.training.history import History, clock, draw
 from keras_resnet.training.objective import errors
 from keras_resnet.training.settings import Settings
 
-CHECKPOINT, LOCK, RESULT = "checkpoint/latest.npz", "checkpoint/lock", "result.json"
-# Files that are there from the start: the digests of the data, and the colour statistics of photographs.
-DATA, COLORS = "data.json", "colors.npz"
+CHECKPOINT, LOCK, COLORS = "checkpoint/latest.npz", "checkpoint/lock", "colors.npz"
 TOP5 = {"training": "train_top5_error", "validation": "val_top5_error", "test": "test_top5_error"}
 LISTED = 8  # the largest number of differences in a message
 
@@ -60,7 +59,7 @@ def open_folder(settings: Settings) -> None:
     Raises:
         RunError: the folder cannot be written, or holds a run with other settings.
     """
-    folder, path = settings.folder, os.path.join(settings.folder, "args.json")
+    folder, path = settings.folder, os.path.join(settings.folder, SETTINGS)
     new = settings.as_json()
     try:
         saved = [os.path.join(folder, name) for name in (CHECKPOINT, RESULT)]
@@ -69,12 +68,9 @@ def open_folder(settings: Settings) -> None:
             for name in (DATA, COLORS) if files.writes else ():  # they may describe other data
                 pathlib.Path(folder, name).unlink(missing_ok=True)
             return
-        with open(path) as file:
-            old = json.load(file)
-    except OSError as os_error:
-        raise RunError(f"{path} cannot be read: {os_error}") from os_error
-    except ValueError as json_error:
-        raise RunError(f"{path} is damaged: {json_error}. Delete the folder or choose another --name.") from json_error
+        old: dict = read_json(path, SETTINGS_KINDS, "Delete the folder or choose another --name.")
+    except OSError as error:
+        raise RunError(f"{path} cannot be read: {error}") from error
     defaults = {field.name: field.default for field in dataclasses.fields(Settings)}
     old = {**json.loads(json.dumps(defaults)), **old}  # older versions have fewer settings
     old["bn_batch_size"] = old["bn_batch_size"] or old["batch_size"]  # the value before it was a setting
@@ -90,18 +86,18 @@ def open_folder(settings: Settings) -> None:
 
 
 def finished(settings: Settings) -> dict | None:
-    """The result of a run that is finished, with a line that says so; None otherwise."""
-    path = os.path.join(settings.folder, RESULT)
-    if not os.path.exists(path):
+    """The result of a run that is finished, with a line that says so; None otherwise. RunError if it is damaged."""
+    if not os.path.exists(os.path.join(settings.folder, RESULT)):
         return None
+    result = Run(settings.folder).result
+    model_file(settings.folder)  # RunError if it is damaged
     print(f"{settings.folder} is finished; this is its result")
-    with open(path) as file:
-        return json.load(file)
+    return result
 
 
 def write_classes(settings: Settings, classes: Sequence[str]) -> None:
     """Writes the names of the classes, classes.json."""
-    path = os.path.join(settings.folder, "classes.json")
+    path = os.path.join(settings.folder, CLASSES)
     write_whole(path, lambda file: file.write(json.dumps(classes).encode()))
 
 
@@ -112,11 +108,7 @@ def check_data(settings: Settings, found: Mapping[str, str]) -> None:
     """
     path = os.path.join(settings.folder, DATA)
     if os.path.exists(path) and not settings.data_changed:
-        try:
-            with open(path) as file:
-                kept = json.load(file)
-        except (OSError, ValueError) as error:
-            raise RunError(f"{path} is damaged: {error}. Delete it to go on with the data as they are.") from error
+        kept = read_json(path, {}, "Delete it to go on with the data as they are.")
         different = [name for name in {**kept, **found} if kept.get(name) != found.get(name)]
         if different:
             rows = [f"  {name}: {kept.get(name, 'none')} then; {found.get(name, 'none')} now" for name in different]
@@ -157,7 +149,7 @@ def write_result(
     result = {
         "settings": settings.as_json(),
         "steps": rows[-1]["step"],
-        "parameters": sum(math.prod(variable.shape) for variable in saved.trainable_variables),
+        "parameters": analysis.count_parameters(saved),
         **{name: last.get(name) for name in names},
         "paper_test_error": recipes.paper_error(settings.depth, settings.changes),
         "warm_at_step": schedule.state["warm_at_step"],

@@ -7,12 +7,12 @@ import numpy as np
 
 from keras_resnet import normalization
 from keras_resnet.architecture import POST, Architecture
+from keras_resnet.data.sources import IMAGE_SIZE
 from keras_resnet.normalization import UNKNOWN
 from keras_resnet.weights import families
 from keras_resnet.weights.published import WeightsError, package
 from keras_resnet.weights.readers import architecture_of, read, variables
 
-IMAGE_SIZE = 224  # of photographs, P1 3.4
 PREACTIVATION = "full_preactivation"
 
 

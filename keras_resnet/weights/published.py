@@ -6,29 +6,23 @@
 import hashlib
 import importlib
 import os
-import pathlib
 import typing
 from collections.abc import Callable
 
 import keras
 import numpy as np
 
-from keras_resnet import defaults, packages
+from keras_resnet import defaults, packages, runs
 from keras_resnet.architecture import Architecture, cifar, imagenet
-
-SHIPPED = pathlib.Path(__file__).with_name("shipped")
-
-
-class WeightsError(ValueError):
-    """The weights cannot be read, or do not fit the network. The message says why; nothing has been changed."""
+from keras_resnet.files import WeightsError
 
 
 def shipped() -> dict[str, str]:
     """The networks in the package, trained as in P1 4.2: paths such as `shipped/cifar10-resnet-20`, by network name."""
     found = {}
-    for folder in sorted(SHIPPED.glob("cifar10-*")):
+    for folder in runs.shipped():
         _, kind, depth = folder.name.split("-")
-        found[f"cifar_{'plainnet' if kind == 'plain' else kind}{depth}"] = str(folder / "model.keras")
+        found[f"cifar_{'plainnet' if kind == 'plain' else kind}{depth}"] = str(folder / runs.MODEL)
     return found
 
 
@@ -91,13 +85,6 @@ def check(weights: str, network: Architecture, channels: int) -> None:
         raise ValueError(f'weights="{weights}" are of a network with {field}={theirs!r}; found {ours!r}')
 
 
-def find(path: str | os.PathLike) -> str:
-    """Resolves a path: the folder in the package of this name, unless the path exists; otherwise the path itself."""
-    path = os.fspath(path)
-    folder = SHIPPED / path
-    return str(folder) if folder.parent == SHIPPED and folder.is_dir() and not os.path.exists(path) else path
-
-
 def weights_sha256(model: keras.Model) -> str:
     """The SHA-256 of a network's numbers, which stands in the record of the run that trained it.
 
@@ -123,6 +110,8 @@ def fetch(weights: str, network: str | None) -> str:
         WeightsError: there are no weights of this network, or they could not be downloaded.
     """
     files = PUBLISHED[weights].files
+    if network is None:  # of a program, which asks for a network by its name
+        raise WeightsError(f"{weights!r} is what networks were trained on; name {runs.known(weights)}, or give a file")
     if network not in files:
         known = ", ".join(files) or "no network yet"
         raise WeightsError(f'weights="{weights}" is for the builders of {known}; found {network}')

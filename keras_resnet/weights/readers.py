@@ -12,16 +12,16 @@ import os
 import pickle
 import re
 import typing
-import zipfile
 from collections.abc import Callable, Mapping
 
 import h5py
 import keras
 import numpy as np
 
-from keras_resnet import normalization
+from keras_resnet import normalization, runs
 from keras_resnet.architecture import CONVOLUTIONS, ORDERS, OTHER_ORDERS, POST, STEMS, VARIANTS, Architecture
 from keras_resnet.blocks import BN_EPSILON
+from keras_resnet.files import RunError, reason
 from keras_resnet.graphs import load_model
 from keras_resnet.normalization import UNKNOWN, Normalization
 from keras_resnet.weights import families, published
@@ -115,26 +115,31 @@ def read(source: Readable, network: str | None = None) -> Source:
         return _of_model(source, source.name)
     if not isinstance(source, (str, os.PathLike)):
         raise WeightsError(f'weights is None, a Keras model, a path, "imagenet" or "cifar10"; found {source!r}')
-    if source in published.PUBLISHED:
-        path = published.fetch(source, network)
-    else:
-        path = published.find(source)
-        path = os.path.join(path, "model.keras") if os.path.isdir(path) else path
-    extension = os.path.splitext(path)[1]
-    if extension not in READERS:
-        raise WeightsError(
-            f'weights is None, a Keras model, the path of a {", ".join(READERS)} file, "imagenet" or "cifar10"; '
-            f"found {path!r}"
-        )
-    if not os.path.isfile(path):
-        raise WeightsError(f"the weights {path!r} do not exist")
+    path = published.fetch(source, network) if source in published.PUBLISHED else _file(os.fspath(source))
     try:
-        return READERS[extension](path)
+        return READERS[os.path.splitext(path)[1]](path)
     except WeightsError:
         raise
     except Exception as error:  # each format has its own errors
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise WeightsError(f"{path} cannot be read: {reason}") from error
+        raise WeightsError(f"{path} cannot be read: {reason(error)}") from error
+
+
+def _file(path):
+    """The file of a path, which may be the folder of a run or the name of a network in the package."""
+    try:
+        file = runs.Run(path).file
+    except RunError as error:
+        if os.path.exists(path):
+            raise WeightsError(str(error)) from error
+        file = path
+    if os.path.splitext(file)[1] not in READERS:
+        raise WeightsError(
+            f'weights is None, a Keras model, the path of a {", ".join(READERS)} file, "imagenet", "cifar10", the '
+            f"folder of a run, or {runs.known(path)}; found {path!r}"
+        )
+    if not os.path.isfile(file):
+        raise WeightsError(f"the weights {path!r} do not exist")
+    return file
 
 
 def _recognized(name, tensors, stated=None, **known):
@@ -320,8 +325,6 @@ def _activation(layer):
 
 
 def _keras(path):
-    if os.fspath(path).endswith(".keras") and not zipfile.is_zipfile(path):
-        raise WeightsError(f"{path} cannot be read: it is damaged, no .keras file or not the whole of one")
     return _of_model(load_model(path), path)
 
 

@@ -46,8 +46,24 @@ def test_files_that_hold_no_colours(tmp_path):
     color.IMAGENET_STATISTICS.save(path)
     assert np.array_equal(color.load(path).mean, color.IMAGENET_STATISTICS.mean)
     good = path.read_bytes()
-    np.savez(tmp_path / "other.npz", mean=np.zeros(3))
-    for content in (b"", b"text", good[: len(good) // 2], (tmp_path / "other.npz").read_bytes()):
+    arrays = {"mean": np.zeros(3), "eigenvalues": np.zeros(3), "eigenvectors": np.eye(3)}
+    others = [
+        {"mean": np.zeros(3)},
+        {**arrays, "eigenvalues": np.zeros(4)},
+        {**arrays, "mean": np.zeros((5, 5))},
+        {**arrays, "eigenvectors": np.eye(2)},
+        {**arrays, "mean": np.array(["1", "2", "3"])},
+        {**arrays, "eigenvalues": np.array([1, np.nan, 1])},
+        {**arrays, "mean": np.array([{}, {}, {}])},
+    ]
+    contents = [b"", b"text", good[: len(good) // 2]]
+    for other in others:
+        np.savez(tmp_path / "other.npz", **other)
+        contents.append((tmp_path / "other.npz").read_bytes())
+    for content in contents:
         path.write_bytes(content)
-        with pytest.raises(DataError, match="it is damaged, or of another kind"):
+        with pytest.raises(DataError, match="it is damaged, or of another kind") as error:
             color.load(path)
+        assert "pickle" not in str(error.value) and "\n" not in str(error.value)
+    np.savez(path, **arrays)
+    assert color.load(path).mean.shape == (3,)

@@ -21,6 +21,7 @@ import keras_resnet
 from keras_resnet import evaluation
 from keras_resnet.data import folders, imagenet, records, sources
 from keras_resnet.evaluation import pictures, protocols, views
+from keras_resnet.evaluation.examples import check_classes
 from keras_resnet.training import history
 
 CLASSES = ("a", "b", "c", "d", "e", "f", "g")
@@ -418,7 +419,10 @@ def main(monkeypatch, *arguments):
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        (["nowhere.keras", "--data", "shapes"], "nowhere.keras does not exist; a model is a .keras file or the folder"),
+        (
+            ["nowhere.keras", "--data", "shapes"],
+            "nowhere.keras does not exist; a model is a .keras file, the folder",
+        ),
         (["images", "--data", "shapes"], "images holds no model.keras; a run has one when it is finished"),
         (["images/val/day/0.jpg", "--data", "shapes"], "0.jpg is not a model that Keras can load"),
         (["0.keras", "--data", "cifar11"], "a set of TensorFlow Datasets; found 'cifar11'. Did you mean cifar10?"),
@@ -596,10 +600,10 @@ def test_classes_of_the_same_name(trained):
     """ImageNet has two cranes. They are told apart only where the data have the run's own order."""
     twice = ("crane", "dog", "crane")
     make_run("cranes", twice)
-    names, numbers = protocols.check_classes("cranes", twice)
+    names, numbers = check_classes("cranes", twice)
     assert names == twice and list(numbers) == [0, 1, 2]
     with pytest.raises(evaluation.EvaluationError, match="there is no crane in its classes.json, or more than one"):
-        protocols.check_classes("cranes", ("crane", "dog"))
+        check_classes("cranes", ("crane", "dog"))
 
 
 def test_the_crop_is_the_one_that_the_network_takes(folder):

@@ -5,6 +5,7 @@ import importlib
 import re
 import subprocess
 import sys
+import zipfile
 
 import numpy as np
 import pytest
@@ -113,7 +114,7 @@ def test_mistakes_are_noticed_before_data_are_read(tmp_path, ends, monkeypatch, 
 
     monkeypatch.setattr(sources, "load", load)
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "there.keras").touch()
+    zipfile.ZipFile(tmp_path / "there.keras", "w").close()
     (tmp_path / "unfinished").mkdir()
     assert re.search(message, ends(name, *arguments))
 

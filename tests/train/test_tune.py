@@ -235,6 +235,24 @@ def test_trials_that_fail_are_counted_and_the_others_shown(tmp_path, tune, monke
         tune(*command)
 
 
+@pytest.mark.parametrize("file", ["oracle.json", "tuner0.json", "cost.json"])
+@pytest.mark.parametrize("content", [b"[1, 2]", b"", b"\x89PNG\xff", b"{}", b'{"seconds": "5", "trials": 7}'])
+def test_damaged_files_of_a_search(tmp_path, tune, monkeypatch, file, content):
+    command = ("--dataset", "shapes", "--depth", "8", "--max-epochs", "1", "--output", str(tmp_path))
+    monkeypatch.setattr(sources, "SHAPES_EXAMPLES", {"train": 50, "test": 20})
+    monkeypatch.setattr(sources, "VALIDATION_EXAMPLES", {"shapes": 10})
+    monkeypatch.setattr(keras_tuner.Hyperband, "search", lambda tuner, *arguments, **options: tuner.save())
+    with pytest.raises(SystemExit, match="no trial was completed"):
+        tune(*command)
+    (path,) = tmp_path.glob(f"*/{file}")
+    path.write_bytes(content)
+    with pytest.raises(SystemExit, match=r"tune.py: .*(is damaged: |no trial was completed)") as error:
+        tune(*command)
+    assert str(error.value).count("\n") == 0
+    if file != "tuner0.json":  # of which keras_tuner reads no field
+        assert "is damaged" in str(error.value)
+
+
 @pytest.mark.parametrize(
     "arguments, message",
     [

@@ -28,6 +28,7 @@ from keras_resnet.models import logits
 from keras_resnet.optimizers import PlateauSchedule, StepSchedule
 from keras_resnet.training import checkpoint, distribution, history, objective, precision, recipes, run, tasks
 from keras_resnet.training.checkpoint import Checkpoint, Stopped, StopSignals
+from keras_resnet.training.folder import check_data
 from keras_resnet.training.fused import fuse_batch_norm
 from keras_resnet.training.run import Settings, train
 
@@ -606,7 +607,7 @@ def test_a_damaged_checkpoint_changes_nothing_and_says_so(tmp_path):
             reader.restore()
         except RunError as error:
             damaged += 1
-            assert "latest.npz" in str(error) and "Delete it" in str(error)
+            assert "latest.npz" in str(error) and "Delete it" in str(error) and "pickle" not in str(error)
             assert same(before, model.get_weights())
         else:  # a byte that means nothing, such as a file's date
             assert same(writer.model.get_weights(), model.get_weights())
@@ -616,6 +617,59 @@ def test_a_damaged_checkpoint_changes_nothing_and_says_so(tmp_path):
     (tmp_path / "latest.npz").write_bytes(good)
     assert reader.restore() == 5
     assert same(writer.model.get_weights(), model.get_weights())
+
+
+@pytest.mark.parametrize(
+    "path, lacks",
+    [
+        (("step",), "'step'"),
+        (("metrics",), "'metrics'"),
+        (("callbacks",), "'callbacks'"),
+        (("callbacks", "History"), "'History'"),
+        (("callbacks", "History", "rows"), "History.rows"),
+        (("callbacks", "History", "waited"), None),  # which those of older versions do not have
+    ],
+)
+def test_a_checkpoint_whose_state_lacks_something(tmp_path, path, lacks):
+    _, writer = saved(tmp_path)
+    save(writer)
+    with np.load(tmp_path / "latest.npz") as file:
+        arrays = dict(file)
+    state = json.loads(arrays["state"].tobytes())
+    inner = state
+    for name in path[:-1]:
+        inner = inner[name]
+    del inner[path[-1]]
+    np.savez(tmp_path / "latest.npz", **arrays | {"state": np.frombuffer(json.dumps(state).encode(), "uint8")})
+    model, reader = saved(tmp_path, seed=1)
+    before = model.get_weights()
+    if lacks is None:
+        assert reader.restore() == 5
+        return
+    with pytest.raises(RunError, match=f"latest.npz is damaged: it.* lacks {lacks}. Delete it") as error:
+        reader.restore()
+    assert same(before, model.get_weights()) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("state", [b"[1, 2]", b"", b'{"step": 5, "metrics": 0, "callbacks": {"History": 3}}'])
+def test_a_checkpoint_whose_state_is_another(tmp_path, state):
+    _, writer = saved(tmp_path)
+    save(writer)
+    with np.load(tmp_path / "latest.npz") as file:
+        arrays = dict(file)
+    np.savez(tmp_path / "latest.npz", **arrays | {"state": np.frombuffer(state, "uint8")})
+    with pytest.raises(RunError, match="latest.npz is damaged: .* Delete it to start from the beginning"):
+        saved(tmp_path)[1].restore()
+
+
+@pytest.mark.parametrize("content", ["[1, 2]", "", "\x89"])
+def test_damaged_digests_of_the_data(tmp_path, content):
+    chosen = settings(tmp_path)
+    (tmp_path / "run").mkdir()
+    check_data(chosen, {"train": "5, 0123"})
+    (tmp_path / "run" / "data.json").write_text(content)
+    with pytest.raises(RunError, match="data.json is damaged: .* Delete it to go on with the data as they are"):
+        check_data(chosen, {"train": "5, 0123"})
 
 
 def test_a_checkpoint_of_another_network(tmp_path):

@@ -1,15 +1,11 @@
 """Networks by name; a folder that a run could have left stands for those that the package brings."""
 
-import argparse
 import hashlib
-import importlib
 import json
 import os
 import pathlib
-import re
 import shutil
 import struct
-import sys
 
 import keras
 import numpy as np
@@ -17,12 +13,12 @@ import pytest
 from conftest import ROOT, images, randomize, write_cifar10
 
 import keras_resnet
-from keras_resnet import evaluation, normalization
+from keras_resnet import evaluation, normalization, runs
 from keras_resnet.data import sources
 from keras_resnet.experiments import experiments, report
-from keras_resnet.training import command_line
+from keras_resnet.files import RunError
 from keras_resnet.training.settings import Settings
-from keras_resnet.weights import WeightsError, cards, published, readers
+from keras_resnet.weights import WeightsError, published, readers
 
 FOLDERS = [pathlib.Path(path).parent for path in published.shipped().values()]
 
@@ -37,7 +33,7 @@ def shipped(tmp_path, monkeypatch):
     network.save(folder / "model.keras")
     (folder / "classes.json").write_text(json.dumps(normalization.CIFAR10_CLASSES))
     (folder / "args.json").write_text(json.dumps({"depth": 20, "dataset": "cifar10"}))
-    monkeypatch.setattr(published, "SHIPPED", folder.parent)
+    monkeypatch.setattr(runs, "SHIPPED", folder.parent)
     there = published.PUBLISHED["cifar10"]._replace(files=published.shipped())
     monkeypatch.setitem(published.PUBLISHED, "cifar10", there)
     return network
@@ -96,7 +92,7 @@ def test_programs_find_a_network_by_its_name(shipped, tmp_path, monkeypatch):
             readers.read(missing)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "cifar10-resnet-20").mkdir()  # one's own folder of this name comes first
-    with pytest.raises(evaluation.EvaluationError, match="holds no model.keras"):
+    with pytest.raises(RunError, match="holds no model.keras"):
         evaluation.load_model("cifar10-resnet-20")
 
 
@@ -180,76 +176,6 @@ def test_the_hash_is_of_all_numbers_and_of_nothing_else(tmp_path):
         assert published.weights_sha256(keras.models.load_model(tmp_path / name, compile=False)) == expected
 
 
-def test_a_folder_for_hugging_face(run, tmp_path, monkeypatch):
-    monkeypatch.syspath_prepend(ROOT / "train")
-    convert = importlib.import_module("convert")
-
-    def refused(*words):
-        with pytest.raises(SystemExit) as raised:
-            converted(*words)
-        return str(raised.value)
-
-    def converted(*words):
-        monkeypatch.setattr(sys, "argv", ["convert.py", *map(str, words)])
-        convert.main()
-
-    folder, results, _ = run
-    converted(folder, f"{tmp_path}/out/")
-    assert sorted(os.listdir(tmp_path / "out")) == ["README.md", "classes.json", "model.keras"]
-    record, model = record_of(folder, results), keras.saving.load_model(tmp_path / "out" / "model.keras")
-    assert published.weights_sha256(model) == record["weights_sha256"]
-    text = (tmp_path / "out" / "README.md").read_text()
-    assert record["weights_sha256"] in text and f"| test error | {record['error']:.2%} |" in text
-    for fragment in ("data-dir", "license:", "JPEG"):  # where its data were; what is said of shipped ones
-        assert fragment not in text
-    assert "is not empty" in refused(folder, f"{tmp_path}/out/")
-    assert "theirs '7x7'" in refused(folder, f"{tmp_path}/hub", "--keras-hub")
-    assert "the folder of a finished run" in refused(tmp_path / "out" / "model.keras", f"{tmp_path}/card/")
-    assert "so OUT does not end in" in refused(folder, f"{tmp_path}/x.keras", "--keras-hub")
-    assert "or is FOLDER/; found" in refused(folder, f"{tmp_path}/x")
-    assert os.listdir(tmp_path) == ["out"]
-
-
-def test_a_preset_has_the_card_of_its_run(tmp_path, monkeypatch):
-    keras_hub = pytest.importorskip("keras_hub", reason="keras_hub is not installed")
-    monkeypatch.syspath_prepend(ROOT / "train")
-    settings = {"depth": 18, "plain": False, "dataset": "photos", "train_on_all": False, "image_size": 64}
-    result = {"settings": settings, "parameters": 9, "train_error": 0.1, "val_error": 0.25, "test_error": None}
-    model = keras_resnet.ResNet18(classes=2, normalization="torch")
-    model.save(tmp_path / "model.keras")
-    (tmp_path / "result.json").write_text(json.dumps(result))
-    (tmp_path / "classes.json").write_text('["cat", "dog"]')
-    words = ["convert.py", str(tmp_path / "model.keras"), str(tmp_path / "preset"), "--keras-hub"]
-    monkeypatch.setattr(sys, "argv", words)
-    importlib.import_module("convert").main()
-    classifier = keras_hub.models.ImageClassifier.from_preset(str(tmp_path / "preset"))
-    assert classifier.preprocessor.image_size == (64, 64)
-    assert np.array_equal(classifier.output_dense.kernel, model.get_layer("fc").kernel)
-    text = (tmp_path / "preset" / "README.md").read_text()
-    assert 'library_name: "keras-hub"' in text and "| validation error | 25.00% |" in text
-    assert "datasets:" not in text and "from_preset" in text
-
-
-def test_a_card_says_what_the_record_says(run, monkeypatch):
-    huggingface_hub = pytest.importorskip("huggingface_hub", reason="huggingface_hub is not installed")
-    folder, results, _ = run
-    monkeypatch.setattr(cards, "SHIPPED", folder.parent)
-    record, model = record_of(folder, results), evaluation.load_model(folder)
-    text = cards.card(folder, model)
-    data = huggingface_hub.ModelCard(text).data
-    assert (data.license, data.library_name, data.datasets) == ("apache-2.0", "keras", ["uoft-cs/cifar10"])
-    found = {result.metric_type: result for result in data.eval_results}
-    assert found["error"].metric_value == record["error"] and found["error"].dataset_split == "test"
-    assert found["accuracy"].metric_value == pytest.approx(1 - record["error"]) and data.model_name == folder.name
-    assert "93 of the 60,000 images (73 of training, 20 of test)" in text
-    command = re.search(r"\| command \| `python train/fit.py (.*)` \|", text)[1]
-    parser = argparse.ArgumentParser()
-    command_line.add_settings(parser)
-    parsed = vars(parser.parse_args(command.split()))
-    parsed.pop("verbose")
-    assert experiments.describe(Settings(**parsed))["settings"] == record["settings"]
-
-
 def test_what_the_package_brings_is_what_its_records_say():
     """Each folder is one of a finished run, and its network the builder's."""
     for name, path in published.shipped().items():
@@ -309,3 +235,17 @@ def test_predictions_are_decoded_by_any_names():
     assert keras_resnet.decode_predictions(cat, top=1, classes="cifar10") == [[("3", "cat", 1.0)]]
     with pytest.raises(ValueError, match=r"predictions are \(batch, 10\) for 10 classes; found \(2, 3\)"):
         keras_resnet.decode_predictions(rows, classes="cifar10")
+
+
+@pytest.mark.parametrize("word", ["cifar100", "CIFAR10", "abc"])
+def test_a_word_is_no_list_of_names(word):
+    """Not even where it has as many letters as there are classes."""
+    with pytest.raises(ValueError, match=f'classes is "imagenet", "cifar10" or the names.*found {word!r}'):
+        keras_resnet.decode_predictions(np.full((1, len(word)), 1 / len(word)), classes=word)
+
+
+@pytest.mark.parametrize("classes, count", [("cifar10", 10), ("imagenet", 1000), (("cat", "dog"), 2)])
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_no_class_is_named_where_a_network_says_nothing(classes, count, value):
+    with pytest.raises(ValueError, match="predictions are probabilities; found some that are not finite"):
+        keras_resnet.decode_predictions(np.full((2, count), value), classes=classes)

@@ -808,7 +808,7 @@ def test_half_a_file_is_damaged(tmp_path):
     keras_resnet.CifarResNet(8).save(tmp_path / "m.keras")
     whole = (tmp_path / "m.keras").read_bytes()
     (tmp_path / "m.keras").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(WeightsError, match="m.keras cannot be read: it is damaged"):
+    with pytest.raises(WeightsError, match="m.keras is damaged: it is no whole .keras file"):
         readers.read(tmp_path / "m.keras")
 
 

@@ -1,26 +1,31 @@
 """Model cards of networks that this project's runs trained, in the format of Hugging Face: a README.md."""
 
+import dataclasses
 import json
 import os
 import pathlib
 
 import keras
 
+from keras_resnet.files import RunError
 from keras_resnet.origin import WITHOUT_EFFECT, flags, program
-from keras_resnet.weights.published import SHIPPED, WeightsError, find, weights_sha256
+from keras_resnet.runs import CLASSES, RESULT, SHIPPED, Run
+from keras_resnet.training import recipes
+from keras_resnet.training.settings import Settings
+from keras_resnet.weights.published import weights_sha256
 
 DATASETS = {"cifar10": ("uoft-cs/cifar10", "CIFAR-10"), "cifar100": ("uoft-cs/cifar100", "CIFAR-100")}
-# Of the networks in the package.
+# Of the networks in the package. A paragraph is one line, because Hugging Face's page breaks lines where the text does.
 INEXACT = """
-93 of the 60,000 images (73 of training, 20 of test) in the copy of CIFAR-10 that was used are decoded from JPEG copies
-and differ from the originals by about 8/255 (RMSE). The error is that of one run after its last step; nothing was
-chosen on the test images. docs/weights.md of the project says how many seeds
-were trained, and their spread. The
-weights have the project's licence, Apache 2.0. CIFAR-10 comes without a licence, for research.
+93 of the 60,000 images (73 of training, 20 of test) in the copy of CIFAR-10 that was used are decoded from JPEG \
+copies and differ from the originals by about 8/255 (RMSE). The error is that of one run after its last step; nothing \
+was chosen on the test images. docs/weights.md of the project says how many seeds were trained, and their spread. \
+The weights have the project's licence, Apache 2.0. CIFAR-10 comes without a licence, for research.
 """
 OPENED = {
     "keras": """import keras
 
+# Or load_model("hf://USER/NAME"), with the names under which it is on Hugging Face.
 model = keras.saving.load_model("model.keras")  # RGB pixels in [0, 255], {shape}
 """,
     "keras-hub": """import keras_hub
@@ -34,7 +39,7 @@ def card(path: str | os.PathLike, model: keras.Model, library: str = "keras") ->
     """What to write into the README.md beside a network: its data, recipe, command, error and licence.
 
     Args:
-        path: the folder of a finished run, or the name of a network in the package.
+        path: as in `runs.Run`, of a finished run.
         model: its network.
         library: what opens the files: "keras" or "keras-hub".
 
@@ -43,14 +48,15 @@ def card(path: str | os.PathLike, model: keras.Model, library: str = "keras") ->
         of networks in the package alone.
 
     Raises:
-        WeightsError: `path` is no such folder.
+        RunError: `path` is no such folder, or its files are damaged.
     """
-    folder = pathlib.Path(find(path)).resolve()
-    result, classes = result_of(folder), _read(folder, "classes.json")
-    settings = result["settings"]
-    ours = folder.parent == SHIPPED.resolve()
-    name, data = folder.name, os.path.basename(os.path.normpath(settings["dataset"]))
-    identifier, title = DATASETS.get(data, (data, data))
+    run = Run(path)
+    result, classes = run.result, run.classes
+    if not (result and classes):
+        raise RunError(f"a card is written for a finished run, with {RESULT} and {CLASSES}, which {path} has not")
+    settings, folder = result["settings"], pathlib.Path(run.folder).resolve()
+    name, ours = folder.name, folder.parent == SHIPPED.resolve()
+    identifier, title = DATASETS.get(settings["dataset"], (None, _data(settings)))
     split = "validation" if result["test_error"] is None else "test"
     error = result["val_error"] if result["test_error"] is None else result["test_error"]
     metrics = [
@@ -58,22 +64,23 @@ def card(path: str | os.PathLike, model: keras.Model, library: str = "keras") ->
         {"type": "error", "name": f"{split} error", "value": error},
     ]
     task, dataset = {"type": "image-classification"}, {"type": identifier, "name": title, "split": split}
-    front = {
+    front: dict = {
         **({"license": "apache-2.0"} if ours else {}),
         "library_name": library,
         "pipeline_tag": "image-classification",
         "tags": ["resnet", "arxiv:1512.03385"],
-        **({"datasets": [identifier]} if data in DATASETS else {}),
         "metrics": ["accuracy"],
-        "model-index": [{"name": name, "results": [{"task": task, "dataset": dataset, "metrics": metrics}]}],
     }
+    if identifier:  # a result needs the name of a data set that Hugging Face knows
+        front["datasets"] = [identifier]
+        front["model-index"] = [{"name": name, "results": [{"task": task, "dataset": dataset, "metrics": metrics}]}]
     network = f"{'plain' if settings['plain'] else 'ResNet'}-{settings['depth']}"
     images = "all training images" if settings["train_on_all"] else "training images without those for validation"
     rows = {
         "network": f"{network}, {result['parameters']:,} parameters",
         "data": f"{title}, {images}",
         "classes": ", ".join(classes),
-        "command": f"`{_command(result)}`",
+        "command": f"`{_command(run)}`",
         f"{split} error": f"{error:.2%}",
         "the paper's test error": f"{paper:.2%}" if (paper := result.get("paper_test_error")) else "–",
         "training error, last epoch": f"{result['train_error']:.2%}",
@@ -89,25 +96,24 @@ def card(path: str | os.PathLike, model: keras.Model, library: str = "keras") ->
     )
 
 
-def result_of(folder: str | os.PathLike) -> dict:
-    """The result of a finished run with its settings, from its folder's result.json; errors as of `card`."""
-    return _read(pathlib.Path(folder), "result.json")
+def _command(run):
+    """What trains the network again: the settings that decide the result and are not the paper's.
 
-
-def _read(folder, name):
-    try:
-        return json.loads((folder / name).read_text())
-    except (OSError, ValueError) as error:
-        raise WeightsError(
-            f"a model card is written for the folder of a finished run, with result.json and classes.json: {error}"
-        ) from error
-
-
-def _command(result):
-    """What trains it again, with all settings that decide, so that it stays right where the defaults change."""
+    A folder of photographs has its name in place of its path, as in the records.
+    """
+    recipe = recipes.PHOTOGRAPHS if run.photographs else recipes.SMALL_IMAGES
+    usual = {field.name: field.default for field in dataclasses.fields(Settings)} | recipe
+    settings = run.result["settings"]
     kept = {
-        name: value
-        for name, value in result["settings"].items()
-        if name not in WITHOUT_EFFECT and value not in (None, []) and (value is not False or name == "warmup")
+        name: settings[name]
+        for name in usual
+        if name not in WITHOUT_EFFECT and settings.get(name) not in (None, [], usual[name])
     }
-    return f"python train/{program(result.get('made'))} {flags(kept)}"
+    kept |= {name: os.path.basename(kept[name]) for name in ("init_from", "colors") if name in kept}
+    kept |= {"depth": settings["depth"], "dataset": _data(settings)}
+    return f"python train/{program(run.result.get('made'))} {flags(kept)}"
+
+
+def _data(settings):
+    """The name of the data set."""
+    return os.path.basename(os.path.normpath(settings["dataset"]))

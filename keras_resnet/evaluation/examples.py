@@ -1,0 +1,118 @@
+"""The images on which models are evaluated: which part of the data, and under which names of classes."""
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+import tensorflow as tf
+
+from keras_resnet.choices import PARTS
+from keras_resnet.data import imagenet, records, sources
+from keras_resnet.evaluation.results import EvaluationError
+from keras_resnet.files import Path
+from keras_resnet.runs import Run
+
+
+def check_classes(path: Path, classes: Iterable[str]) -> tuple[tuple[str, ...], np.ndarray]:
+    """Finds the classes of data among those of a model.
+
+    Args:
+        path: as in `runs.Run`.
+        classes: the names of the data's classes; each has to be one of the model's, in any order.
+
+    Returns:
+        The names of all classes of the model, a tuple, and the index there of each class of the data, int (classes,).
+        If the model's folder does not state its classes, they are those of the data.
+
+    Raises:
+        EvaluationError: the model does not know a class, or has two of this name.
+        RunError: there is no such model, or its classes.json is damaged.
+    """
+    trained, classes = Run(path).classes, tuple(classes)
+    if trained in (None, classes):
+        return classes, np.arange(len(classes))
+    unknown = [name for name in classes if trained.count(name) != 1]
+    if unknown:
+        raise EvaluationError(
+            f"{path} was trained on other classes: {len(trained)} there, {len(classes)} in the data; there is no "
+            f"{', '.join(unknown[:8])} in its classes.json, or more than one. Test it on data with the classes that it "
+            "knows."
+        )
+    return trained, np.array([trained.index(name) for name in classes])
+
+
+def load_data(
+    dataset: str, data_dir: Path | None = None, *, part: str | None = None, models: Sequence[Path] = (),
+    skipped: set[str] | None = None,
+) -> tuple[tuple[str, ...], tf.data.Dataset, str]:  # fmt: skip
+    """Loads the data on which models are evaluated.
+
+    Args:
+        dataset: one of `data.sources.DATASETS`; a folder of photographs; a data set of TensorFlow Datasets.
+        data_dir: as in `data.sources.load`.
+        part: "test", "validation" or, for photographs that are not divided, "all". None takes the first of these that
+            exists. If one of `models` was trained on undivided photographs, the validation images are those that its
+            run set aside.
+        models: paths as in `runs.Run`. Their folders state what they were trained on, and the names and the order of
+            the classes; without these, the classes are those of the data.
+        skipped: as in `data.imagenet.examples`.
+
+    Returns:
+        The names of the classes, examples for `evaluate`, and a description of the images.
+
+    Raises:
+        EvaluationError: there is no such part, or the data have classes that the models do not know.
+        RunError: the data have changed since a run set images aside, or the files of a run are damaged.
+        DataError: the data cannot be loaded.
+    """
+    if dataset in sources.DATASETS:
+        classes, data, which = _small_images(dataset, data_dir, part or "test", models)
+        examples = tf.data.Dataset.from_tensor_slices(tuple(data))
+    else:
+        classes, data, which = _photographs(dataset, data_dir, part, models)
+        examples = imagenet.examples(data, skipped)
+    known = [check_classes(path, classes) for path in models] or [(classes, np.arange(len(classes)))]
+    if len({names for names, _ in known}) > 1:
+        raise EvaluationError(
+            f"{' and '.join(map(str, models))} were trained on different classes, and are no ensemble"
+        )
+    names, indices = known[0]
+    return names, examples.map(lambda image, label: (image, tf.gather(indices, label))), which
+
+
+def _small_images(dataset, data_dir, part, models):
+    """The classes, the `data.sources.Split` and its description."""
+    if part == "all":
+        raise EvaluationError(f"{dataset} is divided; choose its test or validation images")
+    if part == "validation":
+        for path in models:
+            if Run(path).settings.get("train_on_all"):
+                raise EvaluationError(f"{path} was trained on the validation images too; test it on the test images")
+    source = sources.load(dataset, data_dir)
+    return source.classes, getattr(source, part), f"{part} images"
+
+
+def _photographs(dataset, data_dir, part, models):
+    """The classes, the `data.folders.Files` or `data.records.Records` and their description."""
+    for name in PARTS[:2]:
+        if part in (None, name) and (found := records.load_part(dataset, name, data_dir)):
+            return *found, f"{name} images"
+    if part in (None, "validation"):
+        runs = {path: Run(path) for path in models}
+        aside = {path: held_out for path, run in runs.items() if (held_out := run.held_out(dataset, data_dir))}
+        seeds = {runs[path].settings["seed"] for path in aside}
+        if len(seeds) > 1:
+            raise EvaluationError(
+                f"these runs set aside different parts of {dataset}, by different seeds: {', '.join(map(str, aside))}. "
+                "Test each by itself, or on other data."
+            )
+        others = [
+            f"{path} was trained on {run.settings['dataset']}"
+            for path, run in runs.items()
+            if path not in aside and run.photographs
+        ]
+        for data in aside.values():
+            which = f"validation images, set aside in training by seed {seeds.pop()}"
+            return data.classes, data.validation, "; ".join([which, *others])
+    if part in (None, "all") and (found := records.load_part(dataset, "all", data_dir)):
+        return *found, "all images"
+    raise EvaluationError(f"{dataset} has no {part or 'test or validation'} images, or says no classes of them")

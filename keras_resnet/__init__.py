@@ -1,5 +1,6 @@
 """Deep residual networks in Keras, as in the papers of He, Zhang, Ren and Sun."""
 
+from keras_resnet.environment import __version__
 from keras_resnet.graphs import fold, recursion_limit
 from keras_resnet.models import (
     CifarPlainNet,
@@ -22,7 +23,6 @@ from keras_resnet.models import (
 )
 from keras_resnet.normalization import decode_predictions, preprocess_input
 from keras_resnet.optimizers import SGD, PlateauSchedule, StepSchedule
-from keras_resnet.origin import __version__
 from keras_resnet.runs import list_weights
 from keras_resnet.weights import load_weights, save_keras_hub, save_torchvision
 

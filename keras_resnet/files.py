@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from keras_resnet import packages
+from keras_resnet import environment
 
 Path: typing.TypeAlias = str | os.PathLike
 
@@ -172,7 +172,7 @@ def locked(path: Path) -> Iterator[None]:
     Raises:
         RunError: another process has locked it, or it cannot be written.
     """
-    if packages.lacks("filelock", "lock of the run, so that no other process may train it at the same time,"):
+    if environment.lacks("filelock", "lock of the run, so that no other process may train it at the same time,"):
         yield
         return
     import filelock  # here, because the networks do without it

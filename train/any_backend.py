@@ -5,11 +5,11 @@ import sys
 
 import arguments
 
-from keras_resnet import packages
+from keras_resnet import environment
 
 BACKENDS = ("tensorflow", "jax", "torch")
-installed = [name for name in BACKENDS if not packages.missing(name)]
-if not installed or packages.missing("keras"):
+installed = [name for name in BACKENDS if not environment.missing(name)]
+if not installed or environment.missing("keras"):
     sys.exit(
         f"{arguments.program} needs Keras and one of its backends TensorFlow, JAX and PyTorch: "
         "pip install keras, and tensorflow, jax or torch"

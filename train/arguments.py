@@ -33,9 +33,9 @@ def load_library():
     except ValueError as error:
         sys.exit(f"{program}: Keras does not accept keras.json in ~/.keras or $KERAS_HOME, or KERAS_...: {error}")
     _spec.loader.exec_module(sys.modules["keras_resnet"])
-    from keras_resnet import defaults
+    from keras_resnet import environment
 
-    defaults.set_values(defaults.DEFAULTS)
+    environment.set_values(environment.DEFAULTS)
 
 
 def parser(description, **options):
@@ -49,6 +49,6 @@ def parser(description, **options):
 
 def version(parser):
     """What --version prints."""
-    from keras_resnet.origin import __version__
+    from keras_resnet.environment import __version__
 
     return f"{parser.prog} of keras_resnet {__version__}"

@@ -20,7 +20,7 @@ import sys
 
 import arguments
 
-from keras_resnet import packages
+from keras_resnet import environment
 from keras_resnet.architecture import cifar
 from keras_resnet.choices import IMAGENET_DEPTHS
 from keras_resnet.training.settings import PRECISIONS
@@ -73,7 +73,7 @@ def main():
     except ModuleNotFoundError as error:
         if error.name == "resource":
             sys.exit(f"benchmark.py: {options.what} measures memory as Linux and macOS count it")
-        sys.exit(f"benchmark.py: {options.what} needs the package {packages.install(error.name.split('.')[0])}")
+        sys.exit(f"benchmark.py: {options.what} needs the package {environment.install(error.name.split('.')[0])}")
     measure(options)
 
 

@@ -29,7 +29,7 @@ import sys
 
 import arguments
 
-from keras_resnet import packages
+from keras_resnet import environment
 from keras_resnet.choices import PARTS, PROTOCOLS
 from keras_resnet.data import sources
 from keras_resnet.files import ResNetError, write_whole
@@ -101,7 +101,7 @@ def check(options):
     ]
     if options.preprocess not in (None, *modules):
         raise EvaluationError(f"--preprocess is one of {', '.join(modules)}; found {options.preprocess!r}")
-    if options.output and (lacking := packages.needed("matplotlib")):
+    if options.output and (lacking := environment.needed("matplotlib")):
         raise EvaluationError(f"--output {lacking}")
     if options.json and not os.path.isdir(os.path.dirname(options.json) or "."):
         raise EvaluationError(

@@ -5,9 +5,9 @@ import sys
 
 import arguments
 
-from keras_resnet import packages
+from keras_resnet import environment
 
-if lacking := packages.needed("keras", "jax"):
+if lacking := environment.needed("keras", "jax"):
     sys.exit(f'{arguments.program} {lacking}; for NVIDIA GPUs: pip install "jax[cuda13]"')
 import jax
 

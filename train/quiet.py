@@ -9,7 +9,7 @@ import sys
 
 import arguments
 
-from keras_resnet import packages
+from keras_resnet import environment
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 backend = os.environ.setdefault("KERAS_BACKEND", "tensorflow")
@@ -18,7 +18,7 @@ if backend != "tensorflow":
         f"{arguments.program} runs on TensorFlow; KERAS_BACKEND is {backend}. Unset it, or use the networks and the "
         "optimizer of keras_resnet in Keras code of your own, which run on any backend."
     )
-if lacking := packages.needed("keras", "tensorflow"):
+if lacking := environment.needed("keras", "tensorflow"):
     sys.exit(f"{arguments.program} {lacking}")
 _masks = hasattr(signal, "pthread_sigmask")  # not on Windows
 if _masks:  # the signals would abort the import
@@ -40,4 +40,4 @@ finally:
     if _masks:
         signal.pthread_sigmask(signal.SIG_SETMASK, _signals)
 if missing:
-    sys.exit(f"{arguments.program} needs the package {packages.install(missing)}")
+    sys.exit(f"{arguments.program} needs the package {environment.install(missing)}")

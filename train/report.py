@@ -11,7 +11,7 @@ import sys
 
 import arguments
 
-from keras_resnet import packages
+from keras_resnet import environment
 from keras_resnet.experiments import experiments, report
 from keras_resnet.files import ResNetError
 
@@ -26,7 +26,7 @@ def parse(words=None):
 
 def main():
     options = parse()
-    if lacking := packages.needed("matplotlib"):
+    if lacking := environment.needed("matplotlib"):
         sys.exit(f"report.py {lacking}")
     output = options.output or options.results
     try:

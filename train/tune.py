@@ -22,12 +22,11 @@ import time
 
 import arguments
 
-from keras_resnet import packages
+from keras_resnet import environment
 from keras_resnet.data import sources
 from keras_resnet.files import ResNetError, RunError, locked, write_whole
-from keras_resnet.origin import flags
 from keras_resnet.runs import NUMBER, read_json
-from keras_resnet.training.settings import Settings
+from keras_resnet.training.settings import Settings, flags
 
 WATCHED = sys.stdout.isatty()  # a progress bar is for a terminal
 COST, PICTURE = "cost.json", "trials.png"  # in the folder of the search
@@ -71,7 +70,7 @@ def search(options, name):
     os.makedirs(folder, exist_ok=True)
     helps = "KERASTUNER_ORACLE_IP" in os.environ and "chief" not in os.environ.get("KERASTUNER_TUNER_ID", "chief")
     callbacks = []
-    if not packages.lacks("tensorboard", "tensorboard/"):
+    if not environment.lacks("tensorboard", "tensorboard/"):
         callbacks.append(keras.callbacks.TensorBoard(os.path.join(folder, "tensorboard"), write_graph=False))
     with contextlib.nullcontext() if helps else locked(os.path.join(folder, "lock")):
         try:
@@ -158,9 +157,9 @@ def main():
             raise RunError(f"--max-epochs is positive; found {options.max_epochs}")
         network = Settings(depth=options.depth, dataset=options.dataset, seed=options.seed).network.lower()
         name = f"tune-{options.dataset}-{network}-epochs-{options.max_epochs}-seed-{options.seed}"
-        if lacking := packages.needed("keras_tuner"):
+        if lacking := environment.needed("keras_tuner"):
             sys.exit(f"tune.py {lacking}")
-        drawn = not packages.lacks("matplotlib", PICTURE)
+        drawn = not environment.lacks("matplotlib", PICTURE)
         every = search(options, name)
         if every is None:
             print(f"{os.environ['KERASTUNER_TUNER_ID']}: the search is over; its chief prints the result")

@@ -79,10 +79,10 @@ def download(name: str) -> str:
     """Lets `keras.datasets` download and check a data set; returns its folder. DataError if that fails."""
     import keras  # here, because flags are read before Keras is imported
 
-    from keras_resnet import defaults
+    from keras_resnet import environment
 
     try:
-        with defaults.bars_at_terminals():
+        with environment.bars_at_terminals():
             getattr(keras.datasets, name).load_data()
     except Exception as error:  # get_file raises plain ones
         raise DataError(

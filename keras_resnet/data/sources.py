@@ -14,7 +14,7 @@ import urllib.request
 
 import numpy as np
 
-from keras_resnet import packages
+from keras_resnet import environment
 from keras_resnet.data import pickles, shapes
 from keras_resnet.data.pickles import Arrays
 from keras_resnet.files import DataError, Path
@@ -166,7 +166,7 @@ def find(name: str, data_dir: Path | None = None) -> "tfds.core.DatasetBuilder":
     try:
         import tensorflow_datasets as tfds
     except ModuleNotFoundError as error:
-        raise DataError(f"{name} needs the package {packages.install(str(error.name))}") from error
+        raise DataError(f"{name} needs the package {environment.install(str(error.name))}") from error
     try:
         return tfds.builder(name, data_dir=data_dir)
     except (tfds.core.DatasetNotFoundError, ValueError) as error:  # ValueError: not a valid name, such as a path
@@ -201,7 +201,7 @@ def is_array_record(name: str, builder: typing.Any) -> bool:
     if kind == ARRAY_RECORD and not importlib.util.find_spec(ARRAY_RECORD):
         raise DataError(
             f"{name} in {builder.data_dir} is in files of the format {ARRAY_RECORD}, which need the package of that "
-            f"name: {packages.install(ARRAY_RECORD)}; or prepare it as tfrecord"
+            f"name: {environment.install(ARRAY_RECORD)}; or prepare it as tfrecord"
         )
     return kind == ARRAY_RECORD
 

@@ -8,10 +8,9 @@ import pathlib
 import keras
 
 from keras_resnet.files import RunError
-from keras_resnet.origin import WITHOUT_EFFECT, flags, program
 from keras_resnet.runs import CLASSES, RESULT, SHIPPED, Run
 from keras_resnet.training import recipes
-from keras_resnet.training.settings import Settings
+from keras_resnet.training.settings import WITHOUT_EFFECT, Settings, flags, program
 from keras_resnet.weights.published import weights_sha256
 
 DATASETS = {"cifar10": ("uoft-cs/cifar10", "CIFAR-10"), "cifar100": ("uoft-cs/cifar100", "CIFAR-100")}

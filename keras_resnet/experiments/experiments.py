@@ -13,13 +13,12 @@ import os
 import typing
 from collections.abc import Iterable
 
-from keras_resnet import files, origin
+from keras_resnet import files
 from keras_resnet.data import sources
 from keras_resnet.files import Path, RunError, write_whole
-from keras_resnet.origin import WITHOUT_EFFECT, flags
 from keras_resnet.runs import NUMBER, RESULT_KINDS, SETTINGS_KINDS, Run, read_json
 from keras_resnet.training import recipes
-from keras_resnet.training.settings import Settings
+from keras_resnet.training.settings import WITHOUT_EFFECT, Settings, flags, program
 
 RESULTS = "docs/results"
 RESPONSE_IMAGES = 2_000  # training images; P1 Fig. 7 does not state which
@@ -276,7 +275,7 @@ def run(settings: Settings, folder: Path = RESULTS, verbose: int = 1) -> dict:
     model = trained.load_model()
     left_out, made = ("settings", "paper_test_error", "made"), result.get("made")  # None in runs of older versions
     record = {
-        **describe(settings, origin.program(made)),
+        **describe(settings, program(made)),
         **(_ten_crops(settings, model, verbose) if settings.photographs else _test(settings, model, result)),
         "weights_sha256": weights_sha256(model),
         "result": {name: value for name, value in result.items() if name not in left_out},

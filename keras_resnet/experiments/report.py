@@ -15,8 +15,8 @@ import numpy as np
 from keras_resnet.experiments import experiments
 from keras_resnet.experiments.experiments import Experiment
 from keras_resnet.files import Path, RunError, write_whole
-from keras_resnet.origin import flags
 from keras_resnet.training import recipes
+from keras_resnet.training.settings import flags
 
 if typing.TYPE_CHECKING:
     from keras_resnet.experiments import figures

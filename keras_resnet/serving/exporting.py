@@ -15,7 +15,7 @@ import numpy as np
 import tensorflow as tf
 from keras import layers
 
-from keras_resnet import analysis, evaluation, origin, packages
+from keras_resnet import analysis, environment, evaluation
 from keras_resnet.choices import DTYPES, FORMATS, TOP_K
 from keras_resnet.data import imagenet
 from keras_resnet.files import Path
@@ -101,7 +101,7 @@ def export(
                 written["signatures"] = signatures.save(
                     copy, temporary, classes, top_k, preprocess, max_pixels, range_check
                 )
-                if not packages.lacks("tensorflow_serving", "file of requests that warm a server up"):
+                if not environment.lacks("tensorflow_serving", "file of requests that warm a server up"):
                     os.makedirs(os.path.join(temporary, os.path.dirname(WARMUP)))
                     with tf.io.TFRecordWriter(os.path.join(temporary, WARMUP)) as requests:
                         for log in signatures.warmup_requests(os.path.basename(folder), model.input_shape, crop):
@@ -213,4 +213,4 @@ def _origin():
     own = "keras-deep-residual"
     # TensorFlow's distribution has other names, too: tensorflow-cpu, tf-nightly.
     versions = {own: importlib.metadata.version(own), "keras": keras.__version__, "tensorflow": tf.__version__}
-    return {"git_commit": origin.commit(), "versions": versions}
+    return {"git_commit": environment.commit(), "versions": versions}

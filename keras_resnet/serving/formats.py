@@ -7,7 +7,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_resnet import packages
+from keras_resnet import environment
 from keras_resnet.files import Path, ResNetError, reason
 
 TOLERANCE = 1e-4  # of probabilities in float32
@@ -53,7 +53,7 @@ def write(
     try:
         WRITERS[format](named, path, size, calibration)
     except ImportError as error:
-        raise ExportError(f"{format} {packages.needed(*PACKAGES[format]) or error}") from error
+        raise ExportError(f"{format} {environment.needed(*PACKAGES[format]) or error}") from error
     except RuntimeError as error:
         if "iostream" in str(error):  # OpenVINO's words for a full disk
             raise OSError(errno.EIO, f"{NAMES[format]} could not be written, as on a full disk") from error

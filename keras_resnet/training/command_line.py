@@ -1,6 +1,6 @@
 """The command lines of train/fit.py and fit_jax.py: a flag for each of the `Settings`, and how they end.
 
-`origin.flags` writes the flags.
+`flags` writes the flags.
 """
 
 import argparse

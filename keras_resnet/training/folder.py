@@ -15,12 +15,11 @@ import keras
 from keras_resnet import analysis, files
 from keras_resnet.files import RunError, write_whole
 from keras_resnet.optimizers import PlateauSchedule, StepSchedule
-from keras_resnet.origin import WITHOUT_EFFECT
 from keras_resnet.runs import CLASSES, DATA, RESULT, SETTINGS, SETTINGS_KINDS, Run, model_file, read_json
 from keras_resnet.training import recipes
 from keras_resnet.training.history import History, clock, draw
 from keras_resnet.training.objective import errors
-from keras_resnet.training.settings import Settings
+from keras_resnet.training.settings import WITHOUT_EFFECT, Settings
 
 CHECKPOINT, LOCK, COLORS = "checkpoint/latest.npz", "checkpoint/lock", "colors.npz"
 TOP5 = {"training": "train_top5_error", "validation": "val_top5_error", "test": "test_top5_error"}
@@ -135,7 +134,7 @@ def write_result(
         schedule, history: the run's callbacks.
         together: the number of images that batch normalisation saw together.
         damaged: the number of files that were skipped.
-        made: with which code, versions and devices, as `origin.circumstances`.
+        made: with which code, versions and devices, as `environment.circumstances`.
 
     Returns:
         The dictionary in result.json. Errors are in [0, 1].

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import keras
 
-from keras_resnet import packages
+from keras_resnet import environment
 from keras_resnet.files import Path, write_whole
 
 COLUMNS = (
@@ -108,7 +108,7 @@ class History(keras.callbacks.Callback):
         self.last = time.perf_counter()
         self.warm = False
         # The time on `last`'s clock.
-        self.draw_from = math.inf if packages.lacks("matplotlib", "curves.png") else 0.0
+        self.draw_from = math.inf if environment.lacks("matplotlib", "curves.png") else 0.0
 
     def lap(self) -> float:
         """Seconds since the last lap, which are added to the run's total."""
@@ -175,7 +175,9 @@ def draw(rows: Sequence[dict], title: str, file: Path | typing.BinaryIO, test_er
         file: a path or binary file for the PNG.
         test_error: None, or the test error at the end of training, drawn as a point.
     """
-    from keras_resnet.lettering import lettering  # here, so that this module can be imported without matplotlib
+    from keras_resnet.training.lettering import (
+        lettering,  # here, so that this module can be imported without matplotlib
+    )
 
     with lettering(title) as drawn:
         figure = _draw_curves(rows, drawn(title), test_error)

@@ -14,7 +14,7 @@ import keras
 import numpy as np
 from jax import numpy as jnp
 
-from keras_resnet import defaults, origin
+from keras_resnet import environment
 from keras_resnet.data import sources
 from keras_resnet.data.sources import PADDING
 from keras_resnet.files import RunError, own_line, whole
@@ -222,7 +222,7 @@ def train(settings: Settings, verbose: int = 1) -> dict:
     Arguments, returned value, files and errors are those of `run.train`, without `profile` and tensorboard/.
     """
     check(settings)
-    with defaults.as_shipped(), own_folder(settings):
+    with environment.as_shipped(), own_folder(settings):
         return _train(settings, verbose)
 
 
@@ -230,7 +230,7 @@ def _train(settings, verbose):
     open_folder(settings)
     if (result := finished(settings)) is not None:
         return result
-    made = origin.circumstances([device.device_kind for device in jax.devices()[:1]])
+    made = environment.circumstances([device.device_kind for device in jax.devices()[:1]])
     with fine_tuning.errors_named():
         begun = fine_tuning.read(settings)  # first, so that a mistyped path is noticed before data are downloaded
     source = sources.load(settings.dataset, settings.data_dir, settings.train_on_all)

@@ -9,19 +9,18 @@ import keras
 import tensorflow as tf
 from keras import ops
 
-from keras_resnet import defaults, files, origin, packages
+from keras_resnet import environment, files
 from keras_resnet.data import imagenet
 from keras_resnet.files import RunError, own_line
 from keras_resnet.graphs import LOADING_DEPTH, recursion_limit
 from keras_resnet.optimizers import SGD, PlateauSchedule, StepSchedule
-from keras_resnet.origin import WITHOUT_EFFECT
 from keras_resnet.training import distribution, fine_tuning, precision, recipes, tasks
 from keras_resnet.training.checkpoint import Checkpoint, StopSignals
 from keras_resnet.training.folder import CHECKPOINT, finished, open_folder, own_folder, write_classes, write_result
 from keras_resnet.training.fused import fuse_batch_norm, fuse_update, graphs_as_traced
 from keras_resnet.training.history import History, Progress
 from keras_resnet.training.objective import objective, schedule_of
-from keras_resnet.training.settings import Settings, parts_of
+from keras_resnet.training.settings import WITHOUT_EFFECT, Settings, parts_of
 from keras_resnet.training.step import TrainingModel
 
 SKIPPED = 10  # batches before those that are profiled, because graphs are traced in the first ones
@@ -94,7 +93,7 @@ def process(settings: Settings) -> Iterator[int]:
     if settings.deterministic:
         tf.config.experimental.enable_op_determinism()
     with (
-        defaults.as_shipped(),
+        environment.as_shipped(),
         strategy.scope(),
         distribution.losses_explained(),
         distribution.adapted_keras(),
@@ -128,7 +127,7 @@ def _train(settings, replicas, verbose, profile):
     if (result := finished(settings)) is not None:
         return result
 
-    made = origin.circumstances(distribution.device_names())  # now: later commits are not the code that trains
+    made = environment.circumstances(distribution.device_names())  # now: later commits are not the code that trains
     with fine_tuning.errors_named():
         task = tasks.photographs(settings, verbose) if settings.photographs else tasks.small_images(settings)
         network = task.build()
@@ -172,7 +171,7 @@ def _train(settings, replicas, verbose, profile):
         if verbose:
             _describe(settings, task, replicas)
         callbacks = [schedule, history, Progress(history, steps, steps_per_epoch), saver]
-        if files.writes and not packages.lacks("tensorboard", "tensorboard/"):
+        if files.writes and not environment.lacks("tensorboard", "tensorboard/"):
             board, traced = os.path.join(folder, "tensorboard"), (SKIPPED + 1, SKIPPED + profile) if profile else 0
             callbacks.insert(2, keras.callbacks.TensorBoard(board, write_graph=False, profile_batch=traced))
         if replicas > 1:

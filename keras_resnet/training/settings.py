@@ -4,17 +4,20 @@ import dataclasses
 import json
 import math
 import os
+import shlex
 import typing
+from collections.abc import Mapping
 
 from keras_resnet.architecture import IMAGENET, Architecture, cifar, imagenet
 from keras_resnet.data import sources
 from keras_resnet.files import RunError, is_name
-from keras_resnet.origin import WITHOUT_EFFECT
 from keras_resnet.training import recipes
 
 if typing.TYPE_CHECKING:  # flags are read before Keras is imported, so this module imports it in functions
     pass
 
+# Settings that do not change the result, such as paths.
+WITHOUT_EFFECT = ("data_dir", "output", "name", "checkpoint_every", "strategy", "jit", "data_changed")
 SEEDS = 2**31  # the number of seeds that the random numbers of the input pipeline allow
 POSITIVE = (
     "steps", "epochs", "batch_size", "bn_batch_size", "accumulate", "image_size", "lr", "patience", "warmup_epochs",
@@ -242,3 +245,20 @@ class Settings:
     def batch_in_memory(self) -> int:
         """The number of images in one forward pass."""
         return self.batch_size // self.accumulate
+
+
+def program(made: Mapping[str, object] | None) -> str:
+    """Which program of train/ trains so; `made` is as of `environment.circumstances`, or None if it is not known."""
+    return "fit_jax.py" if "jax" in (made or {}) else "fit.py"
+
+
+def flags(values: Mapping[str, object]) -> str:
+    """Settings as a command line: {"depth": 56, "plain": True} is "--depth 56 --plain"."""
+    arguments = []
+    for name, value in values.items():
+        flag = name.replace("_", "-")
+        if isinstance(value, bool):
+            arguments.append(f"--{flag}" if value else f"--no-{flag}")
+        else:
+            arguments += [f"--{flag}", *map(str, value if isinstance(value, (list, tuple)) else [value])]
+    return shlex.join(arguments)

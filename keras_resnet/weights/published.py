@@ -12,7 +12,7 @@ from collections.abc import Callable
 import keras
 import numpy as np
 
-from keras_resnet import defaults, packages, runs
+from keras_resnet import environment, runs
 from keras_resnet.architecture import Architecture, cifar, imagenet
 from keras_resnet.files import WeightsError
 
@@ -121,7 +121,7 @@ def fetch(weights: str, network: str | None) -> str:
     if url.endswith(".pth"):
         package("torch", url)
     try:
-        with defaults.bars_at_terminals():
+        with environment.bars_at_terminals():
             return keras.utils.get_file(origin=url, cache_subdir="models", file_hash=digest)
     except Exception as error:  # Keras raises this type itself
         name = url.rsplit("/", 1)[1]
@@ -137,4 +137,4 @@ def package(name: str, path: str | os.PathLike) -> typing.Any:
         return importlib.import_module(name)
     except ImportError as error:
         needed = name.split(".")[0]
-        raise WeightsError(f"{path} needs the package {packages.install(needed)}") from error
+        raise WeightsError(f"{path} needs the package {environment.install(needed)}") from error

@@ -15,10 +15,9 @@ from keras_resnet.data import folders, imagenet, shapes, sources
 from keras_resnet.experiments import experiments
 from keras_resnet.experiments.experiments import EXPERIMENTS, Experiment, Row
 from keras_resnet.files import RunError
-from keras_resnet.origin import flags
 from keras_resnet.training import folder, recipes
 from keras_resnet.training.checkpoint import Stopped
-from keras_resnet.training.settings import Settings
+from keras_resnet.training.settings import Settings, flags
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import pytest
 from conftest import ROOT
 
 import keras_resnet
-from keras_resnet import packages
+from keras_resnet import environment
 
 TRAINED = """
 import sys
@@ -106,8 +106,8 @@ def test_what_a_program_needs_is_looked_for_before_it_begins(tmp_path, name, arg
 
 
 def test_how_packages_are_installed():
-    assert packages.missing("keras", "no_such_package") == ["no_such_package"]
-    assert packages.needed("keras", "numpy") is None
-    assert packages.needed("keras", "no_such", "nor_this") == (
+    assert environment.missing("keras", "no_such_package") == ["no_such_package"]
+    assert environment.needed("keras", "numpy") is None
+    assert environment.needed("keras", "no_such", "nor_this") == (
         "needs the packages no_such and nor_this: pip install no-such nor-this"
     )

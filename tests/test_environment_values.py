@@ -12,7 +12,7 @@ import pytest
 from conftest import ROOT
 
 import keras_resnet
-from keras_resnet import defaults
+from keras_resnet import environment
 from keras_resnet.data import sources
 from keras_resnet.training import Settings, run
 
@@ -21,7 +21,7 @@ OTHERS = {"floatx": "float64", "epsilon": 0.1, "image_data_format": "channels_fi
 CUT = {"KERAS_MAX_EPOCHS": "1", "KERAS_MAX_STEPS_PER_EPOCH": "2", "KERAS_NNX_ENABLED": "1"}
 
 
-def program(home, folder, name, *arguments, **environment):
+def program(home, folder, name, *arguments, **variables):
     """Runs a program of train/ in `folder`, with `home`/keras.json; returns its output."""
     done = subprocess.run(
         [sys.executable, ROOT / "train" / f"{name}.py", *arguments],
@@ -44,9 +44,9 @@ def homes(tmp_path, **values):
 def test_keras_json_does_not_change_a_run(tmp_path, name, floatx):
     pytest.importorskip("jax", reason="jax is not installed")
     found = []
-    for home, environment in homes(tmp_path, floatx=floatx).items():
+    for home, variables in homes(tmp_path, floatx=floatx).items():
         options = ["--deterministic"] if name == "fit" else []
-        assert "float32" in program(home, tmp_path, name, *RUN, *options, "--output", home, **environment)
+        assert "float32" in program(home, tmp_path, name, *RUN, *options, "--output", home, **variables)
         with open(f"{home}/shapes-resnet-8/history.csv") as file:
             rows = [(row["loss"], row["error"], row["val_loss"]) for row in csv.DictReader(file)]
         saved = keras.saving.load_model(f"{home}/shapes-resnet-8/model.keras")
@@ -61,11 +61,11 @@ def test_keras_json_does_not_change_a_run(tmp_path, name, floatx):
 def test_keras_json_does_not_change_an_evaluation_a_conversion_or_an_export(tmp_path):
     keras_resnet.CifarResNet(8, normalization=(127.5, 1.0)).save(tmp_path / "m.keras")
     tables, arrays = [], []
-    for home, environment in homes(tmp_path).items():
-        program(home, tmp_path, "convert", "m.keras", f"{home}/c.keras", **environment)
-        program(home, tmp_path, "export", f"{home}/c.keras", "--output", home, **environment)
+    for home, variables in homes(tmp_path).items():
+        program(home, tmp_path, "convert", "m.keras", f"{home}/c.keras", **variables)
+        program(home, tmp_path, "export", f"{home}/c.keras", "--output", home, **variables)
         table = program(home, tmp_path, "evaluate", f"{home}/c.keras", "--data", "shapes", "--json", f"{home}/r.json",
-                        **environment)  # fmt: skip
+                        **variables)  # fmt: skip
         assert "2,000 images" in table
         with open(f"{home}/r.json") as file:
             tables.append({**json.load(file), "models": None})
@@ -83,14 +83,14 @@ def test_train_in_a_process_with_other_values(tmp_path, monkeypatch):
     train = lambda name: run.train(Settings(**options, output=str(tmp_path), name=name), verbose=0)
     expected = train("own")
     changed = {"floatx": "float16", "dtype_policy": "mixed_float16", "epsilon": 0.1, "max_steps_per_epoch": 1}
-    before = {name: getattr(keras.config, name)() for name in defaults.DEFAULTS}
+    before = {name: getattr(keras.config, name)() for name in environment.DEFAULTS}
     try:
-        defaults.set_values(changed)
+        environment.set_values(changed)
         found = train("other")
         assert keras.config.floatx() == "float16" and keras.config.dtype_policy().name == "mixed_float16"
         assert keras.config.epsilon() == 0.1 and keras.config.max_steps_per_epoch() == 1
     finally:
-        defaults.set_values(before)
+        environment.set_values(before)
     for key in ("train_loss", "train_error", "test_error", "val_error"):
         assert found.get(key) == pytest.approx(expected.get(key), abs=1e-5), key
     saved = keras.saving.load_model(tmp_path / "other" / "model.keras")

@@ -1,5 +1,6 @@
 """Deep residual networks in Keras, as in the papers of He, Zhang, Ren and Sun."""
 
+from keras_resnet.analysis import features
 from keras_resnet.environment import __version__
 from keras_resnet.graphs import fold, recursion_limit
 from keras_resnet.models import (
@@ -18,7 +19,6 @@ from keras_resnet.models import (
     ResNet152,
     ResNet152V2,
     ResNet200V2,
-    features,
     from_weights,
 )
 from keras_resnet.normalization import decode_predictions, preprocess_input

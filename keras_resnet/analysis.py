@@ -1,18 +1,62 @@
-"""Measurements on a network.
+"""Views of a network, its last layer and stages, and measurements on it.
 
 P1 is "Deep Residual Learning for Image Recognition" (arXiv 1512.03385).
 """
 
 import math
+import re
 from collections.abc import Iterable, Sequence
 
 import keras
 import numpy as np
 
-from keras_resnet import graphs, models
+from keras_resnet import graphs
 from keras_resnet.graphs import LOADING_DEPTH, recursion_limit
 from keras_resnet.normalization import Tensor
-from keras_resnet.weights.readers import own_layers
+from keras_resnet.weights.keras_models import own_layers
+
+
+def logits(model: keras.Model) -> keras.Model:
+    """The same network up to `fc`. This is what is trained, because cross-entropy on logits is numerically exact.
+
+    Args:
+        model: a network of this package with its top.
+
+    Returns:
+        A model that shares all layers and variables with `model` and ends before the softmax.
+
+    Raises:
+        ValueError: `model` has no top.
+    """
+    if "fc" not in (layer.name for layer in model.layers):
+        raise ValueError(f"{model.name} has no layer fc; build it with its top, include_top=True")
+    return _shared(model, model.get_layer("fc").output)
+
+
+def features(model: keras.Model) -> keras.Model:
+    """The same network up to the last block of each stage, for detection and segmentation.
+
+    Args:
+        model: a network of this package, with or without its top.
+
+    Returns:
+        A model that shares all layers and variables with `model`. Output: a dictionary of the stages' feature maps,
+        (batch, height, width, channels) each: "conv2" to "conv5", P1's names; CIFAR networks end with "conv4".
+
+    Raises:
+        ValueError: `model` is not a network of this package, or contains one as a layer; the message says which.
+    """
+    ends = [re.fullmatch(r"(conv\d+)_\d+", layer.name) for layer in own_layers(model)]
+    outputs = {end[1]: model.get_layer(end[0]).output for end in ends if end}  # the last block of a stage stays
+    if not outputs:
+        raise ValueError(f"{model.name} is no network of this package: it has no blocks conv2_1, conv2_2 and so on")
+    return _shared(model, outputs)
+
+
+def _shared(model, outputs):
+    """A model that shares the layers of another one and ends at `outputs`."""
+    with recursion_limit(LOADING_DEPTH):
+        return keras.Model(model.input, outputs, name=model.name)
 
 
 def count_macs(model: keras.Model, input_shape: tuple[int, ...] | None = None) -> int:
@@ -134,7 +178,7 @@ def gradient_norms(model: keras.Model, images: np.ndarray | Tensor, labels: np.n
         dtype = {"dtype": "float32"} if keras.backend.is_float_dtype(layer.compute_dtype) else {}
         return type(layer).from_config(layer.get_config() | dtype)
 
-    copy = graphs.copy(models.logits(model), in_float32)
+    copy = graphs.copy(logits(model), in_float32)
     for layer in copy.layers:
         layer.trainable = True
     # After one step from rest the optimizer's momentum is the gradient, on every backend.

@@ -7,7 +7,6 @@ Residual Networks" (arXiv 1603.05027). `architecture` has the tables, `blocks` t
 import dataclasses
 import functools
 import operator
-import re
 import typing
 
 import keras
@@ -16,9 +15,10 @@ from keras import KerasTensor, layers
 from keras_resnet import blocks
 from keras_resnet.architecture import POST, Architecture, choose, cifar, imagenet
 from keras_resnet.blocks import Initializer
-from keras_resnet.graphs import recursion_limit
-from keras_resnet.normalization import UNKNOWN, Normalization, for_size, mean_and_std, normalize
+from keras_resnet.graphs import LOADING_DEPTH, recursion_limit
+from keras_resnet.normalization import UNKNOWN, UNSAID, Normalization, for_size, mean_and_std, normalize
 from keras_resnet.weights import WeightsError, load_weights, published, readers
+from keras_resnet.weights.tensors import architecture_of
 
 Weights: typing.TypeAlias = readers.Readable | None
 Shape: typing.TypeAlias = tuple[int | None, ...] | None
@@ -196,8 +196,7 @@ def from_weights(source: readers.Readable, normalization: Normalization = "auto"
         WeightsError: the source cannot be read, or is no network that this module builds, or does not state how its
             input was normalised.
     """
-    found = readers.read(source)
-    network = readers.architecture_of(found)
+    network = architecture_of(found := readers.read(source))
     if isinstance(normalization, str) and normalization == "auto":
         normalization = found.normalization
     top = found.array("fc")
@@ -224,7 +223,8 @@ def build(
 ) -> keras.Model:  # fmt: skip
     """Builds any network; arguments as of `ResNet50`."""
     choose("pooling", pooling, (None, "avg", "max"))
-    _check_shape(input_shape)
+    if input_shape is not None:
+        _check_shape(input_shape)
     if keras.config.image_data_format() != "channels_last":
         raise ValueError('these networks are "channels_last"; call keras.config.set_image_data_format("channels_last")')
     inputs = layers.Input(input_shape or (None, None, 3), name="images") if input_tensor is None else input_tensor
@@ -252,18 +252,12 @@ def build(
     if input_tensor is not None:
         inputs = keras.utils.get_source_inputs(input_tensor)
         inputs = inputs[0] if len(inputs) == 1 else inputs
-    model = _model(inputs, x, name or network.name, sum(network.repetitions))
+    model = _model(inputs, x, name or network.name)
     if source:
         new_top = by_name and include_top and classes != by_name.classes  # still to be trained
-        end = model.get_layer("pool").output if new_top else x
-        load_weights(_model(inputs, end, model.name, sum(network.repetitions)), source)
+        load_weights(_model(inputs, model.get_layer("pool").output if new_top else x, model.name), source)
     if unknown:
-        raise WeightsError(
-            f"{source or 'the weights'}: nothing says how the images were normalised that this network was trained "
-            'on. Say it: normalization="cifar10" (mean .4914 .4822 .4465, std .2023 .1994 .2010), "cifar100" (.5070 '
-            '.4865 .4409, .2673 .2564 .2761), "torch" (ImageNet\'s), (mean, std) of pixels in [0, 255], or None for an '
-            "input that is normalised outside; with convert.py: --normalization cifar10"
-        )
+        raise WeightsError(f"{source}: {UNSAID}")
     return model
 
 
@@ -292,55 +286,15 @@ def _head(x, include_top, pooling, classes, classifier_activation):
     return x
 
 
-def logits(model: keras.Model) -> keras.Model:
-    """The same network up to `fc`. This is what is trained, because cross-entropy on logits is numerically exact.
-
-    Args:
-        model: a network of this module with its top.
-
-    Returns:
-        A model that shares all layers and variables with `model` and ends before the softmax.
-
-    Raises:
-        ValueError: `model` has no top.
-    """
-    if "fc" not in (layer.name for layer in model.layers):
-        raise ValueError(f"{model.name} has no layer fc; build it with its top, include_top=True")
-    return _model(model.input, model.get_layer("fc").output, model.name, len(model.layers))
-
-
-def features(model: keras.Model) -> keras.Model:
-    """The same network up to the last block of each stage, for detection and segmentation.
-
-    Args:
-        model: a network of this module, with or without its top.
-
-    Returns:
-        A model that shares all layers and variables with `model`. Output: a dictionary of the stages' feature maps,
-        (batch, height, width, channels) each: "conv2" to "conv5", P1's names; CIFAR networks end with "conv4".
-
-    Raises:
-        ValueError: `model` is not a network of this package, or contains one as a layer; the message says which.
-    """
-    ends = [re.fullmatch(r"(conv\d+)_\d+", layer.name) for layer in readers.own_layers(model)]
-    outputs = {end[1]: model.get_layer(end[0]).output for end in ends if end}  # the last block of a stage stays
-    if not outputs:
-        raise ValueError(f"{model.name} is no network of this package: it has no blocks conv2_1, conv2_2 and so on")
-    return _model(model.input, outputs, model.name, len(model.layers))
-
-
-def _model(inputs, outputs, name, depth_in_blocks):
-    with recursion_limit(1000 + 20 * depth_in_blocks):
+def _model(inputs, outputs, name):
+    with recursion_limit(LOADING_DEPTH):
         return keras.Model(inputs, outputs, name=name)
 
 
 def _check_shape(input_shape):
-    if input_shape is None:
-        return
+    expected = f"input_shape is (height, width, channels); found {input_shape}"
     if len(input_shape) != 3 or input_shape[-1] is None:
-        raise ValueError(f"input_shape is (height, width, channels); found {input_shape}")
+        raise ValueError(expected)
     first, second, last = input_shape
     if last > 4 and (first == 3 or (first in (1, 4) and second == last)):
-        raise ValueError(
-            f"input_shape is (height, width, channels); found {input_shape}, which looks like (channels, height, width)"
-        )
+        raise ValueError(f"{expected}, which looks like (channels, height, width)")

@@ -20,6 +20,12 @@ NAMED: dict[str, tuple] = {
     "cifar100": ((129.285, 124.0575, 112.4295), (68.1615, 65.382, 70.4055)),
 }
 UNKNOWN = "unknown"  # of weights: trained on normalised images, and nothing says how they were normalised
+UNSAID = (
+    "nothing says how the images were normalised that this network was trained on. Say it: "
+    'normalization="cifar10" (mean .4914 .4822 .4465, std .2023 .1994 .2010), "cifar100" (.5070 .4865 .4409, '
+    '.2673 .2564 .2761), "torch" (ImageNet\'s), (mean, std) of pixels in [0, 255], or None for an input that is '
+    "normalised outside; with convert.py: --normalization cifar10"
+)
 
 NAME = "normalization"  # of the layer
 FLIP = "Flip"  # Keras' class for the operation that reverses the channels for "caffe"

@@ -209,7 +209,7 @@ def test_what_is_measured_up_to_the_last_layer_needs_it(images):
         keras_resnet.CifarResNet(8, include_top=False),
         keras.Sequential([keras.Input((32, 32, 3))], name="empty"),
     ):
-        for function in (keras_resnet.models.logits, lambda model: gradient_norms(model, *images)):
+        for function in (keras_resnet.analysis.logits, lambda model: gradient_norms(model, *images)):
             with pytest.raises(ValueError, match=f"{model.name} has no layer fc; build it with its top, include_top"):
                 function(model)
 
@@ -262,7 +262,7 @@ def test_the_mean_of_a_class_activation_map_is_the_logit(classes, build):
     model = build()
     randomize(model)
     x = pictures(model) if "normalization" in (layer.name for layer in model.layers) else pictures(model) / 128 - 1
-    logits = keras_resnet.models.logits(model).predict(x, verbose=0)
+    logits = keras_resnet.analysis.logits(model).predict(x, verbose=0)
     bias = np.asarray(model.get_layer("fc").bias)
     assert np.ptp(logits, axis=0).max() > 1e-2  # images differ
     index = logits.argmax(axis=1) if classes is None else np.broadcast_to(classes, 5)
@@ -360,7 +360,7 @@ import keras, keras_resnet, numpy as np
 from keras_resnet.analysis import class_activation_map
 model = keras_resnet.CifarResNet(8, normalization="cifar10")
 x = np.random.default_rng(0).uniform(0, 255, (3, 32, 32, 3)).astype("float32")
-logits = keras_resnet.models.logits(model).predict(x, verbose=0)
+logits = keras_resnet.analysis.logits(model).predict(x, verbose=0)
 assert np.allclose(class_activation_map(model, x, [1, 2, 3]).mean(axis=(1, 2)), logits[[0, 1, 2], [1, 2, 3]], atol=1e-5)
 """
     subprocess.run([sys.executable, "-c", code], check=True, env=os.environ | {"KERAS_BACKEND": backend})

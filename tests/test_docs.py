@@ -12,7 +12,7 @@ import pytest
 from conftest import ROOT, blocks
 
 from keras_resnet.data import shapes
-from keras_resnet.experiments import experiments
+from keras_resnet.experiments import tables
 from keras_resnet.training.settings import Settings
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -42,7 +42,7 @@ def test_the_programs_take_the_commands_of_the_pages(page, monkeypatch, tmp_path
         if program in ("train/fit.py", "train/fit_jax.py") and not options["dataset"].startswith("/"):
             Settings(**{name: value for name, value in options.items() if name in Settings.__dataclass_fields__})
         if program == "train/reproduce.py":
-            experiment = experiments.EXPERIMENTS[options["name"]]
+            experiment = tables.EXPERIMENTS[options["name"]]
             kept = {key: options[key] for key in options.keys() & Settings.__dataclass_fields__.keys()}
             experiment.settings(options["only"], options["seeds"], options["data"], **kept)
 

@@ -14,7 +14,7 @@ from conftest import ROOT
 from keras.src.backend.tensorflow.trainer import TensorFlowTrainer
 from tensorflow.python.distribute import collective_all_reduce_strategy
 
-from keras_resnet.weights import readers
+from keras_resnet.weights import tensors
 
 
 def network():
@@ -165,7 +165,7 @@ def own_names(tree):
 def test_all_places_are_known():
     files = [*(ROOT / "keras_resnet").rglob("*.py"), *(ROOT / "train").rglob("*.py")]
     trees = [ast.parse(path.read_text()) for path in files]
-    own = {name for tree in trees for name in own_names(tree)} | set(dir(readers.Source))
+    own = {name for tree in trees for name in own_names(tree)} | set(dir(tensors.Source))
     found = {place for tree in trees for place in places(tree)} - own
     assert {"_keras_history", "_use_weight_decay", "keras.src.backend.tensorflow.trainer"} <= found
     assert found <= REACHED.keys(), "private parts of Keras or TensorFlow without a canary in REACHED"

@@ -11,7 +11,7 @@ import pytest
 from conftest import by_hand, images, randomize
 
 import keras_resnet
-from keras_resnet import architecture, models
+from keras_resnet import analysis, architecture
 from keras_resnet.graphs import recursion_limit
 
 FORWARD_TOLERANCE = 2e-5
@@ -43,7 +43,7 @@ def test_1202_builds_and_leaves_the_recursion_limit():
     model = keras_resnet.CifarResNet(1202)
     assert trainable(model) == 19_421_274
     assert sys.getrecursionlimit() == before
-    assert models.logits(model).output.shape == (None, 10)
+    assert analysis.logits(model).output.shape == (None, 10)
 
 
 def test_threads_share_the_recursion_limit():
@@ -222,7 +222,7 @@ def test_cifar_network_against_numpy(shortcut):
             x = relu(y)
     fc = model.get_layer("fc")
     expected = x.mean((1, 2)) @ fc.kernel.numpy() + fc.bias.numpy()
-    assert np.allclose(models.logits(model)(inputs), expected, rtol=1e-4, atol=1e-4)
+    assert np.allclose(analysis.logits(model)(inputs), expected, rtol=1e-4, atol=1e-4)
     probabilities = np.exp(expected) / np.exp(expected).sum(-1, keepdims=True)
     assert np.allclose(model(inputs), probabilities, atol=FORWARD_TOLERANCE)
 
@@ -288,7 +288,7 @@ def test_identity_mappings_against_numpy(order, variant):
     x = bn_relu(model, x, AT_THE_END.get(order, ""), "post")
     fc = model.get_layer("fc")
     expected = x.mean((1, 2)) @ fc.kernel.numpy() + fc.bias.numpy()
-    assert np.allclose(models.logits(model)(inputs), expected, rtol=1e-3, atol=1e-3)
+    assert np.allclose(analysis.logits(model)(inputs), expected, rtol=1e-3, atol=1e-3)
 
 
 def test_gates_start_closed_and_the_dropout_drops():

@@ -24,7 +24,7 @@ import sys
 
 import arguments
 
-from keras_resnet.experiments import experiments, report
+from keras_resnet.experiments import experiments, report, tables
 from keras_resnet.files import ResNetError, RunError
 from keras_resnet.training.command_line import add_settings
 
@@ -33,16 +33,16 @@ INTERRUPTED = 130  # the status after SIGINT, as in shells
 
 def parse(words=None):
     names = "\n".join(
-        f"    {name:<22}{experiment.title}, {experiment.source}" for name, experiment in experiments.EXPERIMENTS.items()
+        f"    {name:<22}{experiment.title}, {experiment.source}" for name, experiment in tables.EXPERIMENTS.items()
     )
     parser = arguments.parser(__doc__ % names, allow_abbrev=False)
     add = parser.add_argument
-    add("name", metavar="NAME", choices=experiments.EXPERIMENTS, help="name of the experiment")
+    add("name", metavar="NAME", choices=tables.EXPERIMENTS, help="name of the experiment")
     add("--only", nargs="+", metavar="NETWORK", help="networks, as the experiment names them (default: all)")
     add("--seeds", type=int, default=1, help="runs of each network (default 1)")
     add("--data", metavar="DATA", help="photographs: a folder, or a data set of TensorFlow Datasets")
     add("--results", default=experiments.RESULTS, metavar="DIR", help="folder of the results (default %(default)s)")
-    add_settings(parser, experiments.DECIDED)
+    add_settings(parser, tables.DECIDED)
     return parser.parse_args(words)
 
 
@@ -69,7 +69,7 @@ def main():
     options = vars(parse())
     name, only, seeds, data = (options.pop(key) for key in ("name", "only", "seeds", "data"))
     results, verbose = options.pop("results"), options.pop("verbose")
-    experiment, errors, failures = experiments.EXPERIMENTS[name], [], []
+    experiment, errors, failures = tables.EXPERIMENTS[name], [], []
     try:
         runs = experiment.settings(only, seeds, data, **options)
         for number, (row, settings) in enumerate(runs, 1):

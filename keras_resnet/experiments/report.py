@@ -12,8 +12,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from keras_resnet.experiments import experiments
-from keras_resnet.experiments.experiments import Experiment
+from keras_resnet.experiments import experiments, tables
+from keras_resnet.experiments.tables import Experiment
 from keras_resnet.files import Path, RunError, write_whole
 from keras_resnet.training import recipes
 from keras_resnet.training.settings import flags
@@ -25,7 +25,7 @@ if typing.TYPE_CHECKING:
 class Entry(typing.NamedTuple):
     """A row of an experiment and its runs under the same conditions, sorted by seed; there may be none."""
 
-    row: experiments.Row
+    row: tables.Row
     conditions: dict
     records: list[dict]
 
@@ -82,7 +82,7 @@ def ours(errors: Sequence[float]) -> str:
 def command(name: str, entry: Entry, conditions: dict) -> str:
     """The command that makes an entry; for an entry without runs, under the conditions of the others."""
     options = {"only": entry.row.name, **(entry.conditions if entry.records else conditions)}
-    if experiments.EXPERIMENTS[name].dataset is None:
+    if tables.EXPERIMENTS[name].dataset is None:
         options.setdefault("data", "IMAGENET")
     seeds = max((record["settings"]["seed"] for record in entry.records), default=0) + 1
     if seeds > 1:
@@ -171,7 +171,7 @@ def write(records: Sequence[dict], folder: Path) -> list[str]:
         RunError: a file cannot be written, or runs that differ only in the seed have curves of different lengths.
     """
     written, sections, missing = [], [], []
-    for name, experiment in experiments.EXPERIMENTS.items():
+    for name, experiment in tables.EXPERIMENTS.items():
         found = entries(experiment, records)
         if not any(entry.records for entry in found):
             missing.append((name, experiment))

@@ -12,7 +12,7 @@ import tensorflow as tf
 from tensorflow.core.protobuf import saved_model_pb2
 
 from keras_resnet.choices import MAX_PIXELS
-from keras_resnet.data import imagenet
+from keras_resnet.data import crops, imagenet
 from keras_resnet.evaluation import views
 from keras_resnet.files import Path
 
@@ -38,7 +38,7 @@ class Preprocessing(typing.NamedTuple):
 
 def preprocessing(crop: int) -> Preprocessing:
     """The evaluation's protocol "center" for a network that takes `crop` x `crop` pixels; up to 64, "single"."""
-    return Preprocessing(crop if crop <= SMALL else imagenet.shorter_sides(crop)[0], crop)
+    return Preprocessing(crop if crop <= SMALL else crops.shorter_sides(crop)[0], crop)
 
 
 def save(
@@ -151,7 +151,7 @@ def decode(files: tf.Tensor, preprocess: Preprocessing, max_pixels: int = MAX_PI
 
     def image(file):
         with tf.control_dependencies([tf.debugging.assert_less_equal(_pixels(file), tf.constant(max_pixels, "int64"))]):
-            return (imagenet.center_crop(imagenet.decode(tf.identity(file)), crop, side),)
+            return (crops.center_crop(crops.decode(tf.identity(file)), crop, side),)
 
     _, lost, (images,) = imagenet.attempt(image, (files,), DECODED_AT_ONCE)
     what = [
@@ -170,7 +170,7 @@ def _pixels(file):
         size = tf.io.decode_raw(tf.strings.substr(file, PNG_SIZE, 8), "int32", little_endian=False)
         return tf.where(is_png, size, tf.int32.max)
 
-    size = tf.cond(imagenet.is_jpeg(file), lambda: tf.io.extract_jpeg_shape(file)[:2], png)
+    size = tf.cond(crops.is_jpeg(file), lambda: tf.io.extract_jpeg_shape(file)[:2], png)
     return tf.reduce_prod(tf.cast(size, "int64"))
 
 

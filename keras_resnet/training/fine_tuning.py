@@ -15,11 +15,12 @@ from keras_resnet.graphs import LOADING_DEPTH, recursion_limit
 from keras_resnet.training.settings import Settings
 from keras_resnet.weights import load_weights, readers
 from keras_resnet.weights.readers import WeightsError
+from keras_resnet.weights.tensors import Source
 
 SMALL = (32, 32)  # pixels of CIFAR's images and the built-in shapes
 
 
-def read(settings: Settings) -> readers.Source:
+def read(settings: Settings) -> Source:
     """The trained weights of --init-from, for images of the run's size; without the flag an empty `Source`.
 
     A mean image of another size becomes its mean colour, with a line that says so.
@@ -28,7 +29,7 @@ def read(settings: Settings) -> readers.Source:
         WeightsError: the weights cannot be read, or are those of another network.
     """
     if settings.init_from is None:
-        return readers.Source("nothing", {})
+        return Source("nothing", {})
     network = settings.architecture.name
     source = readers.read(settings.init_from, network)
     if source.architecture and source.architecture.name != network:
@@ -48,7 +49,7 @@ def read(settings: Settings) -> readers.Source:
     return source._replace(normalization=fitted)
 
 
-def build(source: readers.Source, settings: Settings, **options: typing.Any) -> keras.Model:
+def build(source: Source, settings: Settings, **options: typing.Any) -> keras.Model:
     """Builds a run's network, the same one each time, with the trained weights of `read` in all but its last layer.
 
     Args:

@@ -10,8 +10,10 @@ from keras_resnet.architecture import POST, Architecture
 from keras_resnet.data.sources import IMAGE_SIZE
 from keras_resnet.normalization import UNKNOWN
 from keras_resnet.weights import families
+from keras_resnet.weights.keras_models import variables
 from keras_resnet.weights.published import WeightsError, package
-from keras_resnet.weights.readers import architecture_of, read, variables
+from keras_resnet.weights.readers import read
+from keras_resnet.weights.tensors import architecture_of
 
 PREACTIVATION = "full_preactivation"
 

@@ -14,17 +14,10 @@ import numpy as np
 from keras_resnet import normalization
 from keras_resnet.files import RunError, write_whole
 from keras_resnet.weights import families
+from keras_resnet.weights.keras_models import variables
 from keras_resnet.weights.published import PUBLISHED
-from keras_resnet.weights.readers import (
-    METADATA,
-    Readable,
-    WeightsError,
-    architecture_of,
-    axes,
-    package,
-    read,
-    variables,
-)
+from keras_resnet.weights.readers import METADATA, Readable, WeightsError, package, read
+from keras_resnet.weights.tensors import architecture_of, axes
 
 
 def load_weights(model: keras.Model, source: Readable) -> None:

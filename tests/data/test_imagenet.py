@@ -6,7 +6,7 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
-from keras_resnet.data import color, folders, imagenet
+from keras_resnet.data import color, crops, folders, imagenet
 from keras_resnet.data.sources import DataError
 
 SMALL = 64  # crops of it are quick to make
@@ -98,25 +98,25 @@ EXIF[0x0112] = 6  # the camera was held upright
 )
 def test_everything_that_imagenet_has_is_decoded_to_rgb(data, tolerance):
     expected = np.asarray(Image.open(io.BytesIO(data)).convert("RGB")).astype("int32")
-    image = imagenet.decode(data)
+    image = crops.decode(data)
     assert image.dtype == tf.uint8 and image.shape == (150, 200, 3)
     assert np.abs(image.numpy() - expected).mean() <= tolerance
     place = np.array([20.5 / 51, 31.5 / 101], "float32")  # the image at its own size
-    window = imagenet.cut(data, 100, 150.0, place, False).numpy()
+    window = crops.cut(data, 100, 150.0, place, False).numpy()
     assert np.abs(window - expected[20:120, 31:131]).mean() <= tolerance
-    assert np.array_equal(imagenet.cut(data, 100, 150.0, place, True), window[:, ::-1])
+    assert np.array_equal(crops.cut(data, 100, 150.0, place, True), window[:, ::-1])
 
 
 def test_photographs_are_decoded_as_pillow_does(photographs_dir):
     """To the bit; TensorFlow's fast DCT differs by up to 18 of 255."""
     for path in folders.list_classes(photographs_dir)[1].paths[::10]:
         with Image.open(path) as image:
-            assert np.array_equal(imagenet.decode(tf.io.read_file(path)), image.convert("RGB")), path
+            assert np.array_equal(crops.decode(tf.io.read_file(path)), image.convert("RGB")), path
 
 
 def test_sixteen_bit_png():
     image = photograph()
-    decoded = imagenet.decode(encoded(sixteen_bit(image), "PNG")).numpy()
+    decoded = crops.decode(encoded(sixteen_bit(image), "PNG")).numpy()
     assert np.array_equal(decoded, np.repeat(np.asarray(image.convert("L"))[..., None], 3, -1))
 
 
@@ -133,21 +133,21 @@ def test_sixteen_bit_png():
 )
 def test_what_would_be_decoded_wrongly_is_refused(data):
     with pytest.raises(tf.errors.InvalidArgumentError):
-        imagenet.decode(data)
+        crops.decode(data)
 
 
 # Geometry
 
 
 def test_shorter_sides_are_in_proportion_to_the_crop():
-    assert imagenet.shorter_sides(224) == (256, 480)
-    assert imagenet.shorter_sides(112) == (128, 240)
+    assert crops.shorter_sides(224) == (256, 480)
+    assert crops.shorter_sides(112) == (128, 240)
 
 
 @pytest.mark.parametrize("height, width, side", [(375, 500, 256), (500, 375, 480), (333, 500, 300), (90, 900, 64)])
 def test_resize_shorter_side_against_pillow(height, width, side):
     image = photograph(height, width)
-    resized = imagenet.resize_shorter_side(np.asarray(image), side).numpy()
+    resized = crops.resize_shorter_side(np.asarray(image), side).numpy()
     shape = [round(length * side / min(height, width)) for length in (height, width)]
     assert resized.dtype == np.float32 and resized.shape == (*shape, 3)
     expected = np.asarray(image.resize(shape[::-1], Image.Resampling.BILINEAR), "float32")
@@ -158,12 +158,12 @@ def test_resize_shorter_side_filters_what_it_shrinks():
     """Stripes of one pixel become grey; without the wider filter they would become other stripes."""
     stripes = np.zeros((90, 90, 3), "uint8")
     stripes[::2] = 255
-    assert np.ptp(imagenet.resize_shorter_side(stripes, 29).numpy()[2:-2].mean((1, 2))) < 40
+    assert np.ptp(crops.resize_shorter_side(stripes, 29).numpy()[2:-2].mean((1, 2))) < 40
 
 
 def test_center_crop_against_pillow():
     image = photograph(151, 200)
-    crop = imagenet.center_crop(np.asarray(image), SMALL).numpy()
+    crop = crops.center_crop(np.asarray(image), SMALL).numpy()
     resized = image.resize((round(200 * 73 / 151), 73), Image.Resampling.BILINEAR)
     left, top = (resized.width - SMALL) // 2, (73 - SMALL) // 2
     expected = resized.crop((left, top, left + SMALL, top + SMALL))
@@ -183,7 +183,7 @@ def test_the_window_is_the_literal_crops_to_a_pixel():
     for _ in range(100):
         shape, place = rng.integers(60, 2000, 2), rng.random(2).astype("float32")
         side = rng.integers(256, 481)
-        top, left, height, width = imagenet.crop_window(tf.constant(shape, "int32"), 224, float(side), place).numpy()
+        top, left, height, width = crops.crop_window(tf.constant(shape, "int32"), 224, float(side), place).numpy()
         edges, _, _ = literal_window([int(length) for length in shape], 224, int(side), place)
         assert np.abs(np.array([top, left, top + height, left + width]) - edges).max() <= 0.501
         assert top >= 0 and left >= 0 and top + height <= shape[0] and left + width <= shape[1]
@@ -191,7 +191,7 @@ def test_the_window_is_the_literal_crops_to_a_pixel():
 
 def test_the_window_of_a_tiny_image_is_not_empty():
     for place in (0.0, 0.5, 0.999):
-        top, left, height, width = imagenet.crop_window(tf.constant([1, 2]), 224, 256.0, tf.fill([2], place)).numpy()
+        top, left, height, width = crops.crop_window(tf.constant([1, 2]), 224, 256.0, tf.fill([2], place)).numpy()
         assert height == 1 and width >= 1 and top == 0 and left + width <= 2
 
 
@@ -203,7 +203,7 @@ def test_augment_against_resize_then_crop(photographs_dir):
         side, place, flip = int(rng.integers(256, 481)), rng.random(2).astype("float32"), bool(rng.random() < 0.5)
         shift = rng.normal(size=3).astype("float32")
         crop = imagenet.augment(data, 224, float(side), place, flip, shift).numpy()
-        whole = imagenet.decode(data)
+        whole = crops.decode(data)
         _, resized, (top, left) = literal_window(whole.shape[:2], 224, side, place)
         literal = tf.image.resize(whole, resized).numpy()[top : top + 224, left : left + 224]
         literal = (literal[:, ::-1] if flip else literal) + shift
@@ -220,8 +220,8 @@ def test_crops_of_large_photographs_are_filtered():
     files = [encoded(Image.fromarray(stripes[:size, :size]), "JPEG", quality=95) for size in (540, 900, 1400, 2400)]
     files += [encoded(Image.fromarray(stripes[:900, :900]), "PNG")]
     for data in files:
-        crop = imagenet.cut(data, 224, 256.0, np.array([0.3, 0.6], "float32"), False).numpy()
-        assert np.abs(crop - 127.5).max() < 45, tf.io.extract_jpeg_shape(data) if data[:3] == imagenet.JPEG else "PNG"
+        crop = crops.cut(data, 224, 256.0, np.array([0.3, 0.6], "float32"), False).numpy()
+        assert np.abs(crop - 127.5).max() < 45, tf.io.extract_jpeg_shape(data) if data[:3] == crops.JPEG else "PNG"
 
 
 @pytest.mark.parametrize("length", [420, 600, 1100, 2300, 4500])
@@ -230,7 +230,7 @@ def test_crops_of_large_photographs_are_where_they_should_be(length):
     image = photograph(length, length * 4 // 3)
     data = encoded(image, "JPEG", quality=95)
     place, flip = np.array([0.7, 0.2], "float32"), length % 200 == 0
-    crop = imagenet.cut(data, 224, 256.0, place, flip).numpy()
+    crop = crops.cut(data, 224, 256.0, place, flip).numpy()
     _, resized, (top, left) = literal_window((length, length * 4 // 3), 224, 256, place)
     literal = np.asarray(image.resize(resized[::-1], Image.Resampling.BILINEAR), "float32")
     one_off = np.abs(literal[1:] - literal[:-1]).mean()
@@ -308,7 +308,7 @@ def test_each_augmentation_can_be_switched_off(tmp_path):
         return {image.tobytes() for image in images}
 
     (center,) = variants()
-    expected = imagenet.center_crop(imagenet.decode(tf.io.read_file(files.paths[0])), SMALL)
+    expected = crops.center_crop(crops.decode(tf.io.read_file(files.paths[0])), SMALL)
     assert np.abs(np.frombuffer(center, "float32").reshape(SMALL, SMALL, 3) - expected).max() < 1.1
     assert len(variants(flip=True)) == 2
     for option in ({"scale": True}, {"crop": True}, {"components": color.IMAGENET}):
@@ -338,7 +338,7 @@ def test_center_batches_have_every_example_once_and_in_order(tmp_path):
     assert [len(y) for _, y in batches] == [4, 4, 4]
     assert list(np.concatenate([y for _, y in batches])) == list(range(12))
     for path, image in zip(files.paths, np.concatenate([x for x, _ in batches]), strict=True):
-        expected = imagenet.center_crop(imagenet.decode(tf.io.read_file(path)), SMALL)
+        expected = crops.center_crop(crops.decode(tf.io.read_file(path)), SMALL)
         assert np.array_equal(image, expected)
 
 

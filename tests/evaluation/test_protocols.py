@@ -20,6 +20,7 @@ from PIL import Image
 import keras_resnet
 from keras_resnet import evaluation
 from keras_resnet.data import folders, imagenet, records, sources
+from keras_resnet.data.crops import decode
 from keras_resnet.evaluation import pictures, protocols, views
 from keras_resnet.evaluation.examples import check_classes
 from keras_resnet.training import history
@@ -70,7 +71,7 @@ def network(photographs):
     """Random, its last layer such that each output has mean 0 and standard deviation 1 over the photographs."""
     keras.utils.set_random_seed(0)
     network = keras_resnet.ResNet18(classes=len(CLASSES), normalization=(118.0, 60.0))
-    logits, last = keras_resnet.models.logits(network), network.get_layer("fc")
+    logits, last = keras_resnet.analysis.logits(network), network.get_layer("fc")
     outputs = np.concatenate([logits(crops(image, "center")) for image in photographs])
     kernel, bias = last.get_weights()
     last.set_weights([kernel / outputs.std(axis=0), bias - outputs.mean(axis=0) / outputs.std(axis=0)])
@@ -134,7 +135,7 @@ def test_crops(files, photographs, network, protocol, count):
     expected = []
     for path, image in zip(files.paths, photographs, strict=True):
         by_hand = crops(image, protocol)
-        found = view(imagenet.decode(tf.io.read_file(path))).numpy()
+        found = view(decode(tf.io.read_file(path))).numpy()
         assert found.shape == (count, CROP, CROP, 3)
         assert np.abs(found - by_hand).max() < PIXEL_TOLERANCE
         expected.append(np.asarray(network(by_hand)).mean(axis=0))

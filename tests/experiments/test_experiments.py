@@ -12,8 +12,8 @@ from PIL import Image
 
 from keras_resnet import analysis, evaluation, models
 from keras_resnet.data import folders, imagenet, shapes, sources
-from keras_resnet.experiments import experiments
-from keras_resnet.experiments.experiments import EXPERIMENTS, Experiment, Row
+from keras_resnet.experiments import experiments, tables
+from keras_resnet.experiments.tables import EXPERIMENTS, Experiment, Row
 from keras_resnet.files import RunError
 from keras_resnet.training import folder, recipes
 from keras_resnet.training.checkpoint import Stopped
@@ -107,7 +107,7 @@ def test_runs_have_one_name_each_and_are_shared():
     assert {name for name, _, _ in runs["cifar10-resnet-110-steps-64000-seed-0"]} == {
         *("table6", "fig6", "fig7", "identity-shortcuts", "identity-activations")
     }
-    name = lambda **settings: experiments.identity(Settings(**settings))
+    name = lambda **settings: tables.identity(Settings(**settings))
     assert name(checkpoint_every=3, output="x", jit=True) == name() == "cifar10-resnet-20-steps-64000-seed-0"
     assert name(shortcut="B", train_on_all=True) == ("cifar10-resnet-20-shortcut-B-train-on-all-steps-64000-seed-0")
     assert name(depth=164) != name(depth=164, block="bottleneck")

@@ -28,7 +28,7 @@ from test_graphs import trained
 
 import keras_resnet
 from keras_resnet import evaluation, serving
-from keras_resnet.data import imagenet, sources
+from keras_resnet.data import crops, sources
 from keras_resnet.evaluation import views
 from keras_resnet.graphs import fold, recursion_limit
 from keras_resnet.serving import formats, publishing, signatures
@@ -128,7 +128,7 @@ def test_files_are_cropped_as_the_evaluation_does(tmp_path):
     lying, upright = pixels(1, 120, 150)[0], pixels(1, 200, 100, seed=1)[0]
     grey = tf.io.encode_jpeg(lying[..., :1]).numpy()
     files = strings(tf.io.encode_jpeg(upright).numpy(), png(lying), grey)
-    crops = np.concatenate([views.center(imagenet.decode(file), 110, 96) for file in files])
+    crops = np.concatenate([views.center(crops.decode(file), 110, 96) for file in files])
     answer, whole = serve(path, ("predict_bytes", files), ("predict_uint8", lying[None]))
     np.testing.assert_allclose(answer["probabilities"], model(crops), atol=1e-4)
     np.testing.assert_allclose(whole["probabilities"], model(lying[None].astype("float32")), atol=1e-4)

@@ -18,7 +18,7 @@ from conftest import ROOT, by_hand, images, randomize, shared
 from conftest import blocks as fenced
 
 import keras_resnet
-from keras_resnet import architecture, evaluation, models, normalization
+from keras_resnet import analysis, architecture, evaluation, normalization
 from keras_resnet.weights import load_weights, published, readers
 from keras_resnet.weights.readers import WeightsError
 
@@ -126,7 +126,7 @@ def test_akamaster_against_numpy(tmp_path):
     model = keras_resnet.CifarResNet(20, weights=tmp_path / "x.safetensors", classifier_activation=None)
     assert close(model(x), expected)
     inferred = keras_resnet.from_weights(tmp_path / "x.safetensors")
-    assert inferred.name == "cifar_resnet20" and close(models.logits(inferred)(x), expected)
+    assert inferred.name == "cifar_resnet20" and close(analysis.logits(inferred)(x), expected)
 
 
 def test_state_dicts_of_pytorch(tmp_path):
@@ -181,7 +181,7 @@ def test_cifar_networks_of_pytorch_against_numpy(tmp_path, names, widths, classe
     safetensors.save_file(renamed(tensors, names), tmp_path / "x.safetensors")
     x = pixels(2, 32)
     model = keras_resnet.from_weights(tmp_path / "x.safetensors")
-    assert close(models.logits(model)(x), forward(tensors, cifar10_normalized(x), None))
+    assert close(analysis.logits(model)(x), forward(tensors, cifar10_normalized(x), None))
     assert normalization.of(model) == "cifar10"
 
 
@@ -238,9 +238,9 @@ def test_preactivation_of_pytorchcv_against_numpy(tmp_path, kernels):
     x = pixels(2, 32)
     expected = preactivated(tensors, cifar10_normalized(x))
     model = keras_resnet.from_weights(tmp_path / "x.safetensors")
-    assert close(models.logits(model)(x), expected)
+    assert close(analysis.logits(model)(x), expected)
     model.save(tmp_path / "x.keras")
-    assert close(models.logits(keras_resnet.from_weights(tmp_path / "x.keras"))(x), expected)
+    assert close(analysis.logits(keras_resnet.from_weights(tmp_path / "x.keras"))(x), expected)
     p2 = keras_resnet.CifarResNet(14, activation_order="full_preactivation", shortcut="B", normalization="cifar10")
     with pytest.raises(WeightsError, match="'full_preactivation', the weights were .* 'bare_stem_preactivation'"):
         load_weights(p2, tmp_path / "x.safetensors")
@@ -310,11 +310,11 @@ def test_preactivation_of_kuangliu_against_pytorch(tmp_path, bottleneck):
         expected = theirs(torch.tensor(cifar10_normalized(x).transpose(0, 3, 1, 2), dtype=torch.float32)).numpy()
     assert expected.std(0).max() > 0.01  # the images tell apart
     model = keras_resnet.from_weights(tmp_path / "ckpt.pth")
-    assert close(models.logits(model)(x), expected) and normalization.of(model) == "cifar10"
+    assert close(analysis.logits(model)(x), expected) and normalization.of(model) == "cifar10"
     model.save(tmp_path / "x.keras")
     keras_resnet.save_torchvision(model, tmp_path / "x.safetensors")
     for name in ("x.keras", "x.safetensors"):
-        assert close(models.logits(keras_resnet.from_weights(tmp_path / name))(x), expected)
+        assert close(analysis.logits(keras_resnet.from_weights(tmp_path / name))(x), expected)
     other = keras_resnet.ResNet50V2 if bottleneck else keras_resnet.ResNet18V2
     with pytest.raises(WeightsError, match="'full_preactivation', the weights were .* 'bare_ends_preactivation'"):
         other(stem="3x3", classes=10, weights=tmp_path / "ckpt.pth")
@@ -348,9 +348,9 @@ def test_an_unknown_normalisation_is_asked_for(tmp_path, widths, options, names)
     expected = forward(tensors, cifar10_normalized(x), None)
     for numbers in ("cifar10", tuple(255 * CIFAR10)):
         model = keras_resnet.from_weights(path, numbers)
-        assert close(models.logits(model)(x), expected)
+        assert close(analysis.logits(model)(x), expected)
     bare = keras_resnet.from_weights(path, normalization=None)
-    assert close(models.logits(bare)(keras_resnet.preprocess_input(x, "cifar10")), expected)
+    assert close(analysis.logits(bare)(keras_resnet.preprocess_input(x, "cifar10")), expected)
     tensors["se.weight"] = np.zeros(3, "float32")
     safetensors.save_file(renamed(tensors, names), path)
     with pytest.raises(WeightsError, match="1 left over: se.weight"):  # no question about what does not fit anyway
@@ -375,7 +375,7 @@ def test_the_config_of_timms_cifar_networks(tmp_path, nested):
     (tmp_path / "config.json").write_text(json.dumps(config))
     x = pixels(2, 32)
     model = keras_resnet.from_weights(tmp_path / "model.safetensors")
-    assert close(models.logits(model)(x), forward(tensors, cifar10_normalized(x), None))
+    assert close(analysis.logits(model)(x), forward(tensors, cifar10_normalized(x), None))
 
 
 @pytest.mark.parametrize(
@@ -397,7 +397,7 @@ def test_checkpoints_of_training_scripts(tmp_path, wrap):
     torch.save(wrap({name: torch.tensor(array) for name, array in tensors.items()}, torch), tmp_path / "x.pth")
     x = pixels(1, 32)
     model = keras_resnet.from_weights(tmp_path / "x.pth")
-    assert close(models.logits(model)(x), forward(tensors, torch_normalized(x), both_sides))
+    assert close(analysis.logits(model)(x), forward(tensors, torch_normalized(x), both_sides))
 
 
 def test_what_is_no_state_dict(tmp_path):
@@ -478,7 +478,7 @@ def test_h5_files_of_keras_applications(tmp_path):
     expected = theirs(keras.applications.resnet.preprocess_input(x.copy()))
     for name in ("whole.h5", "weights.h5"):
         model = keras_resnet.from_weights(tmp_path / name)
-        assert model.name == "resnet50" and close(models.logits(model)(x), expected)
+        assert model.name == "resnet50" and close(analysis.logits(model)(x), expected)
 
 
 def hub(block_type, **options):
@@ -723,7 +723,7 @@ def test_there_and_back_is_exact(tmp_path, build, size):
     x = pixels(2, size)
     assert close(back(x), model(x)) and back.name == model.name
     assert np.array_equal(
-        *(np.array(models.logits(m)(x) if m.layers[-1].name == "predictions" else m(x)) for m in (model, back))
+        *(np.array(analysis.logits(m)(x) if m.layers[-1].name == "predictions" else m(x)) for m in (model, back))
     )
     model.save(tmp_path / "m.keras")
     assert np.array_equal(keras_resnet.from_weights(tmp_path / "m.keras")(x), model(x))
@@ -782,7 +782,7 @@ def test_a_stem_of_one_channel(tmp_path):
         keras_resnet.from_weights(tmp_path / "grey.safetensors")
     model = keras_resnet.from_weights(tmp_path / "grey.safetensors", ([120], [60]))
     x = np.repeat(pixels(1, 40)[..., :1], 3, -1)
-    assert close(models.logits(model)(x[..., :1]), forward(state_dict(2), (x - 120) / 60, None))
+    assert close(analysis.logits(model)(x[..., :1]), forward(state_dict(2), (x - 120) / 60, None))
 
 
 @pytest.mark.parametrize("prefix", ["backbone.", "encoder_q."])
@@ -1020,7 +1020,7 @@ def test_convert_needs_no_tensorflow(tmp_path):
     assert done.returncode == 0 and "first layer: 'cifar10'" in done.stdout, done.stderr
     x = pixels(1, 32)
     model = keras.saving.load_model(tmp_path / "x.keras")
-    assert close(models.logits(model)(x), forward(tensors, cifar10_normalized(x), None))
+    assert close(analysis.logits(model)(x), forward(tensors, cifar10_normalized(x), None))
 
 
 def test_convert_asks_for_the_normalisation(tmp_path):

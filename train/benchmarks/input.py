@@ -9,7 +9,7 @@ import numpy as np
 import tensorflow as tf
 from benchmarks.common import bare_step, batch, parts, trainer
 
-from keras_resnet.data import cifar, color, folders, imagenet, shapes, sources
+from keras_resnet.data import cifar, color, crops, folders, imagenet, shapes, sources
 from keras_resnet.training.fused import graphs_as_traced
 from keras_resnet.training.step import choose_threads
 
@@ -50,9 +50,9 @@ def measure(options):
 
 def literal(path, normal):
     """P1 3.4 literally: the whole image is decoded and resized, then cropped. A function for tf.data."""
-    image = tf.io.decode_jpeg(tf.io.read_file(path), channels=3, dct_method=imagenet.DCT)
-    side = tf.random.uniform((), *imagenet.SHORTER_SIDES, "int32")
-    image = tf.image.resize(image, imagenet.resized_shape(tf.shape(image)[:2], side))
+    image = tf.io.decode_jpeg(tf.io.read_file(path), channels=3, dct_method=crops.DCT)
+    side = tf.random.uniform((), *crops.SHORTER_SIDES, "int32")
+    image = tf.image.resize(image, crops.resized_shape(tf.shape(image)[:2], side))
     crop = tf.image.random_flip_left_right(tf.image.random_crop(image, (imagenet.IMAGE_SIZE, imagenet.IMAGE_SIZE, 3)))
     return crop + color.shifts(color.IMAGENET, normal[None])[0]
 
@@ -61,7 +61,7 @@ def pillow(path, rng):
     """The same in Pillow, as fast as possible: the JPEG decoder scales, and only the crop is resized."""
     size = imagenet.IMAGE_SIZE
     with Image.open(path) as image:
-        side = rng.integers(*imagenet.SHORTER_SIDES)
+        side = rng.integers(*crops.SHORTER_SIDES)
         resized = [round(length * side / min(image.size)) for length in image.size]
         corner = [rng.integers(length - size + 1) for length in resized]
         image.draft("RGB", resized)  # the smallest size of the decoder that is not below `resized`
@@ -92,7 +92,7 @@ def photographs(options):
         return iter(examples.map(work, num_parallel_calls=os.cpu_count()).batch(size).prefetch(2))
 
     def decode(path, _):
-        return tf.shape(tf.io.decode_jpeg(tf.io.read_file(path), channels=3, dct_method=imagenet.DCT))
+        return tf.shape(tf.io.decode_jpeg(tf.io.read_file(path), channels=3, dct_method=crops.DCT))
 
     ours = iter(imagenet.training_batches(files, batch_size=size, seed=0))
     rivals = {

@@ -13,7 +13,7 @@ from conftest import ROOT
 from keras_resnet.experiments import experiments, report
 from keras_resnet.experiments.experiments import EXPERIMENTS
 from keras_resnet.files import RunError
-from keras_resnet.models import cifar_row
+from keras_resnet.architecture import cifar
 
 
 def made_up(experiment, settings, error):
@@ -26,7 +26,7 @@ def made_up(experiment, settings, error):
     history = {"step": step.tolist(), "error": (falling * 0.7).tolist()}
     if not settings.train_on_all:
         history["val_error"] = noisy.tolist()
-    layers = 2 * sum(cifar_row(settings.depth, settings.block)[1]) + 1 if experiment.dataset else 0
+    layers = 2 * sum(cifar(settings.depth, settings.block).repetitions) + 1 if experiment.dataset else 0
     return {
         **experiments.describe(settings),
         "error": error,

@@ -201,11 +201,11 @@ def _crop(model, crop):
 def _crops(images, preprocess):
     """The first images of a data set as the network sees them: float32 (n, crop, crop, 3)."""
     side, crop, _ = preprocess
-    crops = images.take(CALIBRATION_IMAGES).map(lambda image: crops.center_crop(image, crop, side))
-    crops = list(crops.as_numpy_iterator())
-    if not crops:
+    found = images.take(CALIBRATION_IMAGES).map(lambda image: crops.center_crop(image, crop, side))
+    found = list(found.as_numpy_iterator())
+    if not found:
         raise ExportError("there are no images for calibration")
-    return np.stack(crops)
+    return np.stack(found)
 
 
 def _origin():

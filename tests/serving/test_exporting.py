@@ -82,6 +82,7 @@ def served(path, *requests):
 
 @pytest.fixture(scope="module")
 def small():
+    keras.utils.set_random_seed(0)  # it is made before the seed of each test is set
     return trained(keras_resnet.CifarResNet(8, normalization=(120.0, 60.0)))
 
 

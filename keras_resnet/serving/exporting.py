@@ -17,7 +17,7 @@ from keras import layers
 
 from keras_resnet import analysis, environment, evaluation
 from keras_resnet.choices import DTYPES, FORMATS, TOP_K
-from keras_resnet.data import imagenet
+from keras_resnet.data import crops, imagenet
 from keras_resnet.files import Path
 from keras_resnet.graphs import LOADING_DEPTH, fold, recursion_limit
 from keras_resnet.runs import Run

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from conftest import ROOT
 
+from keras_resnet.architecture import cifar
 from keras_resnet.experiments import experiments, report
 from keras_resnet.experiments.experiments import EXPERIMENTS
 from keras_resnet.files import RunError
-from keras_resnet.architecture import cifar
 
 
 def made_up(experiment, settings, error):

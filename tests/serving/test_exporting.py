@@ -129,9 +129,9 @@ def test_files_are_cropped_as_the_evaluation_does(tmp_path):
     lying, upright = pixels(1, 120, 150)[0], pixels(1, 200, 100, seed=1)[0]
     grey = tf.io.encode_jpeg(lying[..., :1]).numpy()
     files = strings(tf.io.encode_jpeg(upright).numpy(), png(lying), grey)
-    crops = np.concatenate([views.center(crops.decode(file), 110, 96) for file in files])
+    found = np.concatenate([views.center(crops.decode(file), 110, 96) for file in files])
     answer, whole = serve(path, ("predict_bytes", files), ("predict_uint8", lying[None]))
-    np.testing.assert_allclose(answer["probabilities"], model(crops), atol=1e-4)
+    np.testing.assert_allclose(answer["probabilities"], model(found), atol=1e-4)
     np.testing.assert_allclose(whole["probabilities"], model(lying[None].astype("float32")), atol=1e-4)
     with open(os.path.join(path, serving.ABOUT)) as file:
         assert json.load(file)["preprocessing"] == {

@@ -12,7 +12,7 @@ from conftest import ROOT
 
 from keras_resnet.architecture import cifar
 from keras_resnet.experiments import experiments, report
-from keras_resnet.experiments.experiments import EXPERIMENTS
+from keras_resnet.experiments.tables import EXPERIMENTS
 from keras_resnet.files import RunError
 
 

@@ -216,7 +216,7 @@ def test_responses_are_drawn_in_their_order_and_sorted():
 def test_what_is_no_result_is_said(tmp_path, monkeypatch):
     with pytest.raises(RunError, match="no such folder"):
         experiments.load(str(tmp_path / "none"))
-    (tmp_path / "a.json").write_text('{"command": 1}')
+    (tmp_path / "a.json").write_text('{"command": "x"}')
     with pytest.raises(RunError, match="a.json is no result of train/reproduce.py: it has no conditions, error"):
         experiments.load(str(tmp_path))
     (tmp_path / "a.json").write_text("{")

@@ -15,7 +15,7 @@ from conftest import ROOT
 import keras_resnet
 from keras_resnet import choices, evaluation, normalization
 from keras_resnet.data import sources
-from keras_resnet.experiments.experiments import DECIDED
+from keras_resnet.experiments.tables import DECIDED
 from keras_resnet.files import own_line
 from keras_resnet.serving import formats
 from keras_resnet.weights import readers

@@ -22,9 +22,9 @@ from PIL import Image
 
 import keras_resnet
 from keras_resnet import files
+from keras_resnet.analysis import logits
 from keras_resnet.data import records, shapes, sources
 from keras_resnet.files import RunError
-from keras_resnet.models import logits
 from keras_resnet.optimizers import PlateauSchedule, StepSchedule
 from keras_resnet.training import checkpoint, distribution, history, objective, precision, recipes, run, tasks
 from keras_resnet.training.checkpoint import Checkpoint, Stopped, StopSignals

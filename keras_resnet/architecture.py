@@ -9,6 +9,7 @@ import operator
 import typing
 from collections.abc import Collection, Iterator
 
+IMAGE_SIZE = 224  # of the crops of photographs (P1 3.4)
 POST = "post"  # the name of the layers after the last block (P2, appendix)
 CONVOLUTIONS = {"basic": 2, "bottleneck": 3}  # in a block
 STEMS = {"7x7": 4, "3x3": 1}  # the stem's convolution, and the stride of the whole stem
@@ -75,7 +76,12 @@ OTHER_ORDERS = {
 }
 # What P2 Table 1 does to shortcut and residual before the addition, each with the end of a layer's name that only such
 # networks have; both gates have a "closed" layer. P2 Fig. 2 e, a convolution, is shortcut C.
-VARIANTS = {"constant_scaling": "half", "exclusive_gate": "gated", "shortcut_gate": "closed", "dropout": "dropout"}
+VARIANTS = {
+    "constant_scaling": "half",
+    "exclusive_gate": "gated",
+    "shortcut_gate": "closed",
+    "dropout": "halved_shortcut",
+}
 
 
 class Block(typing.NamedTuple):
@@ -133,10 +139,12 @@ class Architecture:
                 "a plain network has no shortcut, so it takes no other order of activations and no variant"
             )
         if not self.order.stem and self.stem != "3x3":  # max pooling with zero padding needs positive values
-            raise ValueError(f'activation_order={self.activation_order!r} is of networks with stem="3x3"')
+            raise ValueError(f'activation_order={self.activation_order!r} needs stem="3x3"')
         whole = STEMS[self.stem] * 2 ** (len(self.repetitions) - 1)
         if self.output_stride and whole < 8:
-            raise ValueError(f"output_stride is of networks with more: this one has {whole}; leave it out")
+            raise ValueError(
+                f"output_stride={self.output_stride} needs a network of a larger stride; this one has {whole}"
+            )
         choose("output_stride", self.output_stride, (None, *(n for n in (8, 16) if n <= whole)))
         object.__setattr__(self, "repetitions", tuple(self.repetitions))
         if self.block == "basic":

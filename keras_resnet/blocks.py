@@ -13,7 +13,7 @@ from collections.abc import Iterable
 
 from keras import KerasTensor, initializers, layers, random
 
-from keras_resnet.architecture import VARIANTS, Architecture
+from keras_resnet.architecture import Architecture
 
 Initializer: typing.TypeAlias = str | initializers.Initializer | None
 
@@ -218,4 +218,5 @@ def _closed(x, gate, name):
     return layers.Multiply(name=f"{name}_gated_shortcut")([x, closed])
 
 
-VARIANT_FUNCTIONS = dict(zip(VARIANTS, (constant_scaling, exclusive_gate, shortcut_gate, dropout), strict=True))
+_VARIANTS = constant_scaling, exclusive_gate, shortcut_gate, dropout
+VARIANT_FUNCTIONS = {function.__name__: function for function in _VARIANTS}

@@ -1,8 +1,6 @@
 """What the programs' flags choose from and their defaults, so that reading a command line needs neither Keras nor
 TensorFlow, whose import takes seconds."""
 
-IMAGENET_DEPTHS = (18, 34, 50, 101, 152)  # P1 Table 1
-
 # Weights: the extensions of the files, and names of normalizations.
 WEIGHTS = (".keras", ".h5", ".safetensors", ".pth", ".pt", ".th", ".bin")
 NORMALIZATIONS = ("caffe", "torch", "cifar10", "cifar100")

@@ -69,7 +69,7 @@ def lacks(name: str, what: str) -> bool:
 
 
 def needed(*names: str) -> str | None:
-    """What to say if some of these packages are not installed, as the end of "X needs the package"; None if all are."""
+    """The predicate of a message, such as "needs the package jax: pip install jax"; None if all are installed."""
     absent = missing(*names)
     return f"needs the package{'s' * (len(absent) > 1)} {install(*absent)}" if absent else None
 

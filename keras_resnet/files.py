@@ -66,7 +66,7 @@ def whole(path: Path) -> Iterator[Path]:
         with _replacing(os.path.realpath(path)) as temporary:
             yield temporary
     except OSError as error:
-        raise RunError(f"{path} could not be written: {error.strerror or reason(error)}") from error
+        raise RunError(f"{path} could not be written: {reason(error)}") from error
 
 
 @contextlib.contextmanager
@@ -83,8 +83,10 @@ def whole_folder(path: Path) -> Iterator[str]:
         with _replacing(target) as temporary:
             os.mkdir(temporary)
             yield temporary
+            if os.path.isdir(target):
+                os.rmdir(target)  # which is empty; not every system replaces it
     except OSError as error:
-        raise RunError(f"{path} could not be written: {error.strerror or reason(error)}") from error
+        raise RunError(f"{path} could not be written: {reason(error)}") from error
 
 
 @contextlib.contextmanager
@@ -120,7 +122,9 @@ def _flush(path):
 
 
 def reason(error: BaseException | str) -> str:
-    """The first line of an error's message, without the marks that TensorFlow adds for its own programmers."""
+    """The first line of an error's message, without the path or the marks that TensorFlow adds for its programmers."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
     lines = str(error).strip().splitlines() or [type(error).__name__]
     return re.sub(r"\{\{.*?\}\} *|^\w+Error: | *\[Op:\w+\].*", "", lines[0])
 
@@ -161,6 +165,18 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
             raise ValueError("one of its arrays cannot be read") from error
 
 
+def lock(path: Path) -> typing.ContextManager:
+    """The operating system's lock of a file, which is released when the process ends, however it ends.
+
+    Raises, on entering the context:
+        TimeoutError: another process has it.
+        OSError: the file cannot be written, or the file system has no locks.
+    """
+    import filelock  # here, because the networks do without it
+
+    return filelock.FileLock(path, blocking=False, fallback_to_soft=False)
+
+
 @contextlib.contextmanager
 def locked(path: Path) -> Iterator[None]:
     """Keeps the file `path` locked, so that only one process at a time trains a run. A leftover file means nothing.
@@ -172,18 +188,16 @@ def locked(path: Path) -> Iterator[None]:
     Raises:
         RunError: another process has locked it, or it cannot be written.
     """
-    if environment.lacks("filelock", "lock of the run, so that no other process may train it at the same time,"):
+    if environment.lacks("filelock", "lock of the run"):  # so two processes can train it at the same time
         yield
         return
-    import filelock  # here, because the networks do without it
-
     owner = f"{os.fspath(path)}.owner"
     with contextlib.ExitStack() as stack:
         try:
-            stack.enter_context(filelock.FileLock(path, blocking=False, fallback_to_soft=False))
+            stack.enter_context(lock(path))
             with open(owner, "w") as file:
                 file.write(f"PID {os.getpid()} on {platform.node()}")
-        except filelock.Timeout as error:
+        except TimeoutError as error:
             found = ""
             if os.path.exists(owner):  # not yet, if it has just begun
                 with open(owner) as file:
@@ -194,7 +208,7 @@ def locked(path: Path) -> Iterator[None]:
             ) from error
         except OSError as error:
             if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
-                raise RunError(f"{path} cannot be written: {error}") from error
+                raise RunError(f"{path} cannot be written: {reason(error)}") from error
             print(f"{path} cannot be locked ({error.strerror}): no other process may train this run at the same time")
         yield
 

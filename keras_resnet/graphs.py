@@ -19,13 +19,6 @@ from keras_resnet import normalization
 
 LOADING_DEPTH = 20_000  # recursion limit while Keras loads or copies a network; ResNet-1202 needs up to 2,000
 
-# Stock layers that return their input at inference, beside those whose names begin with "Random".
-TRAINING_ONLY = (
-    *("ActivityRegularization", "AlphaDropout", "AugMix", "CutMix", "Dropout", "GaussianDropout", "GaussianNoise"),
-    *("MixUp", "RandAugment", "SpatialDropout1D", "SpatialDropout2D", "SpatialDropout3D"),
-)
-ACT_ALWAYS = ("RandomCrop",)  # crops or resizes to its size
-
 # The process has one limit for all threads: the limit outside this context, and those requested inside it right now.
 _lock = threading.Lock()
 _at_rest: list[int] = []
@@ -216,10 +209,8 @@ def _to_float32(output):
 
 def _returns_its_input(layer):
     """Whether a layer acts in training only, as `Dropout` and `RandomFlip` do; of integers the latter makes floats."""
-    name = type(layer).__name__
-    stock = getattr(layers, name, None) is type(layer)
     floats = all(keras.backend.is_float_dtype(node.input_tensors[0].dtype) for node in layer._inbound_nodes)
-    return stock and floats and (name in TRAINING_ONLY or (name.startswith("Random") and name not in ACT_ALWAYS))
+    return floats and normalization.acts_in_training_only(layer)
 
 
 def _is_exact(layer):

@@ -31,6 +31,10 @@ class ResNet:
 
     architecture: Architecture
 
+    @property
+    def __name__(self) -> str:
+        return _public_name(self.architecture)
+
     def __call__(
         self, include_top: bool = True, weights: Weights = None, input_tensor: KerasTensor | None = None,
         input_shape: Shape = None, pooling: str | None = None, classes: int = 1000,
@@ -95,6 +99,10 @@ class PlainNet:
 
     architecture: Architecture
 
+    @property
+    def __name__(self) -> str:
+        return _public_name(self.architecture)
+
     def __call__(
         self, include_top: bool = True, weights: Weights = None, input_tensor: KerasTensor | None = None,
         input_shape: Shape = None, pooling: str | None = None, classes: int = 1000,
@@ -108,6 +116,10 @@ class PlainNet:
             network, include_top, weights, input_tensor, input_shape, pooling, classes, classifier_activation, name,
             normalization=normalization,
         )  # fmt: skip
+
+
+def _public_name(architecture):
+    return architecture.name.replace("resnet", "ResNet").replace("plainnet", "PlainNet").replace("v2", "V2")
 
 
 ResNet18 = ResNet(imagenet(18))

@@ -30,6 +30,13 @@ UNSAID = (
 NAME = "normalization"  # of the layer
 FLIP = "Flip"  # Keras' class for the operation that reverses the channels for "caffe"
 
+# Stock layers that return their input at inference, beside those whose names begin with "Random".
+TRAINING_ONLY = (
+    *("ActivityRegularization", "AlphaDropout", "AugMix", "CutMix", "Dropout", "GaussianDropout", "GaussianNoise"),
+    *("MixUp", "RandAugment", "SpatialDropout1D", "SpatialDropout2D", "SpatialDropout3D"),
+)
+ACT_ALWAYS = ("RandomCrop",)  # crops or resizes to its size
+
 Normalization: typing.TypeAlias = str | tuple | list | None  # as in `ResNet50`
 Tensor: typing.TypeAlias = typing.Any  # of the current backend: the backends' tensors have no common class
 
@@ -108,9 +115,7 @@ def of(model: keras.Model) -> Normalization:
             scale, offset, found = scale * factor, offset * factor + shift, True
         elif type(operation).__name__ == FLIP and not found and operation.axis in (-1, 3):
             reversed_channels = not reversed_channels
-        elif not isinstance(operation, (layers.InputLayer, layers.ZeroPadding2D, layers.Dropout)) and not type(
-            operation
-        ).__name__.startswith("Random"):
+        elif not (isinstance(operation, (layers.InputLayer, layers.ZeroPadding2D)) or acts_in_training_only(operation)):
             return UNKNOWN
     if not (found or reversed_channels):
         return None
@@ -120,6 +125,13 @@ def of(model: keras.Model) -> Normalization:
             "caffe" if all(np.allclose(a, b) for a, b in zip(normalization, NAMED["caffe"], strict=True)) else UNKNOWN
         )
     return next((name for name in NAMED if name != "caffe" and same(normalization, name)), normalization)
+
+
+def acts_in_training_only(layer: keras.Layer) -> bool:
+    """Whether this is a stock layer that returns its input at inference, such as `Dropout` and `RandomFlip`."""
+    name = type(layer).__name__
+    stock = getattr(layers, name, None) is type(layer)
+    return stock and (name in TRAINING_ONLY or (name.startswith("Random") and name not in ACT_ALWAYS))
 
 
 def affine(layer: layers.Rescaling | layers.Normalization) -> tuple[np.ndarray, np.ndarray]:

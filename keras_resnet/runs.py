@@ -81,7 +81,7 @@ def _json(path, advice):
     try:
         return json.loads(pathlib.Path(path).read_bytes(), object_hook=lambda content: Fields(content, path, advice))
     except OSError as error:
-        raise RunError(f"{path} cannot be read: {error.strerror or error}") from error
+        raise RunError(f"{path} cannot be read: {reason(error)}") from error
     except UnicodeDecodeError as error:
         raise RunError(f"{path} is damaged: it is no text. {advice}") from error
     except (ValueError, RecursionError) as error:
@@ -162,7 +162,7 @@ class Run:
                 rows = list(csv.DictReader(file))
             return {name: [float(row[name]) for row in rows] for name in rows[0] if rows[0][name]}
         except OSError as error:
-            raise RunError(f"{path} cannot be read: {error.strerror or error}") from error
+            raise RunError(f"{path} cannot be read: {reason(error)}") from error
         except (ValueError, TypeError, IndexError, csv.Error) as error:
             raise RunError(f"{path} is damaged: it is no table of numbers. {RESTORE}") from error
 
@@ -217,7 +217,7 @@ class Run:
             file = self.found
         elif not os.path.isfile(file := self._path(MODEL)):
             if os.path.exists(self._path(RESULT)):
-                raise RunError(f"{self.path} is damaged: the run is finished, and its {MODEL} is gone. {RESTORE}")
+                raise RunError(f"{self.path} is damaged: the run is finished, and its {MODEL} is missing. {RESTORE}")
             raise RunError(f"{self.path} holds no {MODEL}; a run has one when it is finished")
         if file.endswith(".keras") and not zipfile.is_zipfile(file):
             raise RunError(f"{file} is damaged: it is no whole .keras file. Restore it from a copy, or make it anew.")

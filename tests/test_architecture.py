@@ -120,10 +120,10 @@ def test_a_model_says_which_network_it_is(network):
         ({"stem": "5x5"}, "stem is one of '7x7', '3x3'"),
         ({"stride_in": "5x5"}, "stride_in is one of None, '1x1', '3x3'"),
         ({"activation_order": "none"}, "activation_order is one of 'original'"),
-        ({"activation_order": "bare_stem_preactivation", "stem": "7x7"}, 'of networks with stem="3x3"'),
+        ({"activation_order": "bare_stem_preactivation", "stem": "7x7"}, 'needs stem="3x3"'),
         ({"shortcut_variant": "half"}, "shortcut_variant is one of None, 'constant_scaling'"),
         ({"shortcut": None, "shortcut_variant": "dropout"}, "a plain network has no shortcut"),
-        ({"output_stride": 8}, "output_stride is of networks with more: this one has 4"),
+        ({"output_stride": 8}, "output_stride=8 needs a network of a larger stride; this one has 4"),
     ],
 )
 def test_what_is_no_network(options, message):

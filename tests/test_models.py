@@ -98,6 +98,10 @@ def test_signature_is_that_of_keras_applications():
         "shortcut", "stride_in", "stem", "shortcut_initializer", "normalization", "output_stride",
     }  # fmt: skip
     assert "shortcut" not in inspect.signature(keras_resnet.PlainNet18).parameters
+    assert [build.__name__ for build in (keras_resnet.ResNet50V2, keras_resnet.PlainNet34)] == [
+        "ResNet50V2",
+        "PlainNet34",
+    ]
     assert "Call it to build it" in pydoc.render_doc(keras_resnet.ResNet50)
 
 

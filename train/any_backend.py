@@ -16,5 +16,7 @@ if not installed or environment.missing("keras"):
     )
 if os.environ.setdefault("KERAS_BACKEND", installed[0]) == "tensorflow":
     import quiet  # noqa: F401
+elif lacking := environment.needed(os.environ["KERAS_BACKEND"]):
+    sys.exit(f"{arguments.program} {lacking}; KERAS_BACKEND chooses it")
 else:
     arguments.load_library()

@@ -21,8 +21,7 @@ import sys
 import arguments
 
 from keras_resnet import environment
-from keras_resnet.architecture import cifar
-from keras_resnet.choices import IMAGENET_DEPTHS
+from keras_resnet.architecture import IMAGENET, cifar
 from keras_resnet.training.settings import PRECISIONS
 
 BENCHMARKS = ("step", "scaling", "input", "start", "checkpoint", "serve", "load")  # modules in benchmarks/
@@ -48,11 +47,11 @@ def parse(words=None):
     options = parser.parse_args(words)
     options.depth = options.depth or (110 if options.what in ("start", "checkpoint") else 20)
     options.rounds = options.rounds or (3 if options.what == "start" else 7)
-    photographs = options.depth in IMAGENET_DEPTHS
+    photographs = options.depth in IMAGENET
     try:
         cifar(20 if photographs else options.depth, "basic")
     except ValueError as error:
-        parser.error(f"--{error}; {', '.join(map(str, IMAGENET_DEPTHS))} are ImageNet's")
+        parser.error(f"--{error}; {', '.join(map(str, IMAGENET))} are ImageNet's")
     options.batch_size = options.batch_size or (16 if photographs else 128)
     options.steps = options.steps or (2 if photographs else 20)
     return options

@@ -13,8 +13,8 @@ import sys
 
 import arguments
 
+from keras_resnet.architecture import IMAGE_SIZE
 from keras_resnet.choices import COLOR_SAMPLE
-from keras_resnet.data.sources import IMAGE_SIZE
 from keras_resnet.files import ResNetError, write_whole
 
 

@@ -80,6 +80,7 @@ from keras_resnet import analysis, normalization
 from keras_resnet.experiments import cards
 from keras_resnet.runs import CLASSES, MODEL, Run
 from keras_resnet.weights import readers
+from keras_resnet.weights.published import package
 
 
 def check(options):
@@ -114,9 +115,11 @@ def parse_normalization(word):
 def write_folder(options, model):
     """A preset of keras_hub, or what Keras opens; and the card of the run that trained it, which a preset may lack."""
     run, library = Run(options.source), "keras-hub" if options.keras_hub else "keras"
+    if options.keras_hub:
+        package("keras_hub", options.out)  # before a folder of another name is made
     with whole_folder(options.out) as folder:
         if run.result or not options.keras_hub:
-            pathlib.Path(folder, "README.md").write_text(cards.card(options.source, model, library))
+            pathlib.Path(folder, "README.md").write_text(cards.card(options.source, model, library), encoding="utf-8")
             pathlib.Path(folder, CLASSES).write_text(json.dumps(run.classes))
         if options.keras_hub:
             keras_resnet.save_keras_hub(model, folder, run.crop)
@@ -133,10 +136,11 @@ def main():
         model = keras_resnet.from_weights(source, options.normalization)
         if options.folder:
             write_folder(options, model)
+        elif options.out.endswith(".safetensors"):
+            keras_resnet.save_torchvision(model, options.out)
         else:
-            save = keras.Model.save if options.out.endswith(".keras") else keras_resnet.save_torchvision
             with whole(options.out) as path:
-                save(model, path)
+                model.save(path)
     except (ResNetError, ValueError, OSError) as error:
         sys.exit(f"convert.py: {error}")
     print(f"{source}\nis now {options.out}: {model.name}, {analysis.count_parameters(model):,} parameters")

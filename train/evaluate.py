@@ -30,6 +30,7 @@ import sys
 import arguments
 
 from keras_resnet import environment
+from keras_resnet.architecture import IMAGE_SIZE
 from keras_resnet.choices import PARTS, PROTOCOLS
 from keras_resnet.data import sources
 from keras_resnet.files import ResNetError, write_whole
@@ -48,7 +49,11 @@ def parse(words=None):
     add("--part", choices=PARTS, help="of the data (default: the first that exists)")
     add("--skip-damaged", action="store_true", help="leave out photographs that cannot be decoded, and count them")
     add("--protocol", choices=PROTOCOLS, help="(default: center for photographs, single for others)")
-    add("--crop", type=int, help=f"size of crops; scales in proportion (default: the run's, or {sources.IMAGE_SIZE})")
+    add(
+        "--crop",
+        type=int,
+        help=f"size of crops; scales in proportion (default: the run's, or {IMAGE_SIZE})",
+    )
     add("--batch-size", type=int, default=32, help="views in a forward pass (default 32)")
     add("--preprocess", metavar="NAME", help="preprocess_input of this module of keras.applications (default: none)")
     add("--json", metavar="FILE", help="write the result to this file (default: only print it)")

@@ -35,8 +35,11 @@ def insist():
 def unraisable(ignored):
     """Raises the exception again, a little later, if Python ignored it, as in callbacks of the garbage collector."""
     if issubclass(ignored.exc_type, (KeyboardInterrupt, Terminated)):
-        again = functools.partial(signal.pthread_kill, threading.main_thread().ident)
-        threading.Timer(0.01, again if hasattr(signal, "pthread_kill") else _thread.interrupt_main, (received,)).start()
+        if hasattr(signal, "pthread_kill"):
+            again = functools.partial(signal.pthread_kill, threading.main_thread().ident)
+        else:
+            again = _thread.interrupt_main
+        threading.Timer(0.01, again, (received,)).start()
     else:
         sys.__unraisablehook__(ignored)
 

@@ -12,7 +12,7 @@ import functools
 import numpy as np
 import tensorflow as tf
 
-from keras_resnet.data.sources import IMAGE_SIZE
+from keras_resnet.architecture import IMAGE_SIZE
 
 SHORTER_SIDES = (256, 480)  # P1 3.4, for crops of 224; for other sizes in proportion
 JPEG = b"\xff\xd8\xff"  # the first bytes of a JPEG file

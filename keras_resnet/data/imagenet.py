@@ -16,11 +16,12 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from keras_resnet.architecture import IMAGE_SIZE
 from keras_resnet.choices import COLOR_SAMPLE
 from keras_resnet.data import color, crops
 from keras_resnet.data.folders import Examples
 from keras_resnet.data.parts import WHOLE, Parts, evaluation_ranges, steps_per_epoch, training_order
-from keras_resnet.data.sources import IMAGE_SIZE, DataError
+from keras_resnet.data.sources import DataError
 from keras_resnet.files import own_line, reason
 
 DAMAGED, UNREADABLE = "damaged image file", "unreadable image file"  # in errors, followed by name and reason as JSON

@@ -28,7 +28,6 @@ SHAPES_EXAMPLES = {"train": 14_080, "test": 2_000}
 HOSTS = {"cifar10": "www.cs.toronto.edu", "cifar100": "www.cs.toronto.edu"}
 ARRAY_RECORD = "array_record"  # a format of tensorflow-datasets, and the package that reads it
 PADDING = 4  # pixels on each side of small images before they are cropped (P1 4.2)
-IMAGE_SIZE = 224  # of the crops of photographs (P1 3.4)
 HOST = "storage.googleapis.com"  # of the files that tensorflow-datasets hosts itself
 
 

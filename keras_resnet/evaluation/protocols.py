@@ -17,7 +17,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_resnet import graphs
-from keras_resnet.data.sources import IMAGE_SIZE
+from keras_resnet.architecture import IMAGE_SIZE
 from keras_resnet.evaluation import views
 from keras_resnet.evaluation.results import EvaluationError, Result
 from keras_resnet.files import Path, own_line, reason

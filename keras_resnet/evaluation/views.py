@@ -11,9 +11,9 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 import tensorflow as tf
 
+from keras_resnet.architecture import IMAGE_SIZE
 from keras_resnet.choices import PROTOCOLS
 from keras_resnet.data.crops import center_crop, resize_shorter_side
-from keras_resnet.data.sources import IMAGE_SIZE
 
 # P1 3.4, for crops of IMAGE_SIZE. For another crop size all of them scale in proportion.
 SHORTER_SIDE = 256

@@ -52,7 +52,7 @@ def card(path: str | os.PathLike, model: keras.Model, library: str = "keras") ->
     run = Run(path)
     result, classes = run.result, run.classes
     if not (result and classes):
-        raise RunError(f"a card is written for a finished run, with {RESULT} and {CLASSES}, which {path} has not")
+        raise RunError(f"a card is written for a finished run, with {RESULT} and {CLASSES}, which {path} does not have")
     settings, folder = result["settings"], pathlib.Path(run.folder).resolve()
     name, ours = folder.name, folder.parent == SHIPPED.resolve()
     identifier, title = DATASETS.get(settings["dataset"], (None, _data(settings)))

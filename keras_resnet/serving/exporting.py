@@ -4,7 +4,6 @@ A folder NAME/ holds versions, NAME/1, NAME/2 and so on. A server that watches i
 because a version appears whole or not at all. docs/serving.md shows how they are served.
 """
 
-import importlib.metadata
 import json
 import os
 import typing
@@ -16,8 +15,9 @@ import tensorflow as tf
 from keras import layers
 
 from keras_resnet import analysis, environment, evaluation
+from keras_resnet.architecture import IMAGE_SIZE
 from keras_resnet.choices import DTYPES, FORMATS, TOP_K
-from keras_resnet.data import crops, imagenet
+from keras_resnet.data import crops
 from keras_resnet.files import Path
 from keras_resnet.graphs import LOADING_DEPTH, fold, recursion_limit
 from keras_resnet.runs import Run
@@ -108,7 +108,7 @@ def export(
                             requests.write(log.SerializeToString())
             else:
                 written["largest_difference"] = formats.write(copy, network, temporary, format, crop, images)
-                written["checked_in"] = formats.CHECKED_IN
+                written["checked_in"] = written["largest_difference"] and formats.CHECKED_IN
         with open(os.path.join(temporary, ABOUT), "w") as file:
             json.dump(written, file, indent=2)
         path = publishing.publish(temporary, folder, version)
@@ -195,7 +195,7 @@ def _crop(model, crop):
     if crop is not None and (crop < 1 or height not in (None, crop)):
         size = "a positive number" if height is None else f"{height}, the size that {model.name} takes"
         raise ExportError(f"crop is {size}; found {crop}")
-    return crop or height or imagenet.IMAGE_SIZE
+    return crop or height or IMAGE_SIZE
 
 
 def _crops(images, preprocess):
@@ -210,7 +210,6 @@ def _crops(images, preprocess):
 
 def _origin():
     """Who wrote this: the git commit, None outside of a repository, and the versions of packages."""
-    own = "keras-deep-residual"
-    # TensorFlow's distribution has other names, too: tensorflow-cpu, tf-nightly.
-    versions = {own: importlib.metadata.version(own), "keras": keras.__version__, "tensorflow": tf.__version__}
+    own = {"keras-deep-residual": environment.__version__}
+    versions = {**own, "keras": keras.__version__, "tensorflow": tf.__version__}
     return {"git_commit": environment.commit(), "versions": versions}

@@ -8,10 +8,10 @@ import tempfile
 import time
 from collections.abc import Iterator
 
-import filelock
 import tensorflow as tf
 
-from keras_resnet.files import Path, reason, sync
+from keras_resnet import environment
+from keras_resnet.files import Path, lock, reason, sync
 from keras_resnet.serving.formats import ExportError
 
 UNFINISHED, REMOVED = ".unfinished-", ".removed-"  # names of folders that no server looks at
@@ -61,20 +61,21 @@ def unfinished(folder: Path) -> Iterator[str]:
         temporary = os.path.join(hidden, "version")
         os.mkdir(temporary)
     except OSError as error:
-        raise ExportError(f"{folder} cannot be written: {error}") from error
-    lock = filelock.FileLock(os.path.join(hidden, LOCK))
+        raise ExportError(f"{folder} cannot be written: {reason(error)}") from error
+    held = contextlib.ExitStack()
     try:
         with contextlib.suppress(OSError):  # some file systems have no locks
-            lock.acquire()
+            if not environment.lacks("filelock", "lock of the export"):
+                held.enter_context(lock(os.path.join(hidden, LOCK)))
         yield temporary
     except (OSError, MemoryError, tf.errors.OpError) as error:
         if isinstance(error, MemoryError) or "OOM" in str(error):
             raise ExportError("there is not enough memory for this export; end other programs, or use more") from error
         free = shutil.disk_usage(folder).free / 1e6
-        why = getattr(error, "strerror", None) or reason(error).rpartition("; ")[2]  # TensorFlow begins with a path
+        why = reason(error).rpartition("; ")[2]  # TensorFlow begins with a path
         raise ExportError(f"{folder} could not be written, {free:.1f} MB are free there: {why}") from error
     finally:
-        lock.release()
+        held.close()
         shutil.rmtree(hidden, ignore_errors=True)
         for path in new:
             with contextlib.suppress(OSError):
@@ -86,8 +87,10 @@ def _remove_left_over(folder):
     for entry in os.scandir(folder):
         with contextlib.suppress(OSError):  # locked, or there are no locks
             if entry.name.startswith(UNFINISHED) and time.time() - entry.stat().st_mtime > NEW:
-                filelock.FileLock(os.path.join(entry, LOCK), timeout=0).acquire().lock.release()
-                shutil.rmtree(entry)
+                if not environment.missing("filelock"):
+                    with lock(os.path.join(entry, LOCK)):
+                        pass
+                    shutil.rmtree(entry)
             elif entry.name.startswith(REMOVED):
                 shutil.rmtree(entry)
 
@@ -110,7 +113,7 @@ def publish(temporary: Path, folder: Path, version: int | None) -> str:
 
 
 def keep(folder: Path, count: int) -> None:
-    """Removes all versions but the `count` last ones. A server never sees half a version, neither here."""
+    """Removes all versions but the `count` last ones. Here, too, a server never sees half a version."""
     for name in _names(folder)[:-count]:
         hidden = tempfile.mkdtemp(prefix=REMOVED, dir=folder)
         os.rename(os.path.join(folder, name), os.path.join(hidden, name))

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import glob
 import json
 import math
 import os
@@ -15,7 +16,7 @@ import keras
 from keras_resnet import analysis, files
 from keras_resnet.files import RunError, write_whole
 from keras_resnet.optimizers import PlateauSchedule, StepSchedule
-from keras_resnet.runs import CLASSES, DATA, RESULT, SETTINGS, SETTINGS_KINDS, Run, model_file, read_json
+from keras_resnet.runs import CLASSES, DATA, HISTORY, RESULT, SETTINGS, SETTINGS_KINDS, Run, model_file, read_json
 from keras_resnet.training import recipes
 from keras_resnet.training.history import History, clock, draw
 from keras_resnet.training.objective import errors
@@ -41,13 +42,13 @@ def own_folder(settings: Settings) -> Iterator[None]:
     try:
         os.makedirs(os.path.join(folder, "checkpoint"), exist_ok=True)
     except OSError as error:
-        raise RunError(f"the folder of the run, {folder}, cannot be written: {error}") from error
+        raise RunError(f"the folder of the run, {folder}, cannot be written: {files.reason(error)}") from error
     with files.locked(os.path.join(folder, LOCK)):
         try:
             yield
         except BaseException:
-            kept = (CHECKPOINT, "checkpoint/latest.tmp.npz", "history.csv")  # the second may still be written
-            if new and not any(os.path.exists(os.path.join(folder, name)) for name in kept):
+            checkpoints = glob.glob(os.path.join(glob.escape(folder), f"{CHECKPOINT}*"))  # one may still be written
+            if new and not (checkpoints or os.path.exists(os.path.join(folder, HISTORY))):
                 shutil.rmtree(folder, ignore_errors=True)
             raise
 
@@ -91,7 +92,7 @@ def finished(settings: Settings) -> dict | None:
     result = Run(settings.folder).result
     model_file(settings.folder)  # RunError if it is damaged
     print(f"{settings.folder} is finished; this is its result")
-    return result
+    return dict(result)
 
 
 def write_classes(settings: Settings, classes: Sequence[str]) -> None:

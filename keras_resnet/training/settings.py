@@ -8,13 +8,10 @@ import shlex
 import typing
 from collections.abc import Mapping
 
-from keras_resnet.architecture import IMAGENET, Architecture, cifar, imagenet
+from keras_resnet.architecture import IMAGE_SIZE, IMAGENET, Architecture, cifar, imagenet
 from keras_resnet.data import sources
 from keras_resnet.files import RunError, is_name
 from keras_resnet.training import recipes
-
-if typing.TYPE_CHECKING:  # flags are read before Keras is imported, so this module imports it in functions
-    pass
 
 # Settings that do not change the result, such as paths.
 WITHOUT_EFFECT = ("data_dir", "output", "name", "checkpoint_every", "strategy", "jit", "data_changed")
@@ -56,7 +53,7 @@ class Settings:
     dataset: str = "cifar10"
     data_dir: str | None = None
     train_on_all: bool = False
-    image_size: int = sources.IMAGE_SIZE
+    image_size: int = IMAGE_SIZE
     colors: str | None = None
     without: tuple[str, ...] = ()
     skip_damaged: bool = False

@@ -9,6 +9,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_resnet import normalization
+from keras_resnet.architecture import IMAGE_SIZE
 from keras_resnet.data import cifar, color, imagenet, records, sources
 from keras_resnet.data.parts import Parts
 from keras_resnet.data.sources import DataError
@@ -86,7 +87,7 @@ def photographs(settings: Settings, verbose: int = 0) -> Task:
         colors = _colors(data.train, settings, skipped, verbose)
     # P1 3.4 subtracts a mean image from the crop; then the network takes only this size.
     shape = (settings.image_size, settings.image_size, 3)
-    whole = settings.image_size == imagenet.IMAGE_SIZE and colors.mean.shape == shape
+    whole = settings.image_size == IMAGE_SIZE and colors.mean.shape == shape
     measured = colors.mean if whole else np.round(colors.channel_means, 3)
     first = None if "mean" in settings.without else trained.normalization or (measured, 1.0)
     any_size = normalization.for_size(first, (None, None)) is first

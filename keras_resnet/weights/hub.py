@@ -6,8 +6,7 @@ import keras
 import numpy as np
 
 from keras_resnet import normalization
-from keras_resnet.architecture import POST, Architecture
-from keras_resnet.data.sources import IMAGE_SIZE
+from keras_resnet.architecture import IMAGE_SIZE, POST, Architecture
 from keras_resnet.normalization import UNKNOWN
 from keras_resnet.weights import families
 from keras_resnet.weights.keras_models import variables
@@ -37,7 +36,7 @@ def save_keras_hub(model: keras.Model, folder: str | os.PathLike, image_size: in
     """
     keras_hub, source = package("keras_hub", folder), read(model)
     network = architecture_of(source)
-    if problems := _inexpressible(source):
+    if problems := _inexpressible(source, network):
         raise WeightsError("\n  ".join([f"keras_hub's ResNetBackbone cannot express {model.name}:", *problems]))
     arrays: dict = {key: source.array(*key) for key in variables(model)}
     converter, colors = {"scale": None, "offset": None}, normalization.for_size(source.normalization, (None, None))
@@ -95,9 +94,8 @@ def _theirs(layer, kind, preactivated):
     return f"{layer}/{kind}" if layer == f"{POST}_bn" else families.KERAS_HUB.tensor(layer, kind)
 
 
-def _inexpressible(source):
+def _inexpressible(source, network):
     """What of a network keras_hub does not have, a sentence each."""
-    network = architecture_of(source)
     if source.family is not families.OURS:
         return ["it is no network of this package"]
     order = network.activation_order if network.activation_order == PREACTIVATION else "original"

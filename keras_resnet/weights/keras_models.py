@@ -11,7 +11,7 @@ from keras_resnet.architecture import CONVOLUTIONS, ORDERS, OTHER_ORDERS, POST, 
 from keras_resnet.blocks import BN_EPSILON
 from keras_resnet.weights import families
 from keras_resnet.weights.published import WeightsError
-from keras_resnet.weights.tensors import Source, recognized
+from keras_resnet.weights.tensors import Source, architecture, recognized
 
 
 def of_model(model: keras.Model, name: str) -> Source:
@@ -53,7 +53,7 @@ def _seen(model, source):
         found["output_stride"] = STEMS[network.stem] * math.prod(
             max(strides(f"{first}_{part}") for part in parts) for first in firsts
         )
-    network = dataclasses.replace(network, **found)
+    network = architecture(model.name, **dataclasses.asdict(network) | found)
     for name, stride in _strides(network).items():
         if found_by(name) and strides(name) != stride:
             raise WeightsError(f"{model.name}: {name} has the stride {strides(name)}, in the papers it is {stride}")

@@ -85,7 +85,8 @@ def _differences(network, source):
     """The differences of two sources that change the outputs, one sentence each."""
     first, needed = network.normalization, source.normalization
     stated = [isinstance(n, (tuple, list)) or n in normalization.NAMED for n in (first, needed)]
-    if all(stated) and not any(normalization.same(first, n) for n in (needed, normalization.for_size(needed, ()))):
+    colors = normalization.for_size(needed, (None, None))
+    if all(stated) and not any(normalization.same(first, n) for n in (needed, colors)):
         yield (
             f"the network's first layer normalises by {normalization.described(first)}, the weights were trained with "
             f"{normalization.described(needed)}; build the network with that, or without a first layer"

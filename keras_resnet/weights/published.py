@@ -81,8 +81,9 @@ def check(weights: str, network: Architecture, channels: int) -> None:
         return  # `fetch` says which there are
     found = published.nearest(network).differences(network)
     found |= {"channels": (CHANNELS, channels)} if channels != CHANNELS else {}
-    for field, (theirs, ours) in found.items():
-        raise ValueError(f'weights="{weights}" are of a network with {field}={theirs!r}; found {ours!r}')
+    if found:
+        theirs, ours = (", ".join(f"{field}={pair[i]!r}" for field, pair in found.items()) for i in (0, 1))
+        raise ValueError(f'weights="{weights}" are of a network with {theirs}; found {ours}')
 
 
 def weights_sha256(model: keras.Model) -> str:

@@ -127,10 +127,15 @@ def _architecture(source, stated):
         "activation_order": source.family.activation_order,
         **stated,
     }
+    return architecture(source.name, **known)
+
+
+def architecture(name: str, **fields: typing.Any) -> Architecture:
+    """An `Architecture`; WeightsError if there is none with these fields. `name` is that of the weights."""
     try:
-        return Architecture(**known)
+        return Architecture(**fields)
     except ValueError as error:
-        raise WeightsError(f"{source.name} is no network of the papers: {error}") from error
+        raise WeightsError(f"{name} is no network of the papers: {error}") from error
 
 
 def _usual_normalization(source):

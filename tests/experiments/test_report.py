@@ -222,7 +222,7 @@ def test_what_is_no_result_is_said(tmp_path, monkeypatch):
     (tmp_path / "a.json").write_text("{")
     monkeypatch.syspath_prepend(str(ROOT / "train"))
     monkeypatch.setattr(sys, "argv", ["report.py", "--results", str(tmp_path)])
-    with pytest.raises(SystemExit, match="report.py: the result .*a.json cannot be read: .* Delete it to make it anew"):
+    with pytest.raises(SystemExit, match="report.py: .*a.json is damaged: .* Delete it to make it anew"):
         importlib.import_module("report").main()
 
 

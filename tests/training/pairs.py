@@ -23,6 +23,7 @@ from PIL import Image
 
 import keras_resnet
 from keras_resnet import evaluation, files, serving
+from keras_resnet.architecture import IMAGE_SIZE
 from keras_resnet.data import imagenet, records, shapes, sources
 from keras_resnet.training import checkpoint, distribution, run
 from keras_resnet.training.settings import Settings
@@ -57,7 +58,7 @@ PHOTOGRAPHS = {
         {"depth": 50},
     ),
     "shortcut": (None, "A"),
-    "image_size": (40, imagenet.IMAGE_SIZE // 4),
+    "image_size": (40, IMAGE_SIZE // 4),
     "without": ((), ("scale", "color"), ("crop", "flip"), ("mean",)),
     "colors": (None, "imagenet"),
     "skip_damaged": (False, True),

@@ -12,7 +12,8 @@ from PIL import Image
 
 import keras_resnet
 from keras_resnet import normalization
-from keras_resnet.data import color, imagenet
+from keras_resnet.architecture import IMAGE_SIZE
+from keras_resnet.data import color
 from keras_resnet.files import RunError
 from keras_resnet.training import run, tasks
 from keras_resnet.training.settings import Settings
@@ -39,7 +40,7 @@ def photographs(tmp_path):
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     """The folder of a run of photographs of the paper's size, whose network subtracts an image; and the network."""
-    first = (mean_image(imagenet.IMAGE_SIZE), 1.0)
+    first = (mean_image(IMAGE_SIZE), 1.0)
     network = keras_resnet.ResNet18(classes=5, normalization=first, input_shape=(224, 224, 3))
     randomize(network)
     folder = tmp_path_factory.mktemp("before")
@@ -47,7 +48,7 @@ def trained(tmp_path_factory):
     return str(folder), network
 
 
-@pytest.mark.parametrize("size", [imagenet.IMAGE_SIZE, 96, 256])
+@pytest.mark.parametrize("size", [IMAGE_SIZE, 96, 256])
 def test_a_network_of_photographs_at_another_size(tmp_path, photographs, trained, size, capsys):
     folder, before = trained
     settings = Settings(
@@ -57,7 +58,7 @@ def test_a_network_of_photographs_at_another_size(tmp_path, photographs, trained
     with run.own_folder(settings):
         network = tasks.photographs(settings).build()
     assert network.output.shape == (None, 3)
-    same, said = size == imagenet.IMAGE_SIZE, capsys.readouterr().out
+    same, said = size == IMAGE_SIZE, capsys.readouterr().out
     assert ("its mean colour is subtracted, (mean [100.0, 120.0, 140.0], std 1.0)" in said) != same
     x = np.random.default_rng(0).uniform(0, 255, (1, size, size, 3))
     bare = keras_resnet.ResNet18(include_top=False, pooling="avg")

@@ -18,7 +18,7 @@ from conftest import ROOT, by_hand, images, randomize, shared
 from conftest import blocks as fenced
 
 import keras_resnet
-from keras_resnet import analysis, architecture, evaluation, normalization
+from keras_resnet import analysis, architecture, evaluation, graphs, normalization
 from keras_resnet.weights import load_weights, published, readers
 from keras_resnet.weights.readers import WeightsError
 
@@ -774,6 +774,30 @@ def test_weights_h5_asks_for_the_normalisation(tmp_path):
     assert np.array_equal(again(pixels(2, 32)), model(pixels(2, 32)))
 
 
+def test_a_dropout_that_does_not_halve_is_none_in_inference():
+    """Networks of this variant that were saved before it halved the shortcut answer as original ones."""
+    model = keras_resnet.CifarResNet(8, shortcut_variant="dropout")
+    halved = lambda layer: layer.name.endswith("halved_shortcut")
+    before = graphs.copy(model, lambda layer: None if halved(layer) else graphs.same_layer(layer))
+    randomize(before)
+    x = pixels(2, 32) / 255
+    assert np.array_equal(keras_resnet.from_weights(before)(x), before(x))
+    assert not np.allclose(model(x), before(x), atol=1e-3)
+
+
+def test_a_message_names_the_file_that_was_asked_for(tmp_path, monkeypatch):
+    """And not the temporary one."""
+    keras_resnet.CifarResNet(8).save(tmp_path / "m.keras")
+    monkeypatch.syspath_prepend(ROOT / "train")
+    for package, words in (("safetensors", ["r.safetensors"]), ("keras_hub", ["r", "--keras-hub"])):
+        monkeypatch.setitem(sys.modules, package, None)
+        monkeypatch.setitem(sys.modules, f"{package}.numpy", None)
+        out = str(tmp_path / words[0])
+        monkeypatch.setattr(sys, "argv", ["convert.py", str(tmp_path / "m.keras"), out, *words[1:]])
+        with pytest.raises(SystemExit, match=f"^convert.py: {re.escape(out)} needs the package {package}"):
+            importlib.import_module("convert").main()
+
+
 def test_a_stem_of_one_channel(tmp_path):
     tensors = state_dict(2)
     tensors["conv1.weight"] = tensors["conv1.weight"].sum(1, keepdims=True)
@@ -978,10 +1002,12 @@ def test_convert_takes_a_normalization(monkeypatch, word, expected):
     monkeypatch.syspath_prepend(ROOT / "train")
     convert = importlib.import_module("convert")
     options = convert.parse(["x.th", "out.keras", "--normalization", word])
-    assert convert.check(options) is None and options.normalization == expected
+    convert.check(options)
+    assert options.normalization == expected
     for wrong in ("imagenet", "1,2,3", "1,2,3/0,1,2", "a/b", "1/2/3"):
         options = convert.parse(["x.th", "out.keras", "--normalization", wrong])
-        assert convert.check(options).endswith(f"none or R,G,B/R,G,B with a positive std; found {wrong!r}")
+        with pytest.raises(WeightsError, match=f"none or R,G,B/R,G,B with a positive std; found {wrong!r}$"):
+            convert.check(options)
 
 
 WITHOUT = """
@@ -1192,9 +1218,9 @@ def test_imagenet_for_other_classes(tmp_path, monkeypatch, cache, classes, inclu
 @pytest.mark.parametrize(
     "name, options, message",
     [
-        ("ResNet50", {"stem": "3x3"}, "stem='7x7'; found '3x3'"),
-        ("ResNet18", {"shortcut": "A"}, "shortcut='B'; found 'A'"),
-        ("ResNet50", {"input_shape": (64, 64, 1)}, "channels=3; found 1"),
+        ("ResNet50", {"stem": "3x3"}, "stem='7x7'; found stem='3x3'"),
+        ("ResNet18", {"shortcut": "A"}, "shortcut='B'; found shortcut='A'"),
+        ("ResNet50", {"input_shape": (64, 64, 1)}, "channels=3; found channels=1"),
         ("ResNet50V2", {}, "for the builders of resnet18, .*; found resnet50v2"),
     ],
 )

@@ -4,8 +4,8 @@ import keras
 import tensorflow as tf
 
 import keras_resnet
-from keras_resnet.choices import IMAGENET_DEPTHS
-from keras_resnet.data import imagenet, shapes
+from keras_resnet.architecture import IMAGE_SIZE, IMAGENET
+from keras_resnet.data import shapes
 from keras_resnet.optimizers import SGD
 from keras_resnet.training import recipes, run
 from keras_resnet.training.fused import fuse_batch_norm
@@ -15,8 +15,8 @@ from keras_resnet.training.step import TrainingModel
 
 def network(depth):
     """The network of a depth, up to its logits: ImageNet's for 18 to 152, else CIFAR's."""
-    if depth in IMAGENET_DEPTHS:
-        shape = (imagenet.IMAGE_SIZE, imagenet.IMAGE_SIZE, 3)
+    if depth in IMAGENET:
+        shape = (IMAGE_SIZE, IMAGE_SIZE, 3)
         builder = getattr(keras_resnet, f"ResNet{depth}")
         return builder(classifier_activation=None, normalization=(120.0, 1.0), input_shape=shape)
     return keras_resnet.CifarResNet(depth, classifier_activation=None, normalization=(120.0, 1.0))
@@ -24,7 +24,7 @@ def network(depth):
 
 def parts(depth, batch_size):
     """The number of parts into which fit.py splits a batch."""
-    return 1 if depth in IMAGENET_DEPTHS else parts_of(batch_size, recipes.BN_BATCH_SIZE)
+    return 1 if depth in IMAGENET else parts_of(batch_size, recipes.BN_BATCH_SIZE)
 
 
 def trainer(depth, as_fit=True, batch_size=128, mixed_precision=None):
@@ -43,8 +43,8 @@ def trainer(depth, as_fit=True, batch_size=128, mixed_precision=None):
 
 def batch(size, depth=20):
     """Images and labels of the network's shape."""
-    if depth in IMAGENET_DEPTHS:
-        shape = (size, imagenet.IMAGE_SIZE, imagenet.IMAGE_SIZE, 3)
+    if depth in IMAGENET:
+        shape = (size, IMAGE_SIZE, IMAGE_SIZE, 3)
         return tf.random.uniform(shape, 0, 255, seed=0), tf.range(size, dtype="int64")
     images, labels = shapes.draw(size, seed=0)
     return tf.constant(images, "float32"), tf.constant(labels)

@@ -9,6 +9,7 @@ import numpy as np
 import tensorflow as tf
 from benchmarks.common import bare_step, batch, parts, trainer
 
+from keras_resnet.architecture import IMAGE_SIZE
 from keras_resnet.data import cifar, color, crops, folders, imagenet, shapes, sources
 from keras_resnet.training.fused import graphs_as_traced
 from keras_resnet.training.step import choose_threads
@@ -53,13 +54,13 @@ def literal(path, normal):
     image = tf.io.decode_jpeg(tf.io.read_file(path), channels=3, dct_method=crops.DCT)
     side = tf.random.uniform((), *crops.SHORTER_SIDES, "int32")
     image = tf.image.resize(image, crops.resized_shape(tf.shape(image)[:2], side))
-    crop = tf.image.random_flip_left_right(tf.image.random_crop(image, (imagenet.IMAGE_SIZE, imagenet.IMAGE_SIZE, 3)))
+    crop = tf.image.random_flip_left_right(tf.image.random_crop(image, (IMAGE_SIZE, IMAGE_SIZE, 3)))
     return crop + color.shifts(color.IMAGENET, normal[None])[0]
 
 
 def pillow(path, rng):
     """The same in Pillow, as fast as possible: the JPEG decoder scales, and only the crop is resized."""
-    size = imagenet.IMAGE_SIZE
+    size = IMAGE_SIZE
     with Image.open(path) as image:
         side = rng.integers(*crops.SHORTER_SIDES)
         resized = [round(length * side / min(image.size)) for length in image.size]

@@ -17,7 +17,7 @@ import tensorflow as tf
 
 import keras_resnet
 from keras_resnet import serving
-from keras_resnet.data import imagenet
+from keras_resnet.architecture import IMAGE_SIZE
 
 try:
     import torch
@@ -25,7 +25,7 @@ try:
 except ImportError:
     torch = None
 
-SIZE = imagenet.IMAGE_SIZE
+SIZE = IMAGE_SIZE
 HEIGHT, WIDTH = 375, 500  # of the images whose files are sent: those of many of ImageNet's
 PAUSE = 0.1  # seconds, in which the threads of the one before come to rest
 FROZEN = {"TF_ONEDNN_ASSUME_FROZEN_WEIGHTS": "1"}

@@ -8,7 +8,7 @@ import tempfile
 
 import keras
 import tensorflow as tf
-from benchmarks.common import IMAGENET_DEPTHS, bare_step, batch, parts, trainer
+from benchmarks.common import IMAGENET, bare_step, batch, parts, trainer
 from benchmarks.turns import ENDLESS, take_turns
 
 from keras_resnet.data import cifar, sources
@@ -25,7 +25,7 @@ def fit(turn, depth, batch_size, mixed_precision):
     """fit.py's loop: augmentation, callbacks, progress bar, checkpoints; photographs are one batch in memory."""
     distribution.strategy("none", parts(depth, batch_size))
     model = trainer(depth, True, batch_size, mixed_precision)
-    if depth in IMAGENET_DEPTHS:
+    if depth in IMAGENET:
         data = tf.data.Dataset.from_tensors(batch(batch_size, depth)).repeat()
     else:
         source = sources.load("shapes")
@@ -73,7 +73,7 @@ def pytorch(turn, depth, batch_size, bfloat16, compiled):
 def rivals(depth):
     """By precision: each rival's function and arguments by name. The others are compared with the first one."""
     found = {"float32": {"fit.py": (fit, None)}, "bfloat16": {"fit.py --mixed-precision bfloat16": (fit, "bfloat16")}}
-    if depth in IMAGENET_DEPTHS:
+    if depth in IMAGENET:
         found["float32"]["keras.applications"] = (bare, "keras.applications")
     else:
         found["float32"] |= {"bare compiled step": (bare, "ours"), "Keras as it is": (bare, "Keras as it is")}

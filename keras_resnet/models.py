@@ -30,10 +30,7 @@ class ResNet:
     """A residual network for photographs (P1 Table 1, P2 Table 5). Call it to build it: `ResNet50(classes=10)`."""
 
     architecture: Architecture
-
-    @property
-    def __name__(self) -> str:
-        return _public_name(self.architecture)
+    __name__ = property(lambda self: _public_name(self.architecture))
 
     def __call__(
         self, include_top: bool = True, weights: Weights = None, input_tensor: KerasTensor | None = None,
@@ -98,10 +95,7 @@ class PlainNet:
     """A plain network for photographs (P1 Table 1). Call it to build it: `PlainNet34(classes=10)`."""
 
     architecture: Architecture
-
-    @property
-    def __name__(self) -> str:
-        return _public_name(self.architecture)
+    __name__ = property(lambda self: _public_name(self.architecture))
 
     def __call__(
         self, include_top: bool = True, weights: Weights = None, input_tensor: KerasTensor | None = None,
@@ -235,8 +229,7 @@ def build(
 ) -> keras.Model:  # fmt: skip
     """Builds any network; arguments as of `ResNet50`."""
     choose("pooling", pooling, (None, "avg", "max"))
-    if input_shape is not None:
-        _check_shape(input_shape)
+    _check_shape(input_shape or (None, None, 3))
     if keras.config.image_data_format() != "channels_last":
         raise ValueError('these networks are "channels_last"; call keras.config.set_image_data_format("channels_last")')
     inputs = layers.Input(input_shape or (None, None, 3), name="images") if input_tensor is None else input_tensor
@@ -288,11 +281,9 @@ def _head(x, include_top, pooling, classes, classifier_activation):
     elif pooling == "max":
         x = layers.GlobalMaxPooling2D(name="pool")(x)
     if include_top:
-        try:
-            classes = operator.index(classes)
-        except TypeError as error:
-            raise ValueError(f"classes is an integer, their number; found {classes!r}") from error
-        x = layers.Dense(classes, kernel_initializer=blocks.classifier_normal(), name="fc")(x)
+        if not hasattr(classes, "__index__") or operator.index(classes) < 1:
+            raise ValueError(f"classes is a positive integer, their number; found {classes!r}")
+        x = layers.Dense(operator.index(classes), kernel_initializer=blocks.classifier_normal(), name="fc")(x)
         if classifier_activation:
             x = layers.Activation(classifier_activation, dtype="float32", name="predictions")(x)
     return x

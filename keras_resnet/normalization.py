@@ -204,9 +204,12 @@ def decode_predictions(
         ID for ImageNet, and the class index, such as "3", for other classes.
 
     Raises:
-        ValueError: the numbers of classes and names differ, a prediction is not finite, or `classes` is another word.
+        ValueError: `top` is not positive, the numbers of classes and names differ, a prediction is not finite, or
+            `classes` is another word.
     """
     predictions = ops.convert_to_numpy(predictions)
+    if not isinstance(top, (int, np.integer)) or top < 1:
+        raise ValueError(f"top is a positive integer; found {top!r}")
     if isinstance(classes, str) and classes not in ("imagenet", "cifar10"):
         raise ValueError(
             f'classes is "imagenet", "cifar10" or the names in their order, ["cat", "dog"]; found {classes!r}'

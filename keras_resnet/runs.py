@@ -243,8 +243,10 @@ def shipped() -> list[pathlib.Path]:
 
 def known(path: Path) -> str:
     """The names of the networks in the package, and which of them is nearest to `path`, for messages."""
-    names = [folder.name for folder in shipped()]
-    nearest = difflib.get_close_matches(os.path.basename(os.fspath(path)), names, 1)
+    names, word = [folder.name for folder in shipped()], os.path.basename(os.fspath(path))
+    depth = lambda name: int(re.findall(r"\d+", f"0 {name}")[-1])
+    close = difflib.get_close_matches(word, names, len(names), cutoff=0.8)
+    nearest = sorted(close, key=lambda name: abs(depth(name) - depth(word)))[:1]  # resnet-21 is nearer to 20 than to 32
     return f"one of {', '.join(names)}" + "".join(f"; the nearest is {name}" for name in nearest)
 
 

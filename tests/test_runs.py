@@ -118,7 +118,8 @@ def test_what_else_lies_among_them_is_ignored(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     "name, nearest",
     [
-        ("cifar10-resnet-110", "cifar10-resnet-20"),
+        ("cifar10-resnet-110", "cifar10-resnet-56"),
+        ("cifar10-resnet-21", "cifar10-resnet-20"),
         ("cifar10-resnet20", "cifar10-resnet-20"),
         ("cifar10-plain-44", "cifar10-plain-"),
         ("runs/cifar10-resnet-56x", "cifar10-resnet-56"),
@@ -316,7 +317,8 @@ def test_the_programs_answer_a_name_with_those_that_exist(program, name):
     for typo in ("cifar10-resnet-110", "cifar10"):
         words = {**WORDS, name: (typo, *WORDS[name][1:])}
         said = program(name, *words[name])
-        assert ", ".join(NAMES) in said and "; the nearest is cifar10-" in said and typo in said
+        assert ", ".join(NAMES) in said and typo in said
+        assert ("; the nearest is cifar10-resnet-56" in said) == (typo == "cifar10-resnet-110")
 
 
 # Arrays.

@@ -136,7 +136,7 @@ def export_run(
     """
     run = Run(path)
     about: dict = {"source": os.path.abspath(run.found)}
-    if run.settings:
+    if os.path.isdir(run.found):
         about |= {"depth": run.settings.get("depth"), "data": run.settings.get("dataset")}
         about |= {name: run.result.get(name) for name in ("test_error", "val_error")}
     classes, crop = classes or run.classes, crop or run.crop

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import typing
+import warnings
 from collections.abc import Iterator
 
 import keras
@@ -259,7 +260,10 @@ def fit(
         epochs, length = (steps - step) // steps_per_epoch, steps_per_epoch
         if done or not epochs:
             epochs, length = 1, min(steps_per_epoch - done, steps - step)
-        model.fit(batches(step), initial_epoch=epoch, epochs=epoch + epochs, steps_per_epoch=length, **options)
+        with warnings.catch_warnings():
+            # So says Keras when it evaluates data a second time whose number of batches it does not know.
+            warnings.filterwarnings("ignore", "Your input ran out of data")
+            model.fit(batches(step), initial_epoch=epoch, epochs=epoch + epochs, steps_per_epoch=length, **options)
         if model.stop_training:
             return
         step += epochs * length

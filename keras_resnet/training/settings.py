@@ -84,6 +84,8 @@ class Settings:
         """Fills in defaults that depend on the data; RunError if a setting is out of range, DataError without data."""
         if self.photographs and not os.path.isdir(self.dataset):
             sources.find(self.dataset, self.data_dir)
+        if self.data_dir is not None and self.dataset == "shapes":
+            raise RunError(f"--data-dir is for data that are read, and shapes are drawn; found {self.data_dir}")
         if self.epochs is not None and self.steps is not None:
             raise RunError(f"--epochs {self.epochs} and --steps {self.steps} are two lengths; give one of them")
         if self.boundaries and self.epochs is self.steps is None:

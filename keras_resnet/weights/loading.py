@@ -33,6 +33,8 @@ def load_weights(model: keras.Model, source: Readable) -> None:
             layer, its strides or its shortcuts would give other outputs than the source. All problems are listed, and
             nothing has been changed.
     """
+    if not isinstance(model, keras.Model):
+        raise WeightsError(f"weights are loaded into a Keras model; found {model!r}")
     if isinstance(source, str) and source in PUBLISHED:
         source = read(source, architecture_of(read(model)).name)
     source = read(source)
@@ -87,9 +89,10 @@ def _differences(network, source):
     stated = [isinstance(n, (tuple, list)) or n in normalization.NAMED for n in (first, needed)]
     colors = normalization.for_size(needed, (None, None))
     if all(stated) and not any(normalization.same(first, n) for n in (needed, colors)):
+        has, needs = normalization.described(first), normalization.described(needed)
         yield (
-            f"the network's first layer normalises by {normalization.described(first)}, the weights were trained with "
-            f"{normalization.described(needed)}; build the network with that, or without a first layer"
+            f"the network's first layer normalises by {has}, the weights were trained with "
+            f"{'others' if has == needs else needs}; build the network with that, or without a first layer"
         )
     ours, theirs = network.architecture, source.architecture
     if ours and theirs:

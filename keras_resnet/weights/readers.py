@@ -6,7 +6,6 @@ outputs. PyTorch's files are read by its weights-only loader, which executes no 
 
 import json
 import os
-import pickle
 import re
 import typing
 from collections.abc import Mapping
@@ -50,7 +49,7 @@ def read(source: Readable, network: str | None = None) -> Source:
     if isinstance(source, keras.Model):
         return of_model(source, source.name)
     if not isinstance(source, (str, os.PathLike)):
-        raise WeightsError(f'weights is None, a Keras model, a path, "imagenet" or "cifar10"; found {source!r}')
+        raise WeightsError(f'weights are a Keras model, a path, "imagenet" or "cifar10"; found {source!r}')
     path = published.fetch(source, network) if source in published.PUBLISHED else _file(os.fspath(source))
     try:
         return READERS[os.path.splitext(path)[1]](path)
@@ -68,13 +67,13 @@ def _file(path):
         if os.path.exists(path):
             raise WeightsError(str(error)) from error
         file = path
-    if os.path.splitext(file)[1] not in READERS:
-        raise WeightsError(
-            f'weights is None, a Keras model, the path of a {", ".join(READERS)} file, "imagenet", "cifar10", the '
-            f"folder of a run, or {runs.known(path)}; found {path!r}"
-        )
     if not os.path.isfile(file):
-        raise WeightsError(f"the weights {path!r} do not exist")
+        raise WeightsError(
+            f"the weights {path!r} do not exist; weights are a file, the folder of a run, imagenet, cifar10, or "
+            f"{runs.known(path)}"
+        )
+    if os.path.splitext(file)[1] not in READERS:
+        raise WeightsError(f"{path} is no file of weights: those end in {', '.join(READERS)}")
     return file
 
 
@@ -110,7 +109,7 @@ def _torch(path):
     torch = package("torch", path)
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
+    except Exception as error:  # each kind of damage raises another one
         raise WeightsError(
             f"{path} is damaged or holds other objects than tensors, which are never executed; in PyTorch, save the "
             "state_dict() alone"

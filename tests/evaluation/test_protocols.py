@@ -396,7 +396,8 @@ def test_program_on_shapes(tmp_path):
     assert result["examples"] == 2000 and result["protocol"]["name"] == "single"
     assert f"top-1 error       {result['top1_error']:.2%}" in run.stdout and "the image as it is" in run.stdout
     for name in ("confusion.png", "mistakes.png"):
-        assert min(Image.open(tmp_path / "out" / name).size) > 500
+        with Image.open(tmp_path / "out" / name) as image:
+            assert min(image.size) > 500
 
 
 def test_program_on_a_folder(folder, tmp_path):

@@ -81,7 +81,7 @@ def test_a_full_disk_and_a_vanished_folder(tmp_path):
     resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (1000, 1000))  # no file may become larger, as on a full disk
     _, stderr = process.communicate(timeout=100)
     assert process.returncode == 1, stderr
-    assert "latest.npz could not be written: [Errno 27] File too large" in stderr and "Traceback" not in stderr
+    assert "latest.npz could not be written: File too large" in stderr and "Traceback" not in stderr
 
     process = fit_until_checkpoint(tmp_path, *SHAPES, *steps)
     while "resuming from step" not in process.stdout.readline():
@@ -140,8 +140,7 @@ EXPORT = (
         ("fit.py", SHAPES, "keras_resnet.data.sources", "load", "", "SIGINT", "raised"),
         ("evaluate.py", ["model.keras", "--data", "shapes"], "keras_resnet.evaluation", "evaluate", "",
          "SIGTERM", "raised"),
-        ("convert.py", ["model.keras", "x.safetensors"], "safetensors.numpy", "save_file",
-         "open(arguments[1], 'w').close()", "SIGTERM", "raised"),
+        ("convert.py", ["model.keras", "x.safetensors"], "safetensors.numpy", "save", "", "SIGTERM", "raised"),
         (*EXPORT, "SIGINT", "OSError" + LIBRARY),
         (*EXPORT, "SIGTERM", "RuntimeError" + LIBRARY),
     ],

@@ -697,7 +697,7 @@ def test_strangers_and_damage_are_refused(tmp_path):
         keras_resnet.from_weights(tmp_path / "vgg.safetensors")
     for extension in (".keras", ".h5", ".safetensors"):
         (tmp_path / f"x{extension}").write_bytes(b"damaged")
-        with pytest.raises(WeightsError, match=f"x{extension} cannot be read: "):
+        with pytest.raises(WeightsError, match=f"x{extension} (cannot be read|is damaged): "):
             readers.read(tmp_path / f"x{extension}")
 
 
@@ -979,11 +979,12 @@ def test_convert_says_what_is_wrong(tmp_path, monkeypatch):
     for arguments, message in (
         (["x.th", "out.onnx"], "OUT ends in .keras or .safetensors, or is FOLDER/; found 'out.onnx'"),
         (["x.th", "nowhere/out.keras"], "nowhere/out.keras cannot be written: there is no folder nowhere"),
-        (["x.th", "out.keras"], None),
     ):
-        assert convert.check(convert.parse(arguments)) == message
+        with pytest.raises(WeightsError, match=re.escape(message)):
+            convert.check(convert.parse(arguments))
+    convert.check(convert.parse(["x.th", "out.keras"]))
     monkeypatch.setattr(sys, "argv", ["convert.py", str(tmp_path / "x.th"), str(tmp_path / "out.keras")])
-    with pytest.raises(SystemExit, match="^convert.py: the weights .*x.th' do not exist$"):
+    with pytest.raises(SystemExit, match="^convert.py: the weights .*x.th' do not exist; weights are a file"):
         convert.main()
     assert not (tmp_path / "out.keras").exists()
 

@@ -25,14 +25,14 @@ from keras_resnet import evaluation, origin
 from keras_resnet.data import imagenet
 from keras_resnet.files import Path
 from keras_resnet.graphs import LOADING_DEPTH, fold, recursion_limit
-from keras_resnet.serving import formats, signatures
+from keras_resnet.serving import formats, signatures, web
 from keras_resnet.serving.formats import ExportError
 from keras_resnet.weights.published import find
 
 TOP_K = 5
 CALIBRATION_IMAGES = 300
 DTYPES = ("float32", "bfloat16", "int8")
-FORMATS = ("saved_model", *formats.WRITERS)
+FORMATS = ("saved_model", *formats.WRITERS, "web")
 WARMUP = os.path.join("assets.extra", "tf_serving_warmup_requests")  # where TF Serving looks for it
 ABOUT = "about.json"
 UNFINISHED, REMOVED = ".unfinished-", ".removed-"  # names of folders that no server looks at
@@ -55,7 +55,7 @@ def export(
         folder: of the versions; its name is the model's name for the server.
         classes: the classes' names; default "0", "1" and so on.
         version: an integer from 1 to 2^63 - 1 that is not there yet; default the next one.
-        format: "saved_model", "openvino", "onnx" or "litert".
+        format: "saved_model", "openvino", "onnx", "litert", or "web": a page in which a network for small images runs.
         batch_norm: "fold" into the convolutions, the same within 1e-5, or "keep".
         dtype: of weights and arithmetic: "float32"; "bfloat16" in a SavedModel; "int8" for OpenVINO and LiteRT, with
             `calibration`.
@@ -99,6 +99,8 @@ def export(
         "max_pixels": max_pixels,
         "classes": classes,
     }
+    if format == "web":  # what a page cannot express is refused before anything is written
+        page, written["largest_difference"] = web.page(network, classes, crop, written, batch_norm == "fold")
     with _unfinished(folder, version) as (temporary, file):
         with recursion_limit(LOADING_DEPTH):
             copy = fold(network, "float32" if dtype == "int8" else dtype, batch_norm == "fold")
@@ -109,6 +111,8 @@ def export(
                 with tf.io.TFRecordWriter(os.path.join(temporary, WARMUP)) as requests:
                     for log in signatures.warmup_requests(os.path.basename(folder), model.input_shape, crop):
                         requests.write(log.SerializeToString())
+            elif format == "web":
+                pathlib.Path(temporary, web.NAME).write_text(page, "utf-8")
             else:
                 written["largest_difference"] = formats.write(copy, network, temporary, format, crop, images)
         json.dump(written, file, indent=2)

@@ -13,6 +13,7 @@ import numpy as np
 from keras import layers
 
 from keras_resnet import normalization
+from keras_resnet.architecture import CONVOLUTIONS
 from keras_resnet.graphs import LOADING_DEPTH, fold, recursion_limit
 from keras_resnet.models import from_weights
 from keras_resnet.serving.formats import TOLERANCE, ExportError
@@ -66,11 +67,12 @@ def page(
         "classes": list(classes),
         "size": crop,
         "normalization": _normalization(network),
-        "block": architecture.block + (f" {architecture.stride_in}" if architecture.stride_in else ""),
+        "convolutions": CONVOLUTIONS[architecture.block],  # in a block
+        "strided": 2 if architecture.stride_in == "3x3" else 1,  # which of them has the stride
         "shortcut": architecture.shortcut,
         "variant": architecture.shortcut_variant,
         "order": architecture.order._asdict(),
-        "blocks": list(architecture.blocks()),
+        "blocks": [(block.name, block.strides) for block in architecture.blocks()],
         "tensors": [(name, tensor.shape) for name, tensor in tensors.items()],
         "float16": base64.b64encode(b"".join(tensor.tobytes() for tensor in tensors.values())).decode(),
     }
@@ -91,8 +93,9 @@ def _expressible(model, crop):
             network = from_weights(source._replace(input_size=(crop, crop)))
     except WeightsError as error:
         raise ExportError(f"{model.name} is no network that can run in a page: {error}") from error
-    if architecture.stem != "3x3":
-        raise ExportError(f"a page is for networks with the 3x3 stem; {model.name} begins with {architecture.stem}")
+    if architecture.stem != "3x3" or architecture.output_stride:
+        what = "has dilated convolutions" if architecture.output_stride else f"begins with {architecture.stem}"
+        raise ExportError(f"a page is for networks with the 3x3 stem and strides; {model.name} {what}")
     if source.classifier_activation != "softmax":
         raise ExportError(f"a page shows the probabilities of a softmax; {model.name} ends otherwise")
     if source.normalization == "caffe":

@@ -33,20 +33,20 @@ function normalize(pixels, { scale, offset }) {
 
 // A convolution with zeros around the image: a pixel of the result is the sum of the pixels under the kernel, each
 // multiplied by the kernel's matrix (inputs x outputs) at its place. The bias is what batch normalisation has become.
-function convolve(x, name, { weights }, stride = 1, rate = 1) {
+function convolve(x, name, { weights }, stride = 1) {
   const { shape: [size, , inputs, outputs], values: kernel } = weights[`${name}/kernel`];
   const bias = weights[`${name}/bias`]?.values ?? new Float32Array(outputs);
-  const border = ((size - 1) / 2) * rate;
+  const border = (size - 1) / 2;
   const height = Math.ceil(x.height / stride), width = Math.ceil(x.width / stride);
   const values = new Float32Array(height * width * outputs), sum = new Float64Array(outputs);
   for (let i = 0, to = 0; i < height; i++) {
     for (let j = 0; j < width; j++, to += outputs) {
       sum.set(bias);
       for (let u = 0; u < size; u++) {
-        const row = i * stride + u * rate - border;
+        const row = i * stride + u - border;
         if (row < 0 || row >= x.height) continue;
         for (let v = 0; v < size; v++) {
-          const column = j * stride + v * rate - border;
+          const column = j * stride + v - border;
           if (column < 0 || column >= x.width) continue;
           const from = (row * x.width + column) * inputs;
           for (let c = 0, k = (u * size + v) * inputs * outputs; c < inputs; c++, k += outputs) {
@@ -78,21 +78,15 @@ function activate(x, steps, name, { weights }) {
 }
 
 // A block (P1 Fig. 5): two or three convolutions compute the residual F(x), and the shortcut brings x to the addition.
-function block(x, [name, filters, strides, rates], network, activated) {
+function block(x, [name, strides], network, activated) {
   const { before, behind, last, added } = network.order;
   const start = activated ? x : activate(x, before, `${name}_1`, network);
-  const convolutions = {
-    "basic": [[strides, rates[0]], [1, rates[1]]],
-    "bottleneck 1x1": [[strides, 1], [1, rates[1]], [1, 1]],
-    "bottleneck 3x3": [[1, 1], [strides, rates[0]], [1, 1]],
-  }[network.block];
   let y = start;
-  convolutions.forEach(([stride, rate], i) => {
-    const layer = `${name}_${i + 1}`;
-    if (i > 0) y = activate(y, before, layer, network);
-    y = convolve(y, layer, network, stride, rate);
-    y = activate(y, i + 1 < convolutions.length ? behind : last, layer, network);
-  });
+  for (let i = 1; i <= network.convolutions; i++) {
+    if (i > 1) y = activate(y, before, `${name}_${i}`, network);
+    y = convolve(y, `${name}_${i}`, network, i === network.strided ? strides : 1);
+    y = activate(y, i < network.convolutions ? behind : last, `${name}_${i}`, network);
+  }
   if (network.shortcut) {
     const [identity, residual] = vary(shortcut(x, start, name, y.channels, strides, network), y, name, network);
     y = { ...y, values: residual.map((value, i) => identity[i] + value) }; // the lesson of the paper: x + F(x)

@@ -3,7 +3,7 @@
 
 const TOP = 3; // classes that are shown
 const SIDE = 320; // of the picture on the page, in pixels
-const EVIDENCE = [255, 120, 0]; // its colour, red, green and blue
+const EVIDENCE = [225, 0, 140]; // its colour, red, green and blue
 const find = (id) => document.getElementById(id);
 const network = decode(JSON.parse(find("network").textContent));
 const { size, classes } = network;
@@ -12,13 +12,21 @@ let stream; // of the camera, while it is on
 
 // ---- What comes in ----
 
-async function open(file) {
-  if (!file) return;
+async function openFile(file) {
+  const name = file.name || "The picture";
+  let picture;
   try {
-    look(await createImageBitmap(file, { imageOrientation: "from-image" }), file.name || "The picture");
+    picture = await createImageBitmap(file, { imageOrientation: "from-image" });
   } catch {
-    complain(`${file.name || "This"} is no picture that this browser can show. JPEG, PNG and WebP files are.`);
+    complain(`${name} is no picture that this browser can show. JPEG, PNG and WebP files are.`);
+    return;
   }
+  look(picture, name);
+}
+
+function given(files) {
+  if (files.length) openFile(files[0]);
+  else complain("There was no picture in what the page was given.");
 }
 
 // The picture's pixels, on white where it is transparent. They are read in strips: large canvases fail on telephones.
@@ -36,16 +44,18 @@ function pixels(picture) {
 }
 
 function look(picture, name) {
-  const seen = pixels(picture);
+  const seen = pixels(picture), before = answer;
   const start = performance.now();
   const found = forward(network, seen);
   answer = { ...found, picture, name, milliseconds: performance.now() - start };
   find("message").textContent = "";
   show(seen);
+  if (before) find("answer").scrollIntoView({ block: "nearest" }); // on a telephone it is below the drawings
 }
 
 function complain(sentence) {
   find("message").textContent = sentence;
+  find("message").scrollIntoView({ block: "nearest" });
 }
 
 // ---- What is shown ----
@@ -55,7 +65,8 @@ function show(seen) {
   const best = classes.map((_, k) => k).sort((one, other) => probabilities[other] - probabilities[one]).slice(0, TOP);
   find("classes").replaceChildren(...best.map((k, place) => row(k, probabilities[k], place === 0)));
   const said = best.map((k) => `${classes[k]} ${percent(probabilities[k])}`).join(", ");
-  find("spoken").textContent = `${name}: ${said}. ${Math.max(1, Math.round(milliseconds))} ms on this machine.`;
+  find("spoken").textContent = `${name}: ${said}.`;
+  find("time").textContent = `${name}, answered in ${Math.max(1, Math.round(milliseconds))} ms on this machine.`;
   paintSeen(seen);
   paintPicture();
 }
@@ -101,7 +112,7 @@ function paintPicture() {
   const map = evidence(network, answer.features, k);
   const shown = find("overlay").checked;
   if (shown) draw.drawImage(coloured(map), 0, 0);
-  const speaks = Math.max(...map) > 0 ? `The deeper the orange, the more this place speaks for “${classes[k]}”.`
+  const speaks = Math.max(...map) > 0 ? `The deeper the magenta, the more this place speaks for “${classes[k]}”.`
     : `No place speaks for “${classes[k]}”.`;
   find("legend").textContent = shown ? speaks : "";
   find("picture").setAttribute("aria-label", shown ? `${name}, with the evidence for ${classes[k]}` : name);
@@ -164,10 +175,10 @@ function describe() {
   const name = shortcut ? `ResNet-${depth}` : `A plain network of ${depth} layers`;
   document.title = find("title").textContent = `${name} looks at your picture`;
   const known = `It knows ${classes.length} classes: ${classes.slice(0, 20).join(", ")}${classes.length > 20 ? " …" : ""}.`;
-  const wrong = typeof error === "number" ? ` Of the test images it takes ${percent(error)} for another class.` : "";
+  const wrong = typeof error === "number" ? ` It is wrong on ${percent(error)} of its test images.` : "";
   const what = shortcut ? `A residual network with ${depth} layers` : `A network with ${depth} layers and no shortcuts`;
   find("about").textContent = `${what} and ${parameters.toLocaleString("en")} parameters. ${known}${wrong}`;
-  find("seen-caption").textContent = `What the network sees: ${size} × ${size} pixels, each the mean of those below it.`;
+  find("seen-caption").textContent = `What the network sees: ${size} × ${size} pixels, each the average of the pixels it covers.`;
   find("program").textContent = block.toString();
 }
 
@@ -188,7 +199,7 @@ function examples() {
 describe();
 examples();
 find("file").addEventListener("change", (event) => {
-  open(event.target.files[0]);
+  given(event.target.files);
   event.target.value = ""; // so that the same file can be chosen again
 });
 find("overlay").addEventListener("change", paintPicture);
@@ -201,7 +212,6 @@ for (const kind of ["dragenter", "dragover", "dragleave", "drop"]) {
     find("drop").classList.toggle("over", kind === "dragenter" || kind === "dragover");
   });
 }
-const given = (files) => (files.length ? open(files[0]) : complain("That held no picture file."));
 document.addEventListener("drop", (event) => given(event.dataTransfer.files));
 document.addEventListener("paste", (event) => given(event.clipboardData.files));
 find("examples").querySelector("button").click();

@@ -1,4 +1,5 @@
 import json
+import os
 import pathlib
 import re
 import shutil
@@ -12,7 +13,8 @@ from conftest import ROOT, randomize
 from keras import layers
 
 import keras_resnet
-from keras_resnet import analysis, evaluation, serving
+from keras_resnet import analysis, evaluation, graphs, models, serving
+from keras_resnet.architecture import Architecture
 from keras_resnet.data import imagenet
 from keras_resnet.graphs import fold
 from keras_resnet.serving import web
@@ -103,45 +105,156 @@ def check(model, images, folder, itself, maps=1e-4, **options):
         assert np.abs(evidence[:, k] - closely).max() < maps * max(1, np.abs(closely).max())
 
 
-@pytest.mark.parametrize("name", ["cifar10-resnet-20", "cifar10-plain-20"])
-def test_the_page_answers_as_the_shipped_networks(tmp_path, name):
+@pytest.mark.parametrize(("name", "itself"), [("cifar10-resnet-20", 2e-3), ("cifar10-plain-20", 0.01)])
+def test_the_page_answers_as_the_shipped_networks(tmp_path, name, itself):
     ship = keras.utils.img_to_array(keras.utils.load_img(ROOT / "docs" / "ship.png"))
     ship = imagenet.center_crop(ship, 32, 32).numpy()
     images = np.concatenate([pictures(7, 32), ship[None]])
-    check(evaluation.load_model(find(name)), images, tmp_path, itself=2e-3)
+    check(evaluation.load_model(find(name)), images, tmp_path, itself)
 
 
-NETWORKS = {
-    "B": {"shortcut": "B"},
-    "C": {"shortcut": "C"},
-    "plain": {"shortcut": None},
-    "bottleneck": {"depth": 11, "block": "bottleneck", "shortcut": "B"},
-    "bottleneck A, stride in 3x3": {"depth": 11, "block": "bottleneck", "shortcut": "A", "stride_in": "3x3"},
-    "two blocks a stage": {"depth": 14},
-    **{
-        order: {"activation_order": order, "shortcut": shortcut}
-        for order, shortcut in (
-            ("bn_after_addition", "B"), ("relu_before_addition", "A"), ("relu_only_preactivation", "B"),
-            ("full_preactivation", "C"), ("bare_stem_preactivation", "A"), ("bare_ends_preactivation", "B"),
-        )
-    },
-    **{
-        variant: {"shortcut_variant": variant}
-        for variant in ("constant_scaling", "exclusive_gate", "shortcut_gate", "dropout")
-    },
-}  # fmt: skip
+# Each order, shortcut, variant and kind of block at least once.
+NETWORKS = (
+    {"depth": 14, "shortcut": "C"},
+    {"shortcut": None, "normalization": None},
+    {"activation_order": "bn_after_addition", "shortcut": "B", "shortcut_variant": "constant_scaling"},
+    {"activation_order": "relu_before_addition", "shortcut": "A", "shortcut_variant": "exclusive_gate"},
+    {"activation_order": "relu_only_preactivation", "shortcut": "B", "shortcut_variant": "shortcut_gate"},
+    {"activation_order": "full_preactivation", "shortcut": "C", "shortcut_variant": "dropout"},
+    {"activation_order": "full_preactivation", "shortcut": "A"},
+    {"activation_order": "bare_stem_preactivation", "shortcut": "A", "block": "bottleneck", "stride_in": "3x3"},
+    {"activation_order": "bare_ends_preactivation", "shortcut": "B", "block": "bottleneck", "stride_in": "1x1"},
+)
 
 
-def small(depth=8, size=12, classes=4, normalization=((120.0, 125.0, 110.0), (60.0, 62.0, 65.0)), **options):
+def small(depth=None, size=12, classes=4, normalization=((120.0, 125.0, 110.0), (60.0, 62.0, 65.0)), **options):
+    depth = depth or (11 if options.get("block") == "bottleneck" else 8)
     model = keras_resnet.CifarResNet(
         depth, input_shape=(size, size, 3), classes=classes, normalization=normalization, **options
     )
+    return telling_apart(model)
+
+
+def telling_apart(model, size=None):
+    """The network with random weights, and scores of mean 0 and standard deviation 1 for each class."""
     randomize(model)
-    fc = model.get_layer("fc")
-    fc.kernel.assign(20 * fc.kernel)  # so that the answers tell images apart
+    scores = keras.ops.convert_to_numpy(models.logits(model)(pictures(4, size or model.input_shape[1])))
+    kernel, bias = model.get_layer("fc").get_weights()
+    model.get_layer("fc").set_weights([kernel / scores.std(0), (bias - scores.mean(0)) / scores.std(0)])
     return model
 
 
-@pytest.mark.parametrize("options", NETWORKS.values(), ids=NETWORKS)
+@pytest.mark.parametrize("options", NETWORKS, ids=lambda options: ", ".join(map(str, options.values())))
 def test_the_page_answers_as_every_kind_of_network(tmp_path, options):
     check(small(**options), pictures(4, 12), tmp_path, itself=0.02)
+
+
+def test_batch_normalisation_that_is_not_folded(tmp_path):
+    check(small(shortcut="B"), pictures(4, 12), tmp_path, itself=0.02, batch_norm=False)
+
+
+def test_four_stages_and_a_mean_image(tmp_path):
+    mean = np.random.default_rng(1).uniform(0, 255, (9, 9, 3))
+    network = Architecture("basic", (1, 1, 1, 1), width=8, stem="3x3", shortcut="B")
+    model = models.build(network, input_shape=(9, 9, 3), classes=5, normalization=(mean, 64.0))
+    check(telling_apart(model), pictures(4, 9), tmp_path, itself=0.02)
+
+
+def test_a_network_of_logits_and_any_size(tmp_path):
+    model = keras_resnet.CifarResNet(8, classes=3, input_shape=(None, None, 3), classifier_activation=None)
+    telling_apart(model, 10)
+    path = serving.export(model, tmp_path / "web", classes=["one", "</script>", "“three”"], crop=10, format="web")
+    assert sorted(os.listdir(path)) == ["about.json", "index.html"]
+    html = pathlib.Path(path, "index.html").read_text("utf-8")
+    images = pictures(3, 10)
+    found, _ = answers(html, images, tmp_path)
+    expected = keras.ops.softmax(rounded(model)(images))
+    assert np.abs(found - keras.ops.convert_to_numpy(expected)).max() < 1e-5
+    about = json.loads(pathlib.Path(path, "about.json").read_text())
+    assert 0 < about["largest_difference"] < 0.02
+    assert json.loads(described(html))["classes"] == ["one", "</script>", "“three”"]
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "size"),
+    [(32, 32, 32), (601, 450, 32), (97, 64, 32), (40, 1003, 24), (20, 11, 32), (333, 500, 64)],
+)
+def test_pictures_are_averaged_as_files_are(tmp_path, height, width, size):
+    image = pictures(1, 1024)[0, :height, :width].round()
+    alpha = np.full((height, width, 1), 255)
+    program = f"""
+    const bytes = Uint8Array.from(picture);
+    const rows = (top, count) => bytes.subarray(4 * {width} * top, 4 * {width} * (top + count));
+    const answer = Array.from(shrink(rows, {width}, {height}, {size}, 7));
+    """
+    found = in_node(program, tmp_path, picture=np.concatenate([image, alpha], -1))
+    expected = imagenet.center_crop(image, size, size).numpy()
+    assert np.abs(np.reshape(found, expected.shape) - expected).max() < 0.01
+
+
+def nested():
+    inputs = keras.Input((32, 32, 3))
+    return keras.Model(inputs, small(size=32)(inputs), name="nested")
+
+
+def rectified_otherwise():
+    model = small(size=32)
+    swap = lambda layer: layers.ReLU(6.0, name=layer.name) if isinstance(layer, layers.ReLU) else None
+    return graphs.copy(model, lambda layer: swap(layer) or graphs.same_layer(layer))
+
+
+def with_another_layer():
+    model = small(size=32)
+    x = layers.Conv2D(64, 1, name="more")(model.get_layer("conv4_1").output)
+    x = layers.Dense(4, activation="softmax", name="fc")(layers.GlobalAveragePooling2D()(x))
+    return keras.Model(model.input, x, name="another")
+
+
+def overflowing():
+    model = small(size=32)
+    kernel, bias = model.get_layer("fc").get_weights()
+    model.get_layer("fc").set_weights([kernel, np.full_like(bias, 1e5)])
+    return model
+
+
+REFUSED = {
+    "the 3x3 stem": lambda: keras_resnet.ResNet18(input_shape=(64, 64, 3), classes=3),
+    "up to 64x64 pixels; .* 224x224": lambda: keras_resnet.ResNet18(classes=3, stem="3x3"),
+    "contains models": nested,
+    "other layers": rectified_otherwise,
+    "left over": with_another_layer,
+    "a softmax": lambda: small(size=32, classifier_activation="sigmoid"),
+    "BGR": lambda: small(size=32, normalization="caffe"),
+    "float16": overflowing,
+    "holds no residual network": lambda: keras.Sequential(
+        [keras.Input((32, 32, 3)), layers.Flatten(), layers.Dense(3, activation="softmax")]
+    ),
+}
+
+
+@pytest.mark.parametrize("why", REFUSED)
+def test_what_a_page_cannot_express_is_refused(tmp_path, why):
+    with pytest.raises(serving.ExportError, match=why):
+        serving.export(REFUSED[why](), tmp_path / "web", format="web")
+    assert not os.listdir(tmp_path)
+
+
+def test_the_page_is_one_file_that_asks_for_nothing():
+    html = page(small(size=32))
+    assert not re.search(r"""(src|href)=["'](?!data:,)|https?://|@import|url\(|fetch\(|XMLHttpRequest""", html)
+    assert html.count("<script>") == len(web.SCRIPTS) and "default-src 'none'" in html
+
+
+def test_the_page_answers_in_a_browser(tmp_path):
+    chromium = shutil.which("chromium")
+    if chromium is None:
+        pytest.skip("chromium is not installed")
+    path = serving.export_run("cifar10-resnet-20", tmp_path / "web", format="web")
+    options = ["--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path}/profile"]
+    options += ["--virtual-time-budget=10000", "--enable-logging=stderr", "--dump-dom"]
+    done = subprocess.run([chromium, *options, f"file://{path}/index.html"], capture_output=True, text=True, timeout=60)
+    assert "CONSOLE" not in done.stderr, done.stderr
+    assert re.search(r'aria-live="polite">A ship: ship \d\d', done.stdout)
+    assert '<h1 id="title">ResNet-20 looks at your picture</h1>' in done.stdout
+    assert "It is wrong on 8.2 % of its test images." in done.stdout
+    assert done.stdout.count("<canvas") == 2 + 8  # the pictures, and the drawings

@@ -84,7 +84,7 @@ def _expressible(model, crop):
     if crop > SMALL:
         raise ExportError(
             f"a page is for networks of small images, up to {SMALL}x{SMALL} pixels; {model.name} takes {crop}x{crop}. "
-            "For it there are the other formats"
+            "Take another format or, for a network of any size, a smaller crop (--crop)"
         )
     try:
         with recursion_limit(LOADING_DEPTH):

@@ -79,17 +79,19 @@ function activate(x, steps, name, { weights }) {
 
 // A block (P1 Fig. 5): two or three convolutions compute the residual F(x), and the shortcut brings x to the addition.
 function block(x, [name, strides], network, activated) {
-  const { before, behind, last, added } = network.order;
+  const { convolutions, strided, order: { before, behind, last, added } } = network;
   const start = activated ? x : activate(x, before, `${name}_1`, network);
   let y = start;
-  for (let i = 1; i <= network.convolutions; i++) {
-    if (i > 1) y = activate(y, before, `${name}_${i}`, network);
-    y = convolve(y, `${name}_${i}`, network, i === network.strided ? strides : 1);
-    y = activate(y, i < network.convolutions ? behind : last, `${name}_${i}`, network);
+  for (let i = 1; i <= convolutions; i++) {
+    const layer = `${name}_${i}`;
+    if (i > 1) y = activate(y, before, layer, network);
+    y = convolve(y, layer, network, i === strided ? strides : 1);
+    y = activate(y, i < convolutions ? behind : last, layer, network);
   }
   if (network.shortcut) {
-    const [identity, residual] = vary(shortcut(x, start, name, y.channels, strides, network), y, name, network);
-    y = { ...y, values: residual.map((value, i) => identity[i] + value) }; // the lesson of the paper: x + F(x)
+    const identity = shortcut(x, start, name, y.channels, strides, network);
+    const [xs, fs] = vary(identity, y, name, network);
+    y = { ...y, values: fs.map((f, i) => xs[i] + f) }; // the lesson: x + F(x)
   }
   return activate(y, added, name, network);
 }

@@ -142,6 +142,7 @@ function coloured(map) {
 // ---- The camera ----
 
 async function useCamera() {
+  closeCamera();
   try {
     stream = await navigator.mediaDevices.getUserMedia({ video: { facingMode: "environment" } });
     find("video").srcObject = stream;
@@ -151,8 +152,8 @@ async function useCamera() {
     find("shoot").focus();
   } catch (error) {
     closeCamera();
-    const refused = error.name === "NotAllowedError";
-    complain(refused ? "The browser may not use the camera; its settings for this page allow it." : "There is no camera that this page can use.");
+    complain(error.name === "NotAllowedError" ? "The browser did not let this page use the camera."
+      : "There is no camera that this page can use.");
   }
 }
 
@@ -160,12 +161,13 @@ function closeCamera() {
   for (const track of stream?.getTracks() ?? []) track.stop();
   stream = undefined;
   find("viewfinder").hidden = true;
+  find("camera").focus({ preventScroll: true });
 }
 
 async function shoot() {
-  look(await createImageBitmap(find("video")), "The camera's picture");
+  const picture = await createImageBitmap(find("video"));
   closeCamera();
-  find("camera").focus();
+  look(picture, "The camera's picture");
 }
 
 // ---- The start ----

@@ -96,8 +96,8 @@ function block(x, [name, strides], network, activated) {
   return activate(y, added, name, network);
 }
 
-// Option A: the same values; where the shape changes, every second pixel and zeros as additional channels. Options B and
-// C (P1 3.3): where there is a projection, a 1x1 convolution.
+// Option A (P1 3.3): the same values; where the shape changes, every second pixel and zeros as additional channels.
+// Options B and C: a 1x1 convolution where the network has one.
 function shortcut(x, start, name, filters, strides, network) {
   if (strides > 1 || x.channels !== filters) x = start;
   if (network.weights[`${name}_shortcut/kernel`]) {
@@ -127,8 +127,8 @@ function vary(x, y, name, network) {
   return [closed, network.variant === "exclusive_gate" ? y.values.map((value, i) => value * gate[i]) : y.values];
 }
 
-// The whole network. `pixels`: Float32Array (size x size x 3), RGB in [0, 255]. Returns the classes' probabilities and the
-// last feature map, which `evidence` reads.
+// The whole network. `pixels`: Float32Array (size x size x 3), RGB in [0, 255]. Returns the classes' probabilities and
+// the last feature map, which `evidence` reads.
 function forward(network, pixels) {
   const { size, order, weights } = network;
   let x = { height: size, width: size, channels: 3, values: normalize(pixels, network.normalization) };
@@ -145,12 +145,14 @@ function forward(network, pixels) {
   return { probabilities: powers.map((power) => power / sum), features: x };
 }
 
-// The class activation map (Zhou et al., 2015): how much each position of the last feature map adds to the score of class
-// k. Global average pooling and the fully connected layer are the mean of this map, plus the bias of the class.
+// The class activation map (Zhou et al., 2015): how much each position of the last feature map adds to the score of
+// class k. Global average pooling and the fully connected layer are the mean of this map, plus the bias of the class.
 function evidence(network, { channels, values }, k) {
   const { shape: [, classes], values: kernel } = network.weights["fc/kernel"];
   const map = new Float64Array(values.length / channels);
-  for (let i = 0; i < values.length; i++) map[Math.floor(i / channels)] += values[i] * kernel[(i % channels) * classes + k];
+  values.forEach((value, i) => {
+    map[Math.floor(i / channels)] += value * kernel[(i % channels) * classes + k];
+  });
   return map;
 }
 

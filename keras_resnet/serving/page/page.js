@@ -72,8 +72,9 @@ function show(seen) {
 }
 
 function row(k, probability, checked) {
-  const label = document.createElement("label"), radio = document.createElement("input");
-  const name = document.createElement("span"), number = document.createElement("span"), bar = document.createElement("span");
+  const [label, radio, name, number, bar] = ["label", "input", "span", "span", "span"].map(
+    (tag) => document.createElement(tag)
+  );
   Object.assign(radio, { type: "radio", name: "class", value: k, checked });
   radio.addEventListener("change", paintPicture);
   [name.textContent, number.textContent] = [classes[k], percent(probability)];
@@ -176,11 +177,13 @@ function describe() {
   const { depth, shortcut, parameters, test_error: error, block: kind } = network;
   const name = shortcut ? `ResNet-${depth}` : `A plain network of ${depth} layers`;
   document.title = find("title").textContent = `${name} looks at your picture`;
-  const known = `It knows ${classes.length} classes: ${classes.slice(0, 20).join(", ")}${classes.length > 20 ? " …" : ""}.`;
+  const names = classes.slice(0, 20).join(", ") + (classes.length > 20 ? " …" : "");
+  const known = `It knows ${classes.length} classes: ${names}.`;
   const wrong = typeof error === "number" ? ` It is wrong on ${percent(error)} of its test images.` : "";
   const what = shortcut ? `A residual network with ${depth} layers` : `A network with ${depth} layers and no shortcuts`;
   find("about").textContent = `${what} and ${parameters.toLocaleString("en")} parameters. ${known}${wrong}`;
-  find("seen-caption").textContent = `What the network sees: ${size} × ${size} pixels, each the average of the pixels it covers.`;
+  find("seen-caption").textContent =
+    `What the network sees: ${size} × ${size} pixels, each the average of the pixels it covers.`;
   find("program").textContent = block.toString();
 }
 

@@ -11,7 +11,7 @@ PROTOCOLS = ("center", "10-crop", "multi-scale", "single")
 COLOR_SAMPLE = 10_000  # photographs for the colour statistics
 
 # Serving.
-FORMATS = ("saved_model", "openvino", "onnx", "litert")
+FORMATS = ("saved_model", "openvino", "onnx", "litert", "web")
 DTYPES = ("float32", "bfloat16", "int8")
 TOP_K = 5
 MAX_PIXELS = 50_000_000  # of a file: 150 MB once it is decoded, 16 of them at a time

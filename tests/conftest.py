@@ -68,6 +68,8 @@ MAY_SKIP = (
     "torch is not installed",
     "transformers is not installed",
     "kserve is not installed",
+    "node is not installed",
+    "chromium is not installed",
     "that is for TensorFlow",  # the tests of the optimizer run again on the other backends
     "Keras has none on PyTorch",
 )

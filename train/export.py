@@ -1,10 +1,11 @@
-"""Exports a classifier for TF Serving, OpenVINO, ONNX Runtime or LiteRT.
+"""Exports a classifier for TF Serving, OpenVINO, ONNX Runtime, LiteRT or a browser.
 
     python train/export.py runs/cifar10-resnet-20                  saved_models/cifar10-resnet-20/1/, the next time 2/
     python train/export.py model.keras --classes classes.json      a JSON list of names, in the order of the outputs
     python train/export.py runs/r50 --format openvino              saved_models/r50-openvino/1/model.xml
     python train/export.py runs/r50 --format openvino --dtype int8 --calibrate PHOTOGRAPHS
                                                                    PHOTOGRAPHS/{train,val}/CLASS/ or PHOTOGRAPHS/CLASS/
+    python train/export.py runs/cifar10-resnet-20 --format web     a page that a double click opens, index.html
 
 MODEL is a .keras file whose input is RGB pixels in [0, 255], or the folder of a finished run. A version is written
 atomically and never overwritten. docs/serving.md shows how to serve it.
@@ -141,6 +142,8 @@ def main():
             print("the classes have no names; --classes FILE gives them some")
         if options.format == "saved_model":
             print(f"tensorflow_model_server --model_name={name} --model_base_path={os.path.dirname(path)}")
+        if options.format == "web":
+            print(f"open {os.path.join(path, 'index.html')} in a browser")
     except (ResNetError, OSError) as error:
         interrupted.insist()
         sys.exit(f"export.py: {error}")

@@ -199,8 +199,8 @@ def is_array_record(name: str, builder: typing.Any) -> bool:
         )
     if kind == ARRAY_RECORD and not importlib.util.find_spec(ARRAY_RECORD):
         raise DataError(
-            f"{name} in {builder.data_dir} is in files of the format {ARRAY_RECORD}, which need the package of that "
-            f"name: {environment.install(ARRAY_RECORD)}; or prepare it as tfrecord"
+            f"{name} in {builder.data_dir} is in files of the format {ARRAY_RECORD}, which need the package "
+            f"{environment.install(ARRAY_RECORD)}; or prepare it as tfrecord"
         )
     return kind == ARRAY_RECORD
 

@@ -6,6 +6,7 @@ because a version appears whole or not at all. docs/serving.md shows how they ar
 
 import json
 import os
+import pathlib
 import typing
 from collections.abc import Sequence
 
@@ -21,7 +22,7 @@ from keras_resnet.data import crops
 from keras_resnet.files import Path
 from keras_resnet.graphs import LOADING_DEPTH, fold, recursion_limit
 from keras_resnet.runs import Run
-from keras_resnet.serving import formats, publishing, signatures
+from keras_resnet.serving import formats, publishing, signatures, web
 from keras_resnet.serving.formats import ExportError
 
 CALIBRATION_IMAGES = 300
@@ -45,7 +46,7 @@ def export(
         folder: of the versions; its name is the model's name for the server.
         classes: the classes' names; default "0", "1" and so on.
         version: an integer from 1 to 2^63 - 1 that is not there yet; default the next one.
-        format: "saved_model", "openvino", "onnx" or "litert".
+        format: "saved_model", "openvino", "onnx", "litert", or "web": a page in which a network for small images runs.
         batch_norm: "fold" into the convolutions, the same within 1e-5, or "keep".
         dtype: of weights and arithmetic: "float32"; "bfloat16" in a SavedModel; "int8" for OpenVINO and LiteRT, with
             `calibration`.
@@ -93,6 +94,8 @@ def export(
         "max_pixels": max_pixels,
         "classes": classes,
     }
+    if format == "web":  # what a page cannot express is refused before anything is written
+        page, written["largest_difference"] = web.page(network, classes, crop, written, batch_norm == "fold")
     with publishing.unfinished(folder) as temporary:
         with recursion_limit(LOADING_DEPTH):
             copy = fold(network, "float32" if dtype == "int8" else dtype, batch_norm == "fold")
@@ -106,6 +109,8 @@ def export(
                     with tf.io.TFRecordWriter(os.path.join(temporary, WARMUP)) as requests:
                         for log in signatures.warmup_requests(os.path.basename(folder), model.input_shape, crop):
                             requests.write(log.SerializeToString())
+            elif format == "web" or format == "web":
+                pathlib.Path(temporary, web.NAME).write_text(page, "utf-8")
             else:
                 written["largest_difference"] = formats.write(copy, network, temporary, format, crop, images)
                 written["checked_in"] = written["largest_difference"] and formats.CHECKED_IN

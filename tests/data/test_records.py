@@ -259,7 +259,7 @@ def test_damaged_array_records(array_dir, tmp_path):
 def test_array_records_need_their_package(array_dir, monkeypatch):
     find_spec = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "array_record" else find_spec(name))
-    with pytest.raises(DataError, match="tiny_photographs in .* need the package of that name: pip install array_reco"):
+    with pytest.raises(DataError, match="tiny_photographs in .* need the package array_record: pip install array-reco"):
         records.load("tiny_photographs", array_dir)
 
 

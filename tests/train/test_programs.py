@@ -69,7 +69,7 @@ def test_flags_are_read_before_frameworks_are_imported(name, words):
 
 def test_the_choices_are_those_of_the_library():
     assert (*readers.READERS,) == choices.WEIGHTS and (*normalization.NAMED,) == choices.NORMALIZATIONS
-    assert ("saved_model", *formats.WRITERS) == choices.FORMATS
+    assert ("saved_model", *formats.WRITERS, "web") == choices.FORMATS
 
 
 def test_the_version_of_an_export(program):

@@ -520,7 +520,7 @@ def test_weights_that_are_not_finite_are_refused(tmp_path, small_shapes):
     [
         (
             {"depth": 14},
-            "--init-from .*pretrained.keras .* has the network cifar_resnet8, and this run trains cifar_res",
+            "--init-from .*pretrained.keras .* has the network cifar_resnet8, and this run trains cifar_resnet14",
         ),
         ({"freeze_until": "conv5"}, "--freeze-until is one of conv1, conv2, conv3, conv4; found conv5"),
         ({"init_from": "nowhere.pth"}, "--init-from the weights 'nowhere.pth' do not exist"),

@@ -50,8 +50,7 @@ class ResNet:
                 newly initialised; a path or a model has to have as many (or take its body, with include_top=False).
             input_tensor: a Keras tensor to build the network on, instead of a new input. The model's inputs are those
                 that it was computed from.
-            input_shape: (height, width, channels); a height or width of None allows any. Default: any size, three
-                channels.
+            input_shape: (height, width, channels); a height or width of None allows any. Default: (None, None, 3).
             pooling: without the top: None for the last feature map, "avg" or "max" for global pooling.
             classes: number of classes.
             classifier_activation: "softmax", or None for logits.
@@ -59,8 +58,7 @@ class ResNet:
             shortcut: "A" (identity, new channels filled with zeros), "B" (projection where the shape changes) or
                 "C" (projection everywhere), P1 4.1.
             stride_in: which convolution of a bottleneck has the stride: "1x1" (the paper) or "3x3" (Facebook,
-                torchvision, "v1.5"). Basic blocks have it in the first 3x3. Default: as in the weights; without
-                weights, "1x1".
+                torchvision, "v1.5"). Basic blocks have it in the first 3x3. Default: the weights' place, or "1x1".
             stem: "7x7" (stride 2, then 3x3 max pooling) or "3x3" (stride 1, no pooling: for small images).
             shortcut_initializer: initializer of the projections; default He. "average" fills them with
                 1 / input channels. As everywhere in Keras, one with an integer seed gives the same values each time.
@@ -75,8 +73,7 @@ class ResNet:
 
         Returns:
             A `keras.Model`. Input: (batch, height, width, channels), float. Output: (batch, classes) probabilities, or
-            the features. Block 1 of stage 3 ends with the layer `conv3_1`; its convolutions are `conv3_1_1`,
-            `conv3_1_2`.
+            the features. Block 1 of stage 3 ends with `conv3_1`; its convolutions are `conv3_1_1` and `conv3_1_2`.
 
         Raises:
             ValueError: an argument is none of the above, or the weights do not fit; the message says what is possible.

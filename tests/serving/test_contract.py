@@ -385,11 +385,11 @@ def test_a_client_that_hangs_up_harms_nobody(server, expected):
             hung.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # a reset, at once
     with server.stubs() as (predictions, _):
         predictions.Predict.future(request_for(pixels()), timeout=30).cancel()
-    connection = http.client.HTTPConnection("localhost", server.rest_port, timeout=30)
-    for _ in range(2):  # over one connection
-        connection.request("POST", f"/v1/models/{NAME}:predict", body)
-        rows = json.load(connection.getresponse())["predictions"]
-        np.testing.assert_allclose([row["probabilities"] for row in rows], expected, atol=1e-5)
+    with contextlib.closing(http.client.HTTPConnection("localhost", server.rest_port, timeout=30)) as connection:
+        for _ in range(2):  # over one connection
+            connection.request("POST", f"/v1/models/{NAME}:predict", body)
+            rows = json.load(connection.getresponse())["predictions"]
+            np.testing.assert_allclose([row["probabilities"] for row in rows], expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", SERVERS)

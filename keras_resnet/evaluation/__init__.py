@@ -1,4 +1,7 @@
-"""The papers' evaluation protocols for classifiers."""
+"""The papers' tests of classifiers: one crop, ten crops, many sizes, and ensembles.
+
+A protocol says which views of an image are averaged. Every image counts once. Needs TensorFlow.
+"""
 
 from keras_resnet.choices import PARTS
 from keras_resnet.evaluation.examples import load_data

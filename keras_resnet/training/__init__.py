@@ -1,6 +1,7 @@
 """Training, from settings to a trained model and a record of the run.
 
-Importing this package needs neither Keras nor TensorFlow; `train` needs both.
+A run is what its `Settings` say; its folder holds what it needs to go on. Importing this room needs neither Keras nor
+TensorFlow; `train` needs both.
 """
 
 import typing

@@ -92,7 +92,7 @@ def finished(settings: Settings) -> dict | None:
     result = Run(settings.folder).result
     model_file(settings.folder)  # RunError if it is damaged
     print(f"{settings.folder} is finished; this is its result")
-    return dict(result)
+    return result
 
 
 def write_classes(settings: Settings, classes: Sequence[str]) -> None:

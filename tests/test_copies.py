@@ -10,7 +10,7 @@ import pytest
 import tensorflow as tf
 from keras import layers
 
-from keras_resnet import evaluation, graphs, serving
+from keras_resnet import evaluation, graphs, normalization, serving
 from keras_resnet.analysis import gradient_norms
 from keras_resnet.evaluation import protocols
 from keras_resnet.graphs import fold
@@ -311,7 +311,9 @@ def test_several_outputs_and_inputs_keep_their_names_and_structure():
     keras.tree.map_structure(np.testing.assert_array_equal, found, expected)
 
 
-AUGMENTATIONS = [name for name in sorted(vars(layers)) if name.startswith("Random") or name in graphs.TRAINING_ONLY]
+AUGMENTATIONS = [
+    name for name in sorted(vars(layers)) if name.startswith("Random") or name in normalization.TRAINING_ONLY
+]
 ARGUMENTS = {
     "RandomCrop": (4, 4),
     "RandomInvert": (),

@@ -25,7 +25,7 @@ def program(home, folder, name, *arguments, **variables):
     """Runs a program of train/ in `folder`, with `home`/keras.json; returns its output."""
     done = subprocess.run(
         [sys.executable, ROOT / "train" / f"{name}.py", *arguments],
-        capture_output=True, text=True, timeout=300, cwd=folder, env={**os.environ, "KERAS_HOME": home, **environment},
+        capture_output=True, text=True, timeout=300, cwd=folder, env={**os.environ, "KERAS_HOME": home, **variables},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     return done.stdout

@@ -89,7 +89,7 @@ def test_a_full_disk_and_a_vanished_folder(tmp_path):
     (tmp_path / "shapes-resnet-8").rename(tmp_path / "elsewhere")
     _, stderr = process.communicate(timeout=100)
     assert process.returncode == 1, stderr
-    assert "could not be written: [Errno 2]" in stderr and "Traceback" not in stderr
+    assert "could not be written: No such file or directory" in stderr and "Traceback" not in stderr
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,6 @@ Only reading a data set prepared by tensorflow-datasets needs TensorFlow.
 
 import difflib
 import hashlib
-import importlib.util
 import os
 import socket
 import sys
@@ -134,7 +133,7 @@ def _arrays(name, data_dir):
 def _cifar(name, data_dir):
     """The names of the classes, the training `Split` and the test `Split`."""
     folder = pickles.cached(name) if data_dir is None else pickles.find(name, data_dir)
-    prepares = all(map(importlib.util.find_spec, ("tensorflow", "tensorflow_datasets")))
+    prepares = not environment.missing("tensorflow", "tensorflow_datasets")
     if folder is None and data_dir is None and not prepares:
         folder = pickles.download(name)
     if folder is None:
@@ -197,7 +196,7 @@ def is_array_record(name: str, builder: typing.Any) -> bool:
             f"{name} in {builder.data_dir} is in files of the format {kind}; prepare it as tfrecord, which is the "
             f"default of tensorflow-datasets, or as {ARRAY_RECORD}"
         )
-    if kind == ARRAY_RECORD and not importlib.util.find_spec(ARRAY_RECORD):
+    if kind == ARRAY_RECORD and environment.missing(ARRAY_RECORD):
         raise DataError(
             f"{name} in {builder.data_dir} is in files of the format {ARRAY_RECORD}, which need the package "
             f"{environment.install(ARRAY_RECORD)}; or prepare it as tfrecord"

@@ -98,11 +98,11 @@ def export(
         page, written["largest_difference"] = web.page(network, classes, crop, written, batch_norm == "fold")
     with publishing.unfinished(folder) as temporary:
         with recursion_limit(LOADING_DEPTH):
-            copy = fold(network, "float32" if dtype == "int8" else dtype, batch_norm == "fold")
+            copy = lambda: fold(network, "float32" if dtype == "int8" else dtype, batch_norm == "fold")
             if format == "saved_model":
                 top_k = min(top_k, outputs)
                 written["signatures"] = signatures.save(
-                    copy, temporary, classes, top_k, preprocess, max_pixels, range_check
+                    copy(), temporary, classes, top_k, preprocess, max_pixels, range_check
                 )
                 if not environment.lacks("tensorflow_serving", "file of requests that warm a server up"):
                     os.makedirs(os.path.join(temporary, os.path.dirname(WARMUP)))
@@ -112,7 +112,7 @@ def export(
             elif format == "web" or format == "web":
                 pathlib.Path(temporary, web.NAME).write_text(page, "utf-8")
             else:
-                written["largest_difference"] = formats.write(copy, network, temporary, format, crop, images)
+                written["largest_difference"] = formats.write(copy(), network, temporary, format, crop, images)
                 written["checked_in"] = written["largest_difference"] and formats.CHECKED_IN
         with open(os.path.join(temporary, ABOUT), "w") as file:
             json.dump(written, file, indent=2)

@@ -16,7 +16,7 @@ import keras
 from keras_resnet import analysis, files
 from keras_resnet.files import RunError, write_whole
 from keras_resnet.optimizers import PlateauSchedule, StepSchedule
-from keras_resnet.runs import CLASSES, DATA, HISTORY, RESULT, SETTINGS, SETTINGS_KINDS, Run, model_file, read_json
+from keras_resnet.runs import CLASSES, DATA, HISTORY, RESULT, SETTINGS, SETTINGS_KINDS, Run, read_json
 from keras_resnet.training import recipes
 from keras_resnet.training.history import History, clock, draw
 from keras_resnet.training.objective import errors
@@ -89,8 +89,8 @@ def finished(settings: Settings) -> dict | None:
     """The result of a run that is finished, with a line that says so; None otherwise. RunError if it is damaged."""
     if not os.path.exists(os.path.join(settings.folder, RESULT)):
         return None
-    result = Run(settings.folder).result
-    model_file(settings.folder)  # RunError if it is damaged
+    run = Run(settings.folder)
+    result, _ = run.result, run.file  # RunError if one of them is damaged
     print(f"{settings.folder} is finished; this is its result")
     return result
 

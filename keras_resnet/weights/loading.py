@@ -35,12 +35,11 @@ def load_weights(model: keras.Model, source: Readable) -> None:
     """
     if not isinstance(model, keras.Model):
         raise WeightsError(f"weights are loaded into a Keras model; found {model!r}")
-    if isinstance(source, str) and source in PUBLISHED:
-        source = read(source, architecture_of(read(model)).name)
-    source = read(source)
+    network = read(model) if isinstance(source, str) and source in PUBLISHED else None
+    source = read(source, architecture_of(network).name if network else None)
     if source.family is None:
         return _load_unnamed(model, source.name)
-    problems = [*_differences(read(model), source), *_misfits(model, source)]
+    problems = [*_differences(network or read(model), source), *_misfits(model, source)]
     if problems:
         raise WeightsError("\n  ".join([f"{source} does not fit {model.name}; nothing was changed:", *problems]))
     arrays: dict = {key: source.array(*key) for key in _variables(model, source.family.biases)}

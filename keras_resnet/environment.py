@@ -8,9 +8,10 @@ import importlib
 import importlib.util
 import os
 import platform
+import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 __version__ = "0.1.0"
 
@@ -72,6 +73,32 @@ def needed(*names: str) -> str | None:
     """The predicate of a message, such as "needs the package jax: pip install jax"; None if all are installed."""
     absent = missing(*names)
     return f"needs the package{'s' * (len(absent) > 1)} {install(*absent)}" if absent else None
+
+
+def import_quietly(name: str, before: Callable[[], object] = lambda: None) -> None:
+    """Imports TensorFlow, or a package that does, without the lines about its build that TensorFlow logs then.
+
+    `before` is called first, and is as quiet. Nothing happens if TensorFlow has been imported.
+    """
+    if "tensorflow" in sys.modules:
+        return
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    masks = hasattr(signal, "pthread_sigmask")  # not on Windows
+    if masks:  # the signals would abort the import
+        signals = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    stderr, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        before()
+        importlib.import_module(name)
+        importlib.import_module("tensorflow").config.list_physical_devices()  # which logs, too
+    finally:
+        sys.stderr.flush()
+        os.dup2(stderr, 2)
+        os.close(stderr)
+        os.close(nowhere)
+        if masks:
+            signal.pthread_sigmask(signal.SIG_SETMASK, signals)
 
 
 # Keras' values of the process as Keras ships them, whatever `keras.json` and the environment of the user say.

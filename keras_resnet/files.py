@@ -1,4 +1,4 @@
-"""Atomic writes, made by only one of several processes, the lock of a run, and the errors that are for people."""
+"""Atomic writes, the lock of a run, and the errors that are for people."""
 
 import contextlib
 import errno
@@ -15,19 +15,6 @@ import numpy as np
 from keras_resnet import environment
 
 Path: typing.TypeAlias = str | os.PathLike
-
-writes = True  # whether this process writes files; of several workers only one does. `written_if` changes it
-
-
-@contextlib.contextmanager
-def written_if(chief: bool) -> Iterator[None]:
-    """Inside this context, the process writes files only if it is the chief of the workers."""
-    global writes
-    before, writes = writes, chief
-    try:
-        yield
-    finally:
-        writes = before
 
 
 class ResNetError(Exception):
@@ -135,16 +122,9 @@ def is_name(text: str) -> bool:
 
 
 def write_whole(path: Path, write: Callable[[typing.BinaryIO], object]) -> None:
-    """Calls `write` with a binary file that replaces `path` once it is complete.
-
-    Nothing happens if this process is not the one that `writes`.
-
-    Raises:
-        RunError: as in `whole`.
-    """
-    if writes:
-        with whole(path) as temporary, open(temporary, "wb") as file:
-            write(file)
+    """Calls `write` with a binary file that replaces `path` once it is complete; RunError as in `whole`."""
+    with whole(path) as temporary, open(temporary, "wb") as file:
+        write(file)
 
 
 def read_arrays(path: Path) -> dict[str, np.ndarray]:

@@ -60,7 +60,9 @@ def parse(words=None):
 if __name__ == "__main__":
     parse()  # now: what follows takes seconds to import
 
-import quiet  # noqa: F401, before anything that imports TensorFlow
+import backend
+
+backend.choose("tensorflow", "jax")  # first, before anything that imports Keras
 
 
 def main():

@@ -70,7 +70,9 @@ def parse(words=None):
 if __name__ == "__main__":
     parse()  # now: what follows takes seconds to import
 
-import any_backend  # noqa: F401, first, before Keras
+import backend
+
+backend.choose(*backend.BACKENDS)  # first, before anything that imports Keras
 
 # isort: split
 import keras

@@ -66,7 +66,9 @@ def parse(words=None):
 if __name__ == "__main__":
     parse()  # now: what follows takes seconds to import
 
-import quiet  # noqa: F401, first, before anything that imports TensorFlow
+import backend
+
+backend.choose("tensorflow")  # first, before anything that imports Keras
 
 # isort: split
 import keras

@@ -13,6 +13,7 @@
                                                          photographs from TensorFlow Datasets
     python train/fit.py --dataset FLOWERS --depth 50 --init-from imagenet --freeze-until conv3 --steps 2000
                                                          fine-tunes trained weights on other photographs
+    KERAS_BACKEND=jax python train/fit.py --depth 110    with JAX, which needs no TensorFlow for small images
 
 All output goes to OUTPUT/NAME/: args.json, classes.json, history.csv, curves.png, tensorboard/, checkpoint/ and, at the
 end, result.json and model.keras. A run that was stopped (Ctrl-C, SIGTERM, a crash) goes on when the same command is
@@ -39,13 +40,14 @@ def parse(words=None):
 if __name__ == "__main__":
     parse()  # now: what follows takes seconds to import
 
-import quiet  # noqa: F401, first, before anything that imports TensorFlow
+import backend
+
+backend.choose("tensorflow", "jax")  # first, before anything that imports Keras
 
 # isort: split
-from keras_resnet import serving
-from keras_resnet.training import distribution
-from keras_resnet.training.folder import summary
-from keras_resnet.training.run import train
+from keras_resnet.files import RunError
+from keras_resnet.training import loop
+from keras_resnet.training.result import summary
 
 
 def main():
@@ -53,8 +55,12 @@ def main():
     verbose, profile, to_export = (arguments.pop(name) for name in ("verbose", "profile", "export"))
     with errors_told("fit.py"):
         settings = Settings(**arguments)
-        print(summary(settings, train(settings, verbose, profile)))
-        if to_export and distribution.is_chief(settings.strategy):
+        if to_export and os.environ["KERAS_BACKEND"] != "tensorflow":
+            raise RunError("--export needs TensorFlow; python train/export.py exports the run once it is trained")
+        print(summary(settings, loop.train(settings, verbose, profile)))
+        if to_export and loop.writes(settings):
+            from keras_resnet import serving  # here, because JAX does without TensorFlow
+
             folder = os.path.join("saved_models", os.path.basename(settings.folder))
             print(f"exported to {serving.export_run(settings.folder, folder)}")
 

@@ -49,7 +49,9 @@ def parse(words=None):
 if __name__ == "__main__":
     parse()  # now: what follows takes seconds to import
 
-import quiet  # noqa: F401, first, before anything that imports TensorFlow
+import backend
+
+backend.choose("tensorflow", "jax")  # first, before anything that imports Keras
 
 # isort: split
 from keras_resnet.training.checkpoint import Stopped

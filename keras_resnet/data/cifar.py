@@ -9,7 +9,7 @@ no matter where the run was resumed.
 import numpy as np
 import tensorflow as tf
 
-from keras_resnet.data.parts import WHOLE, Parts, evaluation_ranges, steps_per_epoch, training_order
+from keras_resnet.data.parts import WHOLE, Parts, ranges, steps_per_epoch, training_order
 from keras_resnet.data.sources import PADDING, Split
 
 
@@ -86,5 +86,5 @@ def evaluation_batches(split: Split, *, batch_size: int = 500, parts: Parts = WH
     Batches have at most `batch_size` examples, and their sizes differ by one at most.
     """
     images, labels = tf.constant(split.images), tf.constant(split.labels)
-    ranges = evaluation_ranges(len(split.labels), batch_size, parts)
-    return ranges.map(lambda r: (images[r[0] : r[1]], labels[r[0] : r[1]])).prefetch(tf.data.AUTOTUNE)
+    found = tf.data.Dataset.from_tensor_slices(ranges(len(split.labels), batch_size, parts))
+    return found.map(lambda r: (images[r[0] : r[1]], labels[r[0] : r[1]])).prefetch(tf.data.AUTOTUNE)

@@ -20,7 +20,7 @@ from keras_resnet.architecture import IMAGE_SIZE
 from keras_resnet.choices import COLOR_SAMPLE
 from keras_resnet.data import color, crops
 from keras_resnet.data.folders import Examples
-from keras_resnet.data.parts import WHOLE, Parts, evaluation_ranges, steps_per_epoch, training_order
+from keras_resnet.data.parts import WHOLE, Parts, ranges, steps_per_epoch, training_order
 from keras_resnet.data.sources import DataError
 from keras_resnet.files import own_line, reason
 
@@ -250,8 +250,8 @@ def center_batches(
         return tf.ensure_shape(images, (None, image_size, image_size, 3)), labels
 
     own = len(parts.own)
-    ranges = evaluation_ranges(len(files), batch_size, parts)
-    batches = ranges.map(batch, num_parallel_calls=2 * own).prefetch(own)
+    found = tf.data.Dataset.from_tensor_slices(ranges(len(files), batch_size, parts))
+    batches = found.map(batch, num_parallel_calls=2 * own).prefetch(own)
     return batches if skipped is None else batches.filter(lambda images, labels: tf.size(labels) > 0)
 
 

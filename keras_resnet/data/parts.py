@@ -3,9 +3,11 @@
 import typing
 
 import numpy as np
-import tensorflow as tf
 
 from keras_resnet.data.sources import DataError
+
+if typing.TYPE_CHECKING:
+    import tensorflow as tf
 
 
 class Parts(typing.NamedTuple):
@@ -18,7 +20,7 @@ class Parts(typing.NamedTuple):
 WHOLE = Parts()
 
 
-def training_order(order: tf.Tensor, batch_size: int, parts: Parts = WHOLE) -> tf.Tensor:
+def training_order(order: "tf.Tensor", batch_size: int, parts: Parts = WHOLE) -> "tf.Tensor":
     """The examples of an epoch, batch by batch, without the last, partial batch.
 
     Args:
@@ -29,6 +31,8 @@ def training_order(order: tf.Tensor, batch_size: int, parts: Parts = WHOLE) -> t
     Returns:
         int32 (batches * len(parts.own), batch_size / parts.total), one row for each part.
     """
+    import tensorflow as tf  # here, because JAX does without it
+
     size = batch_size // parts.total
     batches = tf.reshape(order[: len(order) // batch_size * batch_size], (-1, parts.total, size))
     return tf.reshape(batches[:, parts.own.start : parts.own.stop], (-1, size))
@@ -41,7 +45,7 @@ def steps_per_epoch(n: int, batch_size: int) -> int:
     return n // batch_size
 
 
-def evaluation_ranges(n: int, batch_size: int, parts: Parts = WHOLE) -> tf.data.Dataset:
+def ranges(n: int, batch_size: int, parts: Parts = WHOLE) -> np.ndarray:
     """Splits n examples into ranges of nearly equal size; every part has the same number of ranges, and none is empty.
 
     Args:
@@ -50,7 +54,7 @@ def evaluation_ranges(n: int, batch_size: int, parts: Parts = WHOLE) -> tf.data.
         parts: `Parts`.
 
     Returns:
-        A `tf.data.Dataset` of int64 (2,), begin and end.
+        int64 (ranges, 2), begin and end.
 
     Raises:
         DataError: there are fewer examples than parts.
@@ -59,5 +63,5 @@ def evaluation_ranges(n: int, batch_size: int, parts: Parts = WHOLE) -> tf.data.
         raise DataError(f"{parts.total} devices cannot share {n} examples to be tested on; train on fewer devices")
     rounds = -(-n // (batch_size * parts.total))
     edges = np.arange(rounds * parts.total + 1) * n // (rounds * parts.total)
-    ranges = np.stack([edges[:-1], edges[1:]], 1).reshape(rounds, parts.total, 2)
-    return tf.data.Dataset.from_tensor_slices(ranges[:, parts.own.start : parts.own.stop].reshape(-1, 2))
+    found = np.stack([edges[:-1], edges[1:]], 1).reshape(rounds, parts.total, 2)
+    return found[:, parts.own.start : parts.own.stop].reshape(-1, 2)

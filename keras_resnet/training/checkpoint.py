@@ -6,16 +6,16 @@ import signal
 import threading
 import types
 import typing
-from collections.abc import Iterable
+from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import keras
 import numpy as np
 
-from keras_resnet.files import Path, RunError, read_arrays, write_whole
-from keras_resnet.optimizers import sync_variables
+from keras_resnet.files import RunError, read_arrays
+from keras_resnet.training.folder import CHECKPOINT, Folder
 
-LATER = ("waited",)  # fields of states that checkpoints of older versions do not have
+ADVICE = "Delete it to start from the beginning."
 
 
 class Stopped(Exception):
@@ -26,13 +26,6 @@ class Stopped(Exception):
         self.step = step
         self.signal_number = signal_number
         self.exit_status = 128 + signal_number  # as in shells
-
-
-class Stop(typing.Protocol):
-    """An object that says which signal asks the run to stop; None for none."""
-
-    @property
-    def received(self) -> int | None: ...
 
 
 class StopSignals:
@@ -64,68 +57,46 @@ class StopSignals:
         )
 
 
-class Checkpoint(keras.callbacks.Callback):
-    """Saves the complete state of a run, every few steps and after a signal.
+def variables_of(model: keras.Model, optimizer: keras.optimizers.Optimizer) -> dict[str, keras.Variable]:
+    """All variables by a name that is unique and the same in every process."""
+    # Paths of variables are not the same: Keras numbers the random seed generators of a process.
+    layers = {f"model/{layer.name}/{v.name}": v for layer in model.layers for v in layer.variables}
+    if len(layers) < sum(len(layer.variables) for layer in model.layers):
+        raise ValueError(f"{model.name} contains models or layers whose variables have the same names")
+    return layers | {f"optimizer/{variable.path}": variable for variable in optimizer.variables}
 
-    One `.npz` file holds the variables of model, optimizer and metrics and, as JSON, the step and the `state` of other
-    callbacks. This has to be the last callback, so that their state is up to date. Training continues while a thread
-    writes the file. If another exception ends `fit`, the caller has to `wait` for the file.
+
+class Checkpoint:
+    """The complete state of a run in one `.npz` file: variables and, as JSON, all else.
+
+    Training continues while a thread writes the file, one at a time; whoever ends has to `wait` for it.
 
     Args:
-        path: the file.
-        model: a model compiled by `compile_for_training`.
-        every: steps from one checkpoint to the next.
-        steps_per_epoch: steps in an epoch.
-        steps: steps of the whole run; the last one is always saved.
-        callbacks: callbacks with a `state`, a dictionary that can be written as JSON.
-        stop: where stop signals come from, for example `StopSignals`.
+        folder: the run's.
+        variables: what `variables_of` returns.
     """
 
-    def __init__(
-        self, path: Path, model: keras.Model, *, every: int, steps_per_epoch: int, steps: int,
-        callbacks: Iterable[keras.callbacks.Callback], stop: Stop,
-    ) -> None:  # fmt: skip
-        super().__init__()
-        self.path = path
-        self.every = every
-        self.steps_per_epoch = steps_per_epoch
-        self.steps = steps
-        self.due = False
-        self.stateful = {type(callback).__name__: callback for callback in callbacks}
-        self.stop = stop
-        self.signal: int | None = None  # the signal received; workers agree on it together, so it is not asked again
+    def __init__(self, folder: Folder, variables: Mapping[str, keras.Variable]):
+        self.folder = folder
+        self.path = folder.path(CHECKPOINT)
+        self.variables = variables
         self.writer = ThreadPoolExecutor(1)
         self.writing: Future | None = None
-        self.set_model(model)
-        self.step = 0
-        self.saved_metrics: list[np.ndarray] | None = None
 
-    def variables(self) -> dict[str, keras.Variable]:
-        """All variables except those of metrics, by a name that is unique and the same in every process."""
-        # Paths of variables are not the same: Keras numbers the random seed generators of a process.
-        layers = {f"model/{layer.name}/{v.name}": v for layer in self.model.layers for v in layer.variables}
-        if len(layers) < sum(len(layer.variables) for layer in self.model.layers):
-            raise ValueError(f"{self.model.name} contains models or layers whose variables have the same names")
-        return layers | {f"optimizer/{variable.path}": variable for variable in self.model.optimizer.variables}
-
-    def save(self) -> None:
-        """Copies the current state of the run, and lets a thread write it, one checkpoint at a time.
+    def save(self, state: Mapping[str, typing.Any]) -> None:
+        """Copies the variables and `state`, which has the number of steps done, "step", and lets a thread write them.
 
         Raises:
             RunError: a weight is not finite (the last checkpoint is kept), or the last checkpoint could not be written.
         """
         self.wait()
-        sync_variables(self.model)
-        arrays = {name: variable.numpy() for name, variable in self.variables().items()}
+        arrays = {name: keras.ops.convert_to_numpy(variable) for name, variable in self.variables.items()}
         bad = [name for name, array in arrays.items() if not np.isfinite(array).all()]
         if bad:
-            raise RunError(diverged(self.step, f"{bad[0]} is not finite", self.path))
-        metrics = self.model.metrics_variables
-        arrays |= {f"metrics/{i}": variable.numpy() for i, variable in enumerate(metrics)}
-        callbacks = {name: callback.state for name, callback in self.stateful.items()}
-        state = {"step": self.step, "backend": keras.backend.backend(), "metrics": len(metrics), "callbacks": callbacks}
-        arrays["state"] = np.frombuffer(json.dumps(state).encode(), "uint8")
-        self.writing = self.writer.submit(write_whole, self.path, lambda file: np.savez(file, **arrays))
+            raise self.diverged(state["step"], f"{bad[0]} is not finite")
+        text = json.dumps({**state, "backend": keras.backend.backend()})
+        arrays["state"] = np.frombuffer(text.encode(), "uint8")
+        self.writing = self.writer.submit(self.folder.write, CHECKPOINT, lambda file: np.savez(file, **arrays))
 
     def wait(self) -> None:
         """Waits until the checkpoint is written.
@@ -139,96 +110,71 @@ class Checkpoint(keras.callbacks.Callback):
             if error:
                 raise error
 
-    def restore(self) -> int:
-        """Restores the saved run, if there is one.
+    def check(self) -> None:
+        """RunError if a checkpoint could not be written, now and not at the next one. Does not wait."""
+        if self.writing and self.writing.done():
+            self.wait()
+
+    def restore(self, state: Mapping[str, typing.Any]) -> dict[str, typing.Any]:
+        """Restores the variables of the saved run, if there is one.
+
+        Args:
+            state: that of a run which has done nothing; the saved one has the same fields, and theirs.
 
         Returns:
-            The number of steps done; 0 if there is no checkpoint.
+            The saved state; `state` if there is no checkpoint.
 
         Raises:
-            RunError: the file is damaged or of another network; nothing has been changed.
+            RunError: the file is damaged, of another network, another backend or an older version; nothing has been
+                changed.
         """
         if not os.path.exists(self.path):
-            return 0
-        advice = "Delete it to start from the beginning."
+            return dict(state)
         try:
             arrays = read_arrays(self.path)
-            state = json.loads(arrays.pop("state").tobytes())
-            metrics = [arrays.pop(f"metrics/{i}") for i in range(state["metrics"])]
-            step, states = state["step"], {name: dict(state["callbacks"][name]) for name in self.stateful}
-            lacking = [
-                f"{name}.{key}"
-                for name, callback in self.stateful.items()
-                for key in callback.state
-                if key not in states[name] and key not in LATER
-            ]
-            if lacking or not isinstance(step, int):
-                raise ValueError(f"its state lacks {', '.join(lacking) or 'a whole number of steps'}")
+            found = json.loads(arrays.pop("state").tobytes())
+            if isinstance(found, dict) and "callbacks" in found:
+                raise RunError(
+                    f"the checkpoint {self.path} was written by an older version, which counted otherwise. {ADVICE}"
+                )
+            _check(found, {**state, "backend": ""})
         except KeyError as error:
-            raise RunError(f"the checkpoint {self.path} is damaged: it lacks {error}. {advice}") from error
+            raise RunError(f"the checkpoint {self.path} is damaged: it lacks {error}. {ADVICE}") from error
         except (OSError, ValueError, TypeError) as error:
-            raise RunError(f"the checkpoint {self.path} is damaged: {error}. {advice}") from error
-        if (begun := state.get("backend", "tensorflow")) != (backend := keras.backend.backend()):
+            raise RunError(f"the checkpoint {self.path} is damaged: {error}. {ADVICE}") from error
+        if (begun := found.pop("backend")) != (backend := keras.backend.backend()):
             raise RunError(
                 f"the run of {self.path} was begun on {begun}, and this is {backend}, with other random numbers. "
-                f"Go on with {'fit_jax.py' if begun == 'jax' else 'fit.py'}, or choose another --name."
+                f"Go on with KERAS_BACKEND={begun}, or choose another --name."
             )
-        variables = self.variables()
-        found = {name: array.shape for name, array in arrays.items()}
-        expected = {name: tuple(variable.shape) for name, variable in variables.items()}
-        if found != expected:
-            names = sorted(n for n in {*found, *expected} if found.get(n) != expected.get(n))
-            raise RunError(f"the checkpoint {self.path} is of another network; for example {names[0]}.\n{advice}")
-        for name, variable in variables.items():
+        shapes = {name: array.shape for name, array in arrays.items()}
+        expected = {name: tuple(variable.shape) for name, variable in self.variables.items()}
+        if shapes != expected:
+            names = sorted(n for n in {*shapes, *expected} if shapes.get(n) != expected.get(n))
+            raise RunError(f"the checkpoint {self.path} is of another network; for example {names[0]}.\n{ADVICE}")
+        for name, variable in self.variables.items():
             variable.assign(arrays[name])
-        for name, callback in self.stateful.items():
-            callback.state.update(states[name])
-        self.step = step
-        self.saved_metrics = metrics
-        return self.step
+        return found
 
-    def on_epoch_begin(self, epoch, logs=None):
-        if self.saved_metrics and self.step % self.steps_per_epoch:  # the means over the epoch so far
-            # A checkpoint of an older version has fewer.
-            for variable, array in zip(self.model.metrics_variables, self.saved_metrics, strict=False):
-                variable.assign(array)
-        self.saved_metrics = None
-
-    def on_train_batch_begin(self, batch, logs=None):
-        self.first_batch = batch
-
-    def on_train_batch_end(self, batch, logs=None):
-        before = self.step
-        self.step += batch - self.first_batch + 1
-        if self.writing and self.writing.done():
-            self.wait()  # if it failed, raises now and not at the next checkpoint
-        if not np.isfinite(logs["loss"]):
-            self.wait()  # because the message says whether there is a checkpoint
-            raise RunError(diverged(before + 1, f"the loss is {logs['loss']}", self.path, self.step))
-        ends_epoch = self.step % self.steps_per_epoch == 0 or self.step == self.steps
-        self.due = self.due or before // self.every < self.step // self.every or self.step == self.steps
-        self.signal = self.signal or self.stop.received
-        if (self.due or self.signal) and not ends_epoch:
-            self.save_and_stop()
-
-    def on_epoch_end(self, epoch, logs=None):
-        self.signal = self.signal or self.stop.received
-        if self.due or self.signal or self.model.stop_training:  # only now the history has the row of this epoch
-            self.save_and_stop()
-
-    def on_train_end(self, logs=None):
-        self.wait()
-
-    def save_and_stop(self) -> None:
-        self.save()
-        self.due = False
-        if self.signal:
-            self.wait()
-            raise Stopped(self.step, self.signal)
+    def diverged(self, step: int, what: str) -> RunError:
+        """What to raise for a run that diverged at this step."""
+        self.wait()  # because the message says whether there is a checkpoint
+        kept = f"The checkpoint {self.path} is the last good one."
+        if not os.path.exists(self.path):
+            kept = "No checkpoint was written yet."
+        return RunError(
+            f"training diverged at step {step}: {what}. {kept}\nA lower --lr or --warmup may help, under another --name."
+        )
 
 
-def diverged(step: int, what: str, path: Path, last: int | None = None) -> str:
-    """What to say of a run that diverged at this step; with `last`, at one of the steps up to it."""
-    at = f"at step {step}" if last in (None, step) else f"in steps {step} to {last}"
-    kept = f"The checkpoint {path} is the last good one." if os.path.exists(path) else "No checkpoint was written yet."
-    return f"training diverged {at}: {what}. {kept}\nA lower --lr or --warmup may help, under another --name."
+def _check(found, expected, where="its state"):
+    """ValueError unless `found` is an object with the fields of `expected`, also inside, and whole numbers there."""
+    if not isinstance(found, dict):
+        raise ValueError(f"{where} is {found!r:.40}")
+    for name, value in expected.items():
+        if name not in found:
+            raise ValueError(f"{where} lacks {name!r}")
+        if isinstance(value, dict):
+            _check(found[name], value, f"its {name}")
+        elif isinstance(value, int) and not isinstance(found[name], int):
+            raise ValueError(f"{where} has {found[name]!r:.40} for {name!r}")

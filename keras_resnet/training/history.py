@@ -5,12 +5,14 @@ import io
 import math
 import time
 import typing
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import keras
 
 from keras_resnet import environment
-from keras_resnet.files import Path, write_whole
+from keras_resnet.files import Path
+from keras_resnet.runs import HISTORY
+from keras_resnet.training.folder import CURVES, Folder
 
 COLUMNS = (
     "epoch", "step", "learning_rate", "loss", "error", "top5_error", "val_loss", "val_error", "val_top5_error",
@@ -22,6 +24,7 @@ THOUSANDS_FROM = 2000  # steps; the axes of shorter runs count single ones
 HEADROOM = 1.06  # above the largest error
 LINE_EVERY = 600  # seconds between lines in long epochs
 DRAW_EVERY = 20  # seconds from one drawing of the curves to the next, at least
+BOARD = "tensorboard"  # in the run's folder
 
 
 def clock(seconds: float) -> str:
@@ -35,80 +38,30 @@ def iterations(last: int) -> tuple[int, str]:
     return (1000, "iterations (thousands)") if last >= THOUSANDS_FROM else (1, "iterations")
 
 
-class Progress(keras.callbacks.ProgbarLogger):
-    """What `fit` prints: Keras' bar if `verbose` is 1, a line per epoch if it is 2.
-
-    Keras' own logger would take the part of a run that one call of `fit` makes for the whole run. This one replaces it,
-    and comes after the `History` that counts the batches.
-
-    Args:
-        history: the `History`.
-        batches: number of batches in the whole run.
-        batches_per_epoch: number of batches in an epoch.
-    """
-
-    def __init__(self, history, batches: int, batches_per_epoch: int):
-        super().__init__()
-        self.history = history
-        self.batches = batches
-        self.batches_per_epoch = batches_per_epoch
-        self.lines = False
-
-    def set_params(self, params: dict) -> None:
-        self.lines = params["verbose"] == 2
-        epochs = -(-self.batches // self.batches_per_epoch)
-        super().set_params({**params, "epochs": epochs, "verbose": int(params["verbose"] == 1)})
-
-    def on_epoch_begin(self, epoch, logs=None):
-        super().on_epoch_begin(epoch, logs)
-        self.epoch = epoch
-        self.last = time.perf_counter()
-
-    def on_train_batch_end(self, batch, logs=None):
-        super().on_train_batch_end(batch, logs)
-        if self.lines and time.perf_counter() - self.last > LINE_EVERY:
-            self.line(logs)
-
-    def on_epoch_end(self, epoch, logs=None):
-        super().on_epoch_end(epoch, logs)
-        if self.lines:
-            self.line(logs)
-
-    def line(self, logs: dict) -> None:
-        self.last = time.perf_counter()
-        step, steps = (batches // self.history.accumulate for batches in (self.history.batches, self.batches))
-        metrics = ", ".join(f"{name} {value:.4f}" for name, value in logs.items())
-        time_so_far = clock(self.history.state["seconds"])
-        print(f"epoch {self.epoch + 1}/{self.epochs}, step {step}/{steps}, {time_so_far}: {metrics}", flush=True)
-
-
-class History(keras.callbacks.Callback):
+class History:
     """One row per epoch, and the time spent. The learning rate is that of the epoch's first step.
 
-    `waiting`, in [0, 1], is the fraction of the steps' time in which a `TrainingModel` waited for the next batch; it is
-    also in the epoch's logs. For a resumed epoch it covers only the steps after the resumption.
+    `waiting`, in [0, 1], is the fraction of the steps' time in which the engine waited for the next batch. For a resumed
+    epoch it covers only the steps after the resumption.
 
     Args:
-        folder: the folder in which history.csv is kept up to date; curves.png is drawn at most every 20 seconds, and
+        folder: the run's; history.csv is kept up to date in it, and curves.png is drawn at most every 20 seconds, and
             not at all without matplotlib.
         title: title of the curves.
-        accumulate: batches in a step.
 
-    `batches` is the number of batches trained on; a resumed run has to restore it.
+    `state` is what a resumed run has to restore.
     """
 
-    def __init__(self, folder: Path, title: str, accumulate: int = 1):
-        super().__init__()
+    def __init__(self, folder: Folder, title: str):
         self.folder = folder
         self.title = title
-        self.accumulate = accumulate
-        self.batches = 0
         self.state: dict = {"rows": [], "learning_rate": None, "seconds": 0.0, "timed_seconds": 0.0, "timed_steps": 0}
         self.state["waited"] = 0.0  # of the timed seconds
+        self.epoch_began: tuple[float, float] | None = None  # seconds waited and timed
         self.last = time.perf_counter()
         self.warm = False
-        # The time on `last`'s clock.
-        self.draw_from = math.inf if environment.lacks("matplotlib", "curves.png") else 0.0
+        drawn = folder.writes and not environment.lacks("matplotlib", "curves.png")
+        self.draw_from = 0.0 if drawn else math.inf  # on `last`'s clock
 
     def lap(self) -> float:
         """Seconds since the last lap, which are added to the run's total."""
@@ -117,42 +70,44 @@ class History(keras.callbacks.Callback):
         self.state["seconds"] += seconds
         return seconds
 
-    def on_epoch_begin(self, epoch, logs=None):
+    def begin(self, rate: float) -> None:
+        """A span of steps begins, the first one at this rate."""
         self.lap()
-        self.before = self.state["waited"], self.state["timed_seconds"]
-
-    def on_train_batch_begin(self, batch, logs=None):
-        self.first_batch = batch
-        self.waited = getattr(self.model, "waited", None) or 0.0
         if self.state["learning_rate"] is None:
-            rate = keras.ops.convert_to_numpy(self.model.optimizer.learning_rate)
             self.state["learning_rate"] = float(f"{rate:.6g}")
+        self.epoch_began = self.epoch_began or (self.state["waited"], self.state["timed_seconds"])
 
-    def on_train_batch_end(self, batch, logs=None):
-        done = batch - self.first_batch + 1  # several in one execution, as with steps_per_execution
-        self.batches += done
+    def add(self, steps: int, waited: float) -> float:
+        """A span of steps is done, of whose seconds so many were waiting for batches. Returns the seconds."""
         seconds = self.lap()
         if self.warm:  # the first step of a process includes compilation
             self.state["timed_seconds"] += seconds
-            self.state["timed_steps"] += done
-            self.state["waited"] += (getattr(self.model, "waited", None) or 0.0) - self.waited
+            self.state["timed_steps"] += steps
+            self.state["waited"] += waited
         self.warm = True
+        return seconds
 
-    def on_epoch_end(self, epoch, logs=None):
+    def row(self, step: int, means: Mapping[str, float], waits: bool) -> dict:
+        """Writes the row of an epoch that ends at `step`, with `waiting` if the engine waits for data.
+
+        Returns:
+            The means, with `waiting`.
+        """
         self.lap()
-        waited, timed = self.state["waited"] - self.before[0], self.state["timed_seconds"] - self.before[1]
-        if getattr(self.model, "waited", None) is not None:
-            logs["waiting"] = waited / max(timed, 1e-9)
+        waited, timed = self.epoch_began or (0.0, 0.0)
+        share = (self.state["waited"] - waited) / max(self.state["timed_seconds"] - timed, 1e-9)
+        shown = {**means, **({"waiting": share} if waits else {})}
         row = {
-            "epoch": epoch + 1,
-            "step": self.batches // self.accumulate,  # the optimizer does not count steps whose gradients overflow
+            "epoch": len(self.state["rows"]) + 1,
+            "step": step,
             "learning_rate": self.state["learning_rate"],
-            **{name: round(value, 5) for name, value in logs.items()},
+            **{name: round(value, 5) for name, value in shown.items()},
             "seconds": round(self.state["seconds"], 1),
         }
         self.state["rows"].append(row)
-        self.state["learning_rate"] = None
+        self.state["learning_rate"] = self.epoch_began = None
         self.write()
+        return shown
 
     def write(self) -> None:
         """Rewrites both files from the rows, so that a resumed run neither repeats nor misses one."""
@@ -160,10 +115,71 @@ class History(keras.callbacks.Callback):
         table = csv.DictWriter(text, COLUMNS)
         table.writeheader()
         table.writerows(self.state["rows"])
-        write_whole(f"{self.folder}/history.csv", lambda file: file.write(text.getvalue().encode()))
+        self.folder.write(HISTORY, lambda file: file.write(text.getvalue().encode()))
         if self.state["rows"] and time.perf_counter() > self.draw_from:
             self.draw_from = time.perf_counter() + DRAW_EVERY
-            write_whole(f"{self.folder}/curves.png", lambda file: draw(self.state["rows"], self.title, file))
+            self.draw()
+
+    def draw(self, test_error: float | None = None) -> None:
+        """Draws curves.png, if there is matplotlib."""
+        if self.draw_from < math.inf:
+            self.folder.write(CURVES, lambda file: draw(self.state["rows"], self.title, file, test_error))
+
+
+class Progress:
+    """What a run prints: a bar if `verbose` is 1, a line per epoch and per ten minutes if it is 2.
+
+    Args:
+        steps, steps_per_epoch: of the whole run, and of an epoch.
+        verbose: 0, 1 or 2.
+    """
+
+    def __init__(self, steps: int, steps_per_epoch: int, verbose: int):
+        self.steps = steps
+        self.steps_per_epoch = steps_per_epoch
+        self.verbose = verbose
+        self.last = time.perf_counter()
+        self.bar: keras.utils.Progbar | None = None  # of an epoch
+
+    def show(self, done: int, means: Mapping[str, float], seconds: float, ended: bool, said: str) -> None:
+        """Shows the means over the epoch so far, whose last step was `done`, and what there is to be `said`.
+
+        `seconds` of the run have passed.
+        """
+        epoch, epochs = (done - 1) // self.steps_per_epoch, -(-self.steps // self.steps_per_epoch)
+        if self.verbose == 1:
+            begun = epoch * self.steps_per_epoch
+            if self.bar is None:
+                print(f"Epoch {epoch + 1}/{epochs}")
+                self.bar = keras.utils.Progbar(min(self.steps_per_epoch, self.steps - begun))
+            self.bar.stateful_metrics |= means.keys()  # what is shown are means already
+            self.bar.update(done - begun, [*means.items()], finalize=ended)
+            self.bar = None if ended else self.bar
+        elif self.verbose == 2 and (ended or time.perf_counter() - self.last > LINE_EVERY):
+            self.last = time.perf_counter()
+            words = ", ".join(f"{name} {value:.4f}" for name, value in means.items())
+            print(f"epoch {epoch + 1}/{epochs}, step {done}/{self.steps}, {clock(seconds)}: {words}", flush=True)
+        if said and self.verbose:
+            print(said, flush=True)
+
+
+class Board:
+    """The curves of a run for TensorBoard, in tensorboard/train and tensorboard/validation; nothing without it."""
+
+    def __init__(self, folder: Folder):
+        self.writers: dict = {}
+        if folder.writes and not environment.lacks("tensorboard", "tensorboard/"):
+            from tensorboard.summary import Writer  # which needs neither TensorFlow nor JAX
+
+            self.writers = {name: Writer(folder.path(f"{BOARD}/{name}")) for name in ("train", "validation")}
+
+    def add(self, row: Mapping[str, float]) -> None:
+        """Adds a row of the `History`."""
+        for name in [name for name in row if name not in ("epoch", "step", "seconds")] if self.writers else ():
+            writer = self.writers["validation" if name.startswith("val_") else "train"]
+            writer.add_scalar(f"epoch_{name.removeprefix('val_')}", row[name], row["epoch"] - 1)
+        for writer in self.writers.values():
+            writer.flush()
 
 
 def draw(rows: Sequence[dict], title: str, file: Path | typing.BinaryIO, test_error: float | None = None) -> None:

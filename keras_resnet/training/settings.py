@@ -190,6 +190,14 @@ class Settings:
         return json.loads(json.dumps(dataclasses.asdict(self)))
 
     @property
+    def deciding(self) -> dict:
+        """TEMPORARY"""
+        return {name: value for name, value in self.as_json().items() if name not in WITHOUT_EFFECT}
+
+    def check_engine(self, backend: str) -> None:
+        """TEMPORARY"""
+
+    @property
     def architecture(self) -> Architecture:
         """Which network is trained."""
         shortcut, order = None if self.plain else self.shortcut, self.activation_order or "original"

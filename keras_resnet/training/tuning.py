@@ -12,10 +12,9 @@ import numpy as np
 
 from keras_resnet import models
 from keras_resnet.data import cifar, sources
-from keras_resnet.optimizers import StepSchedule
+from keras_resnet.optimizers import SGD, StepSchedule
 from keras_resnet.training import recipes
-from keras_resnet.training.fused import fuse_batch_norm
-from keras_resnet.training.run import compile_for_training, fit
+from keras_resnet.training.objective import errors
 
 OBJECTIVE = keras_tuner.Objective("val_error", "min")
 # Around the paper's numbers.
@@ -56,8 +55,15 @@ class ResNetHyperModel(keras_tuner.HyperModel):
         hp.Boolean("warmup", default=self.depth >= recipes.WARMUP_DEPTH)
         keras.utils.set_random_seed(self.seed)
         model = models.CifarResNet(self.depth, shortcut=shortcut, classifier_activation=None, **self.options)
-        fuse_batch_norm(model)
-        compile_for_training(model, lr, weight_decay)
+        metrics = [keras.metrics.MeanMetricWrapper(one, name) for name, one in errors(model.output.shape[-1]).items()]
+        loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+        optimizer = SGD(lr, recipes.MOMENTUM, weight_decay)
+        if keras.backend.backend() == "tensorflow":
+            from keras_resnet.training import fused  # here, because it is of TensorFlow
+
+            fused.fuse_batch_norm(model)
+            fused.fuse_update(optimizer)
+        model.compile(optimizer, loss, metrics, jit_compile=keras.backend.backend() == "jax")
         return model
 
     def fit(
@@ -89,14 +95,14 @@ class ResNetHyperModel(keras_tuner.HyperModel):
         warmup_rate = recipes.WARMUP_RATE if hp.get("warmup") and not initial_epoch else None
         schedule = StepSchedule(hp.get("lr"), boundaries, warmup_rate, recipes.WARMUP_ERROR, steps)
         model.optimizer.iterations.assign(first_step)  # the loaded ones are those of the best epoch so far
-        fit(
-            model,
-            lambda step: cifar.training_batches(split, mean, batch_size=batch_size, seed=self.seed, first_step=step),
-            first_step=first_step,
-            steps=steps,
+        training = {"batch_size": batch_size, "seed": self.seed, "first_step": first_step}
+        return model.fit(
+            cifar.training_batches(split, mean, **training),
+            initial_epoch=initial_epoch,
+            epochs=epochs,
             steps_per_epoch=steps_per_epoch,
             validation_data=cifar.evaluation_batches(sources.Split(*validation_data)),
             callbacks=[schedule, *callbacks],
+            shuffle=False,
             **options,
         )
-        return model.history

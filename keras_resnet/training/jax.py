@@ -1,0 +1,336 @@
+"""Training with JAX, on one or several GPUs, TPUs or machines. Small images need no TensorFlow.
+
+Small images lie in the devices' memory and are augmented there, and a span of steps is one computation, in which the
+device does not wait for the host; on a CPU each step is one. Photographs come from the same `tf.data` pipeline as on
+TensorFlow. The random numbers differ from those with TensorFlow, so the same settings give another run.
+
+The axis of the parts of a batch, which are normalised separately, is the axis of the devices. So one device with two
+parts, and two with one part each, are the same computation. (`keras.distribution.DataParallel` instead normalises the
+whole batch together.)
+"""
+
+import contextlib
+import time
+from collections.abc import Iterator
+
+import jax
+import keras
+import numpy as np
+from jax import numpy as jnp
+from jax.sharding import NamedSharding, PartitionSpec
+
+from keras_resnet.analysis import logits
+from keras_resnet.data.parts import Parts, ranges
+from keras_resnet.data.sources import PADDING, Split
+from keras_resnet.files import RunError
+from keras_resnet.optimizers import SGD
+from keras_resnet.training import fine_tuning, hardware, mesh, precision, recipes
+from keras_resnet.training.checkpoint import variables_of
+from keras_resnet.training.mesh import AXIS, Devices
+from keras_resnet.training.objective import measures
+from keras_resnet.training.settings import Settings, parts_of
+from keras_resnet.training.tasks import Task
+
+TEST_BATCH = 500  # small images
+IN_FLIGHT = 2  # batches of photographs that are on their way to the devices
+
+writes = mesh.writes
+
+
+@contextlib.contextmanager
+def devices(settings: Settings) -> Iterator[Devices]:
+    """The devices of a run; while it lasts, JAX computes in 32 bits, whatever the environment says.
+
+    The processes of a cluster stay joined.
+    """
+    mesh.join(settings.strategy)
+    try:
+        found = jax.local_devices()[:1] if settings.strategy == "none" else jax.devices()
+    except (AssertionError, RuntimeError) as error:
+        raise RunError(
+            "JAX finds no device"
+            + f" ({error})" * bool(str(error))
+            + '. Unset JAX_PLATFORMS, or install what the device needs, as pip install "jax[cuda13]"'
+        ) from error
+    with jax.enable_x64(False):
+        yield Devices(found, writes(settings.strategy))
+
+
+def augment(images: jax.Array, mean: jax.Array, draws: jax.Array) -> jax.Array:
+    """Random crops of padded and flipped images, as `data.cifar.augment`.
+
+    Args:
+        images: uint8 (batch, height, width, 3).
+        mean: float32 (height, width, 3), which fills the padding.
+        draws: int32 (batch, 3): the crop's corner, (dy, dx) in [0, 8], and whether to flip horizontally, 0 or 1.
+
+    Returns:
+        float32 (batch, height, width, 3).
+    """
+
+    def one(image, draw):
+        dy, dx, flip = draw
+        margins = ((PADDING, PADDING), (PADDING, PADDING), (0, 0))
+        inside = jnp.ones((*image.shape[:2], 1), bool)
+        crops = (jax.lax.dynamic_slice(jnp.pad(x, margins), (dy, dx, 0), x.shape) for x in (image, inside))
+        crop, inside = (jnp.where(flip, x[:, ::-1], x) for x in crops)
+        return jnp.where(inside, crop.astype("float32"), mean)
+
+    return jax.vmap(one)(images, draws)
+
+
+def draws_of(seed: int, epoch: int, examples: int) -> tuple[np.ndarray, np.ndarray]:
+    """The random numbers of an epoch: the order of the examples, int32 (examples,), and draws for `augment`.
+
+    Row i of the draws, int32 (examples, 3), belongs to example i.
+    """
+    generator = np.random.default_rng([seed, epoch])
+    order = generator.permutation(examples)
+    draws = generator.integers(0, [2 * PADDING + 1, 2 * PADDING + 1, 2], (examples, 3))
+    return order.astype("int32"), draws.astype("int32")
+
+
+class Step:
+    """A step of SGD on a batch that is cut into parts of the same size, which are normalised separately.
+
+    Loss and gradients are means over all images, and the moving averages are updated with the mean over all parts.
+
+    Args:
+        model: a network from pixels to logits.
+        optimizer: an `SGD` for it that has been built.
+        parts: the number of parts that are computed beside each other, a multiple of the number of devices.
+        in_turn: how often so many are computed, one after the other.
+        devices: the `Devices`.
+    """
+
+    def __init__(self, model: keras.Model, optimizer: SGD, parts: int, in_turn: int, devices: Devices):
+        self.model, self.optimizer, self.parts, self.in_turn, self.devices = model, optimizer, parts, in_turn, devices
+        self.measures = measures(model)
+        # The averages that a step updates; in frozen layers they stay.
+        moving = {id(v) for layer in model.layers if layer.trainable for v in layer.non_trainable_variables}
+        self.moves = [id(variable) in moving for variable in model.non_trainable_variables]
+        self.groups = model.trainable_variables, model.non_trainable_variables, optimizer.variables
+        self.rate = [variable.name for variable in optimizer.variables].index("learning_rate")
+
+    def state(self) -> list[list[jax.Array]]:
+        """The values of the variables that a step changes, on the devices."""
+        return [[self.devices.copied(variable.value) for variable in group] for group in self.groups]
+
+    def assign(self, state: list[list[jax.Array]]) -> None:
+        """Gives the variables these values."""
+        for group, values in zip(self.groups, state, strict=True):
+            for variable, value in zip(group, values, strict=True):
+                variable.assign(value)
+
+    def __call__(self, state: list, images: jax.Array, labels: jax.Array, rate: jax.Array) -> tuple[list, jax.Array]:
+        """The state after a step, and the means over the batch, float32 (measures,).
+
+        `images`, float32 (batch, height, width, 3), and `labels`, int (batch,), are shared by the devices.
+        """
+        trainable, others, optimizer = state
+        turns = [self._in_turns(x) for x in (images, labels)]
+        if self.in_turn == 1:
+            found = self._parts(trainable, others, *(x[0] for x in turns))
+        else:
+            add = lambda sums, turn: (jax.tree.map(jnp.add, sums, self._parts(trainable, others, *turn)), None)
+            zeros = jax.tree.map(jnp.zeros_like, jax.eval_shape(self._parts, trainable, others, *(x[0] for x in turns)))
+            # On CPUs convolutions are thirty times as slow inside a loop of XLA.
+            unroll = self.in_turn if self.devices.on_cpu else 1
+            sums, _ = jax.lax.scan(add, zeros, tuple(turns), unroll=unroll)
+            found = jax.tree.map(lambda x: x / self.in_turn, sums)
+        means, changed, gradients = found
+        changed = iter(changed)
+        others = [next(changed) if moves else old for moves, old in zip(self.moves, others, strict=True)]
+        optimizer = [rate if i == self.rate else old for i, old in enumerate(optimizer)]
+        trainable, optimizer = self.optimizer.stateless_apply(optimizer, gradients, trainable)
+        return [trainable, others, optimizer], means
+
+    def _in_turns(self, x):
+        """(batch, ...) as (turns, parts, images, ...), so that a device has consecutive examples of the batch."""
+        devices = self.devices.count
+        x = x.reshape(devices, self.in_turn, self.parts // devices, -1, *x.shape[1:]).swapaxes(0, 1)
+        x = x.reshape(self.in_turn, self.parts, *x.shape[3:])
+        return jax.lax.with_sharding_constraint(x, NamedSharding(self.devices.mesh, PartitionSpec(None, AXIS)))
+
+    def _parts(self, trainable, others, images, labels):
+        """The means over the parts: of the measures, of the moving averages, and of the gradients."""
+
+        def loss_of(trainable):
+            def part(images, labels):
+                outputs, changed = self.model.stateless_call(trainable, others, images, training=True)
+                means = jnp.stack([measure(labels, outputs).mean() for measure in self.measures.values()])
+                return means, [new for new, moves in zip(changed, self.moves, strict=True) if moves]
+
+            # All parts have the same weights, so each convolution is still one for the whole batch.
+            means, changed = jax.tree.map(lambda x: x.mean(0), jax.vmap(part)(images, labels))
+            return means[0], (means, changed)
+
+        (_, found), gradients = jax.value_and_grad(loss_of, has_aux=True)(trainable)
+        return *found, gradients
+
+
+class Engine:
+    """As `loop.Engine`."""
+
+    def __init__(self, settings: Settings, task: Task, network: keras.Model, devices: Devices):
+        self.settings, self.task, self.network, self.devices = settings, task, network, devices
+        fine_tuning.freeze(network, settings.freeze_until)
+        precision.set_precision(network, settings.mixed_precision)
+        model = logits(network)
+        optimizer = SGD(settings.lr, recipes.MOMENTUM, settings.weight_decay)
+        optimizer.build(model.trainable_variables)
+        self.step = Step(model, optimizer, self._parts(), settings.accumulate, devices)
+        self.measures = tuple(self.step.measures)
+        self.together = settings.batch_in_memory // self.step.parts
+        self.note = self._note()
+        # Of this object, so that its data are freed with it.
+        self.one = jax.jit(self._step, donate_argnums=0)
+        self.several = jax.jit(self._several, donate_argnums=0)
+        self.batch = jax.jit(self.step.__call__, donate_argnums=0)
+        self.testers: dict = {}
+        self.waited: float | None = None
+        self.epoch = -1
+        if task.in_memory:
+            source, mean = task.in_memory
+            split = (source.train.images, source.train.labels.astype("int32"), mean)
+            self.data = [devices.copied(x) for x in split]
+        else:
+            self.waited, self.next, self.batches = 0.0, -1, iter(())
+            hide_gpus_from_tensorflow()
+
+    def _parts(self):
+        """The number of parts of what is in memory at a time, on all devices."""
+        settings, devices = self.settings, self.devices
+        images = settings.batch_in_memory // devices.count
+        parts = parts_of(images, settings.bn_batch_size)
+        if not settings.photographs and devices.count > 1 and images < settings.bn_batch_size:
+            fitting = settings.batch_in_memory // settings.bn_batch_size
+            raise RunError(
+                f"{settings.batch_size} images, {settings.bn_batch_size} of which are normalised together, keep "
+                f"{fitting} device{'s' * (fitting > 1)} busy, and there are {devices.count}. Train one --seed on each, "
+                "as CUDA_VISIBLE_DEVICES=0 selects the first, or give --strategy none"
+            )
+        if settings.batch_in_memory % (devices.count * parts):
+            raise RunError(
+                f"--batch-size {settings.batch_size} with --bn-batch-size {settings.bn_batch_size} is cut into "
+                f"{settings.accumulate * devices.count * parts} parts of the same size on JAX; choose a multiple"
+            )
+        return devices.count * parts
+
+    def _note(self):
+        settings = self.settings
+        text = f", {hardware.arithmetic(settings.mixed_precision, True)}"
+        if self.together != settings.bn_batch_size:
+            parts = settings.accumulate * self.step.parts
+            text += (
+                f"\nbatch normalisation sees {self.together} images together, not {settings.bn_batch_size}: "
+                f"{settings.batch_size} are in {parts} parts"
+            )
+        return text
+
+    def variables(self) -> dict[str, keras.Variable]:
+        return variables_of(self.step.model, self.step.optimizer)
+
+    def run(self, first: int, rates: np.ndarray) -> np.ndarray:
+        state = self.step.state()
+        state, found = (self._in_memory if self.task.in_memory else self._from_files)(state, first, rates)
+        self.step.assign(state)
+        return np.asarray(found)[: len(rates)]
+
+    def _in_memory(self, state, first, rates):
+        """Steps of one epoch."""
+        length, size = self.task.examples // self.settings.batch_size, self.settings.batch_size
+        epoch, begin = divmod(first, length)
+        if epoch != self.epoch:
+            order, draws = draws_of(self.settings.seed, epoch, self.task.examples)
+            order = order[: length * size].reshape(length, size)
+            self.epoch, self.draws = epoch, [self.devices.copied(x) for x in (order, draws)]
+        data = [*self.data, *self.draws]
+        if self.devices.on_cpu:
+            found = []
+            for number, rate in enumerate(rates, begin):
+                state, means = self.one(state, np.int32(number), rate, data)
+                found.append(means)
+            return state, np.stack([np.asarray(means) for means in found])
+        every = np.zeros(length, "float32")  # of one size, so that all spans are one program
+        every[: len(rates)] = rates
+        return self.several(state, np.int32(begin), np.int32(len(rates)), every, data)
+
+    def _step(self, state, number, rate, data):
+        images, labels, mean, order, draws = data
+        batch = jax.lax.with_sharding_constraint(order[number], self.devices.parts)
+        return self.step(state, augment(images[batch], mean, draws[batch]), labels[batch], rate)
+
+    def _several(self, state, begin, count, rates, data):
+        def one(i, carried):
+            state, found = carried
+            state, means = self._step(state, begin + i, rates[i], data)
+            return state, found.at[i].set(means)
+
+        return jax.lax.fori_loop(0, count, one, (state, jnp.zeros((len(rates), len(self.measures)))))
+
+    def _from_files(self, state, first, rates):
+        if first != self.next:
+            here = self.devices.here
+            own = range(self.devices.process * here, (self.devices.process + 1) * here)
+            data = self.task.training(first, Parts(self.devices.count, own))
+            self.batches = data.batch(here, drop_remainder=True).prefetch(1).as_numpy_iterator()
+        self.next, found = first + len(rates), []
+        for rate in rates:
+            begin = time.perf_counter()
+            batch = [x.reshape(-1, *x.shape[2:]) for x in next(self.batches)]
+            self.waited += time.perf_counter() - begin
+            images, labels = map(self.devices.shared, batch)
+            state, means = self.batch(state, images, labels.astype("int32"), rate)
+            found.append(means)
+            if len(found) > IN_FLIGHT:
+                found[-IN_FLIGHT - 1].block_until_ready()
+        return state, np.stack([np.asarray(means) for means in found])
+
+    def evaluate(self, network: keras.Model, part: str) -> dict[str, float]:
+        if network not in self.testers:
+            self.testers[network] = jax.jit(self._tester(logits(network)))
+        groups = network.trainable_variables, network.non_trainable_variables
+        weights = [[self.devices.copied(variable.value) for variable in group] for group in groups]
+        parts = Parts(self.devices.processes, range(self.devices.process, self.devices.process + 1))
+        sums, size = np.zeros(len(self.measures) + 1), 0
+        for images, labels in self._held_out(part, parts):
+            size = size or -(-(len(labels) + 1) // self.devices.here) * self.devices.here  # sizes differ by one
+            lacking = size - len(labels)  # of images, so that every batch has the same size
+            images = np.pad(images, [(0, lacking), *[(0, 0)] * 3])
+            labels = np.pad(labels.astype("int32"), (0, lacking), constant_values=-1)
+            sums += np.asarray(self.testers[network](*weights, *map(self.devices.shared, (images, labels))))
+        *sums, count = sums
+        return dict(zip(self.measures, [float(total / count) for total in sums], strict=True))
+
+    def _held_out(self, part, parts):
+        if not self.task.in_memory:
+            yield from self.task.held_out[part](parts).as_numpy_iterator()
+            return
+        split: Split = getattr(self.task.in_memory[0], part)
+        for begin, end in ranges(len(split.labels), TEST_BATCH, parts):
+            yield split.images[begin:end], split.labels[begin:end]
+
+    def _tester(self, model):
+        """A function from weights and a batch to the sums of the measures, and the number of images."""
+
+        def sums(trainable, others, images, labels):
+            with jax.default_matmul_precision("highest"):  # GPUs and TPUs otherwise shorten the factors in float32
+                outputs, _ = model.stateless_call(trainable, others, images, training=False)
+            counts = labels >= 0
+            found = [measure(jnp.maximum(labels, 0), outputs) for measure in self.step.measures.values()]
+            return jnp.stack([jnp.where(counts, x, 0).sum() for x in (*found, jnp.ones(len(labels)))])
+
+        return sums
+
+    @contextlib.contextmanager
+    def profile(self, folder: str) -> Iterator[None]:
+        with jax.profiler.trace(folder):
+            yield
+
+
+def hide_gpus_from_tensorflow() -> None:
+    """Leaves the GPUs' memory to JAX, while TensorFlow reads images on the CPU."""
+    import tensorflow as tf
+
+    tf.config.set_visible_devices([], "GPU")

@@ -1,0 +1,306 @@
+"""A training run, from settings to a trained model in a folder: one loop, on any engine.
+
+A run is a sequence of spans of steps. A span ends at the next event: the end of an epoch, a checkpoint, a profile, or
+after about a second, so that signals are heard. All that happens between two spans stands in `Loop.run`, in order.
+"""
+
+import contextlib
+import dataclasses
+import functools
+import importlib
+import math
+import types
+import typing
+import zlib
+
+import keras
+import numpy as np
+
+from keras_resnet import environment, files
+from keras_resnet.files import RunError, own_line
+from keras_resnet.runs import MODEL
+from keras_resnet.training import tasks
+from keras_resnet.training.checkpoint import Checkpoint, Stopped, StopSignals
+from keras_resnet.training.folder import CHECKPOINT, Folder
+from keras_resnet.training.history import BOARD, Board, History, Progress
+from keras_resnet.training.objective import schedule_of
+from keras_resnet.training.result import write_result
+from keras_resnet.training.settings import Settings
+
+SPAN_SECONDS = 1.0  # of a span in which nothing happens, about
+SKIPPED = 10  # steps before those that are profiled, because graphs are traced in the first ones
+ENGINES = {"tensorflow": "keras_resnet.training.tensorflow", "jax": "keras_resnet.training.jax"}
+
+
+class Devices(typing.Protocol):
+    """The devices that train together, in one or several processes.
+
+    `count` is their number, in all processes; `names` is for records and `str` for people. `writes` says whether this
+    process is the one that writes files.
+    """
+
+    count: int
+    names: list[str]
+    writes: bool
+
+    def exchange(self, *numbers: int) -> np.ndarray:
+        """The integers of all processes, a row for each, once all have called this: (processes, numbers)."""
+        ...
+
+
+class Engine(typing.Protocol):
+    """How a backend trains a network, up to its logits, on the batches of a task.
+
+    `measures` are the names of what a step measures, the loss first. `together` is the number of images that batch
+    normalisation sees together, and `note` a sentence for people on why, or "". `waited` is the time in seconds for
+    which steps have waited for batches; None if batches are made where they are used.
+    """
+
+    measures: tuple[str, ...]
+    together: int
+    note: str
+    waited: float | None
+
+    def variables(self) -> dict[str, keras.Variable]:
+        """What a checkpoint holds, as `checkpoint.variables_of` names it."""
+        ...
+
+    def run(self, first: int, rates: np.ndarray) -> np.ndarray:
+        """Trains the steps from `first` on, each at its rate; returns the means over each batch, (steps, measures)."""
+        ...
+
+    def evaluate(self, network: keras.Model, part: str) -> dict[str, float]:
+        """The means of a network's measures over the task's images of this part, by their names."""
+        ...
+
+    def profile(self, folder: str) -> typing.ContextManager:
+        """Inside this context, what is computed is traced into a folder, for TensorBoard."""
+        ...
+
+
+def engine_of(settings: Settings) -> types.ModuleType:
+    """The module of the engine for Keras' backend, with its `devices`, `writes` and `Engine`.
+
+    Raises:
+        RunError: there is none, or it cannot do what a setting asks for.
+    """
+    backend = keras.backend.backend()
+    if backend not in ENGINES:
+        raise RunError(f"networks are trained on {' or '.join(ENGINES)}; KERAS_BACKEND is {backend}")
+    settings.check_engine(backend)
+    return importlib.import_module(ENGINES[backend])
+
+
+def writes(settings: Settings) -> bool:
+    """Whether this process writes the files of a run: it is alone, or the first of those that train it."""
+    return engine_of(settings).writes(settings.strategy)
+
+
+def train(settings: Settings, verbose: int = 1, profile: int = 0) -> dict:
+    """Trains, or continues where an earlier call with the same settings was stopped, and tests at the end.
+
+    Has to be called before the backend computes anything. `devices` of the engine documents what this changes in the
+    current process, and which changes remain.
+
+    Args:
+        settings: a `Settings`.
+        verbose: 1 for a progress bar, 2 for a line per epoch and per ten minutes, 0 for silence.
+        profile: 0, or the number of steps, after the first ones, that are traced for TensorBoard's page "Profile".
+
+    Returns:
+        The result as a dictionary, which is also in result.json; errors are in [0, 1]. The run's folder contains
+        args.json, history.csv, curves.png, checkpoint/, tensorboard/ and model.keras, which takes RGB pixels in
+        [0, 255] and returns probabilities.
+
+    Raises:
+        RunError: settings that are out of range or differ from the folder's, a folder that cannot be written, another
+            process that trains this run, a damaged checkpoint, divergence, a lost worker.
+        DataError: the data set cannot be loaded.
+        Stopped: the run received SIGINT or SIGTERM and has been saved.
+    """
+    if profile < 0:
+        raise RunError(f"--profile is a number of steps; found {profile}")
+    engine = engine_of(settings)
+    with environment.as_shipped(), engine.devices(settings) as devices:
+        folder = Folder(settings, devices.writes)
+        with folder.own():
+            return _train(engine, folder, devices, verbose if folder.writes else 0, profile)
+
+
+@dataclasses.dataclass
+class State:
+    """What a run has done, as its checkpoint keeps it.
+
+    `sums` are those of the measures over the last `summed` steps, which are those of the epoch so far. `schedule` is the
+    state of the schedule, `history` that of the `History`. `segments` says where which steps were made.
+    """
+
+    step: int
+    summed: int
+    sums: list[float]
+    schedule: dict
+    history: dict
+    segments: list[dict]
+
+
+def segments_with(segments: list[dict], step: int, here: dict) -> list[dict]:
+    """The segments of a run that goes on from `step` under the circumstances `here`; the last one may be those, too."""
+    if segments and {**segments[-1], "from": 0, "to": 0} == {"from": 0, "to": 0, **here}:
+        return segments
+    return [*segments, {"from": step, "to": step, **here}]
+
+
+def check_same(devices: Devices, value: object, message: str) -> None:
+    """Raises RunError with `message` unless the `str` of `value` is the same in all processes."""
+    if len({*devices.exchange(zlib.crc32(str(value).encode()))[:, 0].tolist()}) > 1:
+        raise RunError(message)
+
+
+def _train(engines, folder, devices, verbose, profile):
+    settings = folder.settings
+    check_same(devices, settings.deciding, "the workers have different settings; start all with the same command")
+    if settings.batch_size % devices.count:
+        raise RunError(
+            f"--batch-size is a multiple of the number of devices, {devices.count}, each of which takes its part; "
+            f"found {settings.batch_size}"
+        )
+    folder.open()
+    devices.exchange(0)  # until the chief has removed files
+    if (result := folder.finished()) is not None:
+        return result
+
+    made = environment.circumstances(devices.names)  # now: later commits are not the code that trains
+    task = tasks.of(folder, verbose)
+    network = task.build()
+    folder.write_classes(task.classes)
+    engine = engines.Engine(settings, task, network, devices)
+    loop = Loop(folder, task, engine, devices)
+    with StopSignals() as signals, tasks.errors_named(task), own_line(verbose):
+        loop.restore(profile)
+        loop.state.segments = segments_with(
+            loop.state.segments,
+            loop.state.step,
+            {"backend": keras.backend.backend(), "normalized_together": engine.together, **made},
+        )
+        if verbose:
+            print(f"{task.examples} images of {settings.data} on {devices}{engine.note}", flush=True)
+        try:
+            loop.run(signals, verbose, profile)
+        finally:
+            loop.checkpoint.wait()
+
+        saved = task.build()  # the network of the recipe, without the changes for training
+        saved.set_weights(network.get_weights())
+        if folder.writes:
+            with files.whole(folder.path(MODEL)) as path:
+                saved.save(path)
+        evaluated = engine.evaluate(saved, "test") if "test" in task.held_out else {}
+    warm_at_step = loop.state.schedule["warm_at_step"]
+    result = write_result(settings, saved, evaluated, loop.history, warm_at_step, len(task.damaged), loop.state.segments)
+    devices.exchange(0)  # until the chief has written
+    return result
+
+
+class Loop:
+    """The steps of a run, and what happens between them."""
+
+    def __init__(self, folder: Folder, task: tasks.Task, engine: Engine, devices: Devices):
+        settings = folder.settings
+        self.folder, self.task, self.engine, self.devices = folder, task, engine, devices
+        self.schedule = schedule_of(settings, task.examples)
+        self.steps, self.steps_per_epoch = settings.length(task.examples), settings.steps_per_epoch(task.examples)
+        self.history = History(folder, f"{settings.network} on {settings.data}")
+        self.checkpoint = Checkpoint(folder, engine.variables())
+        nothing = [0.0] * len(engine.measures)
+        self.state = State(0, 0, nothing, self.schedule.first_state(), self.history.state, [])
+
+    def restore(self, profile: int) -> None:
+        """Takes up the saved run, if there is one, and says so."""
+        self.state = State(**self.checkpoint.restore(dataclasses.asdict(self.state)))
+        self.history.state, step = self.state.history, self.state.step
+        check_same(
+            self.devices,
+            step,
+            f"the workers find different checkpoints, this one that of step {step}; they have to share {self.folder}",
+        )
+        if profile and self.steps - step <= SKIPPED:
+            raise RunError(f"--profile leaves out the first {SKIPPED} steps, and {self.steps - step} are left to train on")
+        if step:
+            print(f"resuming from step {step}")
+            self.history.write()
+        else:
+            print(f"{self.folder.settings.network}, {self.steps} steps, in {self.folder}")
+
+    def run(self, signals: StopSignals, verbose: int, profile: int) -> None:
+        """Trains until the steps or the learning rates are used up. A signal ends it with Stopped, once it is saved."""
+        state, engine, history, schedule = self.state, self.engine, self.history, self.schedule
+        progress, board = Progress(self.steps, self.steps_per_epoch, verbose), Board(self.folder)
+        traced = range(state.step + SKIPPED, state.step + SKIPPED + profile)
+        pace, saved = 1, state.step
+        while True:
+            number, pace = self.agreed(signals.received or 0, pace)
+            if number or state.step == self.steps or schedule.finished(state.schedule):
+                break
+
+            # A span of steps.
+            count = min(pace, self.until_event(traced))
+            span = range(state.step, state.step + count)
+            rates = np.array([schedule.rate(step, state.schedule) for step in span], "float32")
+            history.begin(rates[0])
+            waited = engine.waited or 0.0
+            with engine.profile(self.folder.path(f"{BOARD}/train")) if span[0] in traced else contextlib.nullcontext():
+                measured = engine.run(span[0], rates)
+            seconds = history.add(count, (engine.waited or 0.0) - waited)
+            pace = self.next_pace(count, seconds)
+
+            # What they come to.
+            for step, loss in zip(span, measured[:, 0], strict=True):
+                if not math.isfinite(loss):
+                    raise self.checkpoint.diverged(step + 1, f"the loss is {loss}")
+            state.step, state.summed = span.stop, state.summed + count
+            state.sums = functools.reduce(np.add, measured.astype("float64"), np.array(state.sums)).tolist()
+            state.segments[-1]["to"] = state.step
+            means = {name: total / state.summed for name, total in zip(engine.measures, state.sums, strict=True)}
+
+            # The end of an epoch.
+            ended, said = state.step % self.steps_per_epoch == 0 or state.step == self.steps, ""
+            if ended:
+                if "validation" in self.task.held_out:
+                    found = engine.evaluate(engine.network, "validation")
+                    means |= {f"val_{name}": value for name, value in found.items()}
+                means = history.row(state.step, means, engine.waited is not None)
+                board.add(history.state["rows"][-1])
+                state.schedule, said = schedule.after_epoch(
+                    state.step, state.schedule, means["error"], means.get("val_error")
+                )
+                state.summed, state.sums = 0, [0.0] * len(state.sums)
+            progress.show(state.step, means, history.state["seconds"], ended, said)
+
+            # A checkpoint.
+            self.checkpoint.check()
+            if state.step % self.folder.settings.checkpoint_every == 0 or state.step == self.steps:
+                self.checkpoint.save(dataclasses.asdict(state))
+                saved = state.step
+        if saved < state.step:
+            self.checkpoint.save(dataclasses.asdict(state))
+        self.checkpoint.wait()
+        if number:
+            raise Stopped(state.step, number)
+
+    def agreed(self, signal: int, pace: int) -> tuple[int, int]:
+        """A signal to one of the processes, or 0, and the number of steps until they ask again."""
+        numbers = self.devices.exchange(signal, pace)
+        return int(numbers[:, 0].max()), int(numbers[:, 1].min())
+
+    def until_event(self, traced: range) -> int:
+        """The number of steps until the next event."""
+        step = self.state.step
+        periods = self.steps_per_epoch, self.folder.settings.checkpoint_every
+        events = [self.steps, *(step + period - step % period for period in periods), traced.start, traced.stop]
+        return min(event - step for event in events if event > step)
+
+    def next_pace(self, count: int, seconds: float) -> int:
+        """The number of steps that takes SPAN_SECONDS, as the last ones did; more of them, but not at once."""
+        if not self.history.state["timed_steps"]:
+            return 1  # the first step says nothing, because it was compiled
+        return max(1, min(8 * count, int(SPAN_SECONDS * count / max(seconds, 1e-6))))

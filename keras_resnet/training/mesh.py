@@ -1,0 +1,123 @@
+"""The devices of JAX: one, all of a machine, or those of several machines, as one axis, which is that of the parts.
+
+docs/distribution.md describes how to use it.
+"""
+
+import os
+import typing
+from collections.abc import Sequence
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from keras_resnet.files import RunError
+from keras_resnet.training import hardware
+
+AXIS = "parts"
+# Of JAX itself and Kubeflow's runtime for it: the address of process 0, their number, and which one this is.
+OWN = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
+# Launchers that JAX finds its way in by itself: variables with the number of processes and which one this is.
+LAUNCHERS = {
+    "slurm": ("SLURM_STEP_NUM_TASKS", "SLURM_PROCID"),
+    "ompi": ("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK"),
+}
+
+
+def cluster() -> tuple[int, dict[str, typing.Any]] | None:
+    """The cluster that the environment describes: this process's number, and the arguments of `initialize`.
+
+    Returns:
+        None if it describes no other process.
+
+    Raises:
+        RunError: the description is wrong.
+    """
+    if {*OWN} & os.environ.keys():
+        try:
+            address, count, number = (os.environ[name] for name in OWN)
+            arguments = {"coordinator_address": address, "num_processes": int(count), "process_id": int(number)}
+            if ":" not in address or not 0 <= int(number) < int(count):
+                raise ValueError("the address is HOST:PORT, and the processes are counted from 0")
+        except (KeyError, ValueError) as error:
+            found = " ".join(f"{name}={os.environ[name]}" for name in OWN if name in os.environ)
+            raise RunError(
+                f"{', '.join(OWN)} should be like 10.0.0.1:1234, 2 and 0, the number of this process; found {found}: "
+                f"{error!r}"
+            ) from error
+        return (int(number), arguments) if int(count) > 1 else None
+    for launcher, (size, rank) in LAUNCHERS.items():
+        if int(os.environ.get(size, 1)) > 1:
+            return int(os.environ[rank]), {"cluster_detection_method": launcher}
+    return None
+
+
+def writes(strategy: str = "auto") -> bool:
+    """Whether this process writes files: it is alone, or the first of its cluster."""
+    found = cluster() if strategy in ("auto", "multiworker") else None
+    return found is None or found[0] == 0
+
+
+def join(strategy: str) -> None:
+    """Joins the cluster, if one is described. Has to be called before JAX computes anything.
+
+    Raises:
+        RunError: there is no cluster, or it cannot be joined.
+    """
+    found = cluster() if strategy in ("auto", "multiworker") else None
+    if found is None and strategy == "multiworker":
+        raise RunError(
+            f"--strategy multiworker finds no cluster: set {', '.join(OWN)}, or start several tasks with srun or mpirun"
+        )
+    if found is None or jax.distributed.is_initialized():
+        return
+    print(f"process {found[0]} waits for the others", flush=True)
+    try:
+        jax.distributed.initialize(**found[1])
+    except (RuntimeError, ValueError) as error:
+        raise RunError(f"the cluster of {found[1]} cannot be joined: {error}") from error
+
+
+class Devices:
+    """Devices that train together, as `loop.Devices`, and arrays on them."""
+
+    def __init__(self, devices: Sequence[jax.Device], writes: bool = True):
+        self.mesh = Mesh(np.array(devices), (AXIS,))
+        self.count = len(devices)
+        self.processes = len({device.process_index for device in devices})
+        self.here = self.count // self.processes
+        self.writes = writes
+        self.on_cpu = devices[0].platform == "cpu"
+        self.names = [hardware.cores_in_words()] if self.on_cpu else [device.device_kind for device in devices]
+        self.whole, self.parts = (NamedSharding(self.mesh, PartitionSpec(*axes)) for axes in ((), (AXIS,)))
+
+    def __str__(self) -> str:
+        if self.on_cpu:
+            found = f"{hardware.cores_in_words().replace(' CPU', '')} of {hardware.processor()['model name']}"
+            found += f" as {self.here} devices" * (self.here > 1)
+        else:
+            found = f"{self.count} {self.names[0]}"
+        return f"{found}, {self.processes} processes" if self.processes > 1 else found
+
+    def exchange(self, *numbers: int) -> np.ndarray:
+        own = np.array(numbers, "int32" if max(numbers) < 2**31 else "uint32")
+        if self.processes == 1:
+            return own[None]
+        return np.asarray(multihost_utils.process_allgather(own)).reshape(self.processes, -1)
+
+    @property
+    def process(self) -> int:
+        """The number of this process."""
+        return jax.process_index() if self.processes > 1 else 0
+
+    def copied(self, x: jax.Array | np.ndarray) -> jax.Array:
+        """An array on all devices, the same in all processes; as it is if it is there already."""
+        if isinstance(x, jax.Array) and x.sharding == self.whole:
+            return x
+        x = np.asarray(x)
+        return jax.make_array_from_callback(x.shape, self.whole, lambda index: x[index])
+
+    def shared(self, x: np.ndarray) -> jax.Array:
+        """An array whose first axis is shared by the devices, from the rows of those of this process."""
+        return jax.make_array_from_process_local_data(self.parts, x)

@@ -1,0 +1,81 @@
+"""What a finished run leaves to say: result.json, and a table of it for people."""
+
+import os
+import typing
+from collections.abc import Mapping
+
+import keras
+
+from keras_resnet import analysis
+from keras_resnet.runs import RESULT
+from keras_resnet.training import recipes
+from keras_resnet.training.history import History, clock
+from keras_resnet.training.objective import errors
+from keras_resnet.training.settings import Settings
+
+TOP5 = {"training": "train_top5_error", "validation": "val_top5_error", "test": "test_top5_error"}
+
+
+def write_result(
+    settings: Settings, saved: keras.Model, evaluated: Mapping[str, float], history: History,
+    warm_at_step: int | None, damaged: int, segments: list[dict],
+) -> dict:  # fmt: skip
+    """Writes result.json and the final curves of a run that is finished.
+
+    Args:
+        settings: a `Settings`.
+        saved: the trained network.
+        evaluated: the loss and errors on the test images by their names, as "error"; {} for none.
+        history: the run's.
+        warm_at_step: the step at which the warm-up was over.
+        damaged: the number of files that were skipped.
+        segments: where the run was trained, as `loop.segments_with` lists it.
+
+    Returns:
+        The dictionary in result.json. Errors are in [0, 1].
+    """
+    rows, state = history.state["rows"], history.state
+    last = {**{f"train_{column}": value for column, value in rows[-1].items()}, **rows[-1]}
+    last |= {f"test_{name}": round(value, 5) for name, value in evaluated.items()}
+    names = [f"{part}_{name}" for name in errors(saved.output.shape[-1]) for part in ("train", "val", "test")]
+    images = settings.batch_size * state["timed_steps"]
+    result = {
+        "settings": settings.as_json(),
+        "steps": rows[-1]["step"],
+        "parameters": analysis.count_parameters(saved),
+        **{name: last.get(name) for name in names},
+        "paper_test_error": recipes.paper_error(settings.depth, settings.changes),
+        "warm_at_step": warm_at_step,
+        "damaged_files": damaged,
+        "waiting": round(state["waited"] / max(state["timed_seconds"], 1e-9), 3) if "waiting" in rows[-1] else None,
+        "images_per_second": round(images / state["timed_seconds"], 1) if images else None,  # none beside the first
+        "seconds": round(state["seconds"], 1),
+        "segments": segments,
+    }
+    history.draw(result["test_error"])
+    history.folder.write_json(RESULT, result, indent=2)
+    return result
+
+
+def summary(settings: Settings, result: Mapping[str, typing.Any]) -> str:
+    """The result, as `write_result` returns it, as a table for people."""
+    percent = lambda value: "-" if value is None else f"{value:.2%}"
+    paper, damaged = result["paper_test_error"], result["damaged_files"]
+    speed = result["images_per_second"]  # None if no step was timed
+    rows = [
+        ("training error, last epoch", percent(result["train_error"])),
+        ("validation error", percent(result["val_error"])),
+        ("test error", percent(result["test_error"])),
+        *((f"{part} error, top 5", percent(result[key])) for part, key in TOP5.items() if result.get(key) is not None),
+        ("images/s while training", "-" if speed is None else f"{speed:.0f}"),
+        ("waiting for data, of the time of the steps", percent(result.get("waiting"))),
+        ("wall time", clock(result["seconds"])),
+    ]
+    if paper:
+        rows.insert(3, ("the paper's test error, 64k steps on all 50k", percent(paper)))
+    if damaged:
+        rows.append(("damaged files that were skipped", str(damaged)))
+    steps = result.get("steps", settings.steps)  # which results of older versions do not have
+    title = f"{settings.network} on {settings.data}, {steps} steps, {result['parameters']:,} parameters"
+    lines = [title, "-" * len(title), *(f"{name:<46}{value:>10}" for name, value in rows)]
+    return "\n".join([*lines, f"in {settings.folder}: " + ", ".join(sorted(os.listdir(settings.folder)))])

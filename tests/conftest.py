@@ -4,9 +4,11 @@ import os
 import pathlib
 import pickle
 import re
+import resource
 import signal
 import socket
 import struct
+import threading
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
@@ -116,19 +118,62 @@ def terminated_at(monkeypatch):
 
     @contextlib.contextmanager
     def terminated(step):
-        from keras_resnet.training import run
+        from keras_resnet.training.loop import Loop
 
-        class Stopper(run.Checkpoint):
-            def on_train_batch_end(self, batch, logs=None):
-                if self.step + 1 == step:
-                    signal.raise_signal(signal.SIGTERM)
-                super().on_train_batch_end(batch, logs)
+        def one_step(loop, count, seconds):
+            if loop.state.step + count == step:
+                signal.raise_signal(signal.SIGTERM)
+            return 1
 
         with monkeypatch.context() as patch:
-            patch.setattr(run, "Checkpoint", Stopper)
+            patch.setattr(Loop, "next_pace", one_step)
             yield
 
     return terminated
+
+
+@pytest.fixture
+def full_disk():
+    """A context within which no file may become larger than 1,000 bytes, as on a full disk."""
+
+    @contextlib.contextmanager
+    def full():
+        before = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+    return full
+
+
+@pytest.fixture
+def disk(monkeypatch):
+    """A disk on which checkpoints are written when its `ready` is set, one at a time, and not when it is `full`."""
+    from keras_resnet.files import RunError
+    from keras_resnet.training import folder
+
+    class Disk:
+        def __init__(self):
+            self.ready, self.full, self.busy, self.written = threading.Event(), False, False, []
+
+        def write_whole(self, path, write):
+            if not path.endswith(folder.CHECKPOINT):
+                return write_whole(path, write)
+            assert not self.busy
+            self.busy = True
+            assert self.ready.wait(10)
+            self.busy = False
+            if self.full:
+                raise RunError(f"{path} could not be written: the disk is full")
+            write_whole(path, write)
+            self.written.append(pathlib.Path(path).read_bytes())
+
+    disk, write_whole = Disk(), folder.write_whole
+    monkeypatch.setattr(folder, "write_whole", disk.write_whole)
+    yield disk
+    disk.ready.set()
 
 
 def images(n, size, seed=0):

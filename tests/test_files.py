@@ -4,10 +4,13 @@ import os
 import pathlib
 import stat
 
+import keras
 import pytest
 import tensorflow as tf
 
+import keras_resnet
 from keras_resnet import files
+from keras_resnet.files import RunError
 
 
 def test_two_writers_of_one_file_do_not_meet(tmp_path):
@@ -63,3 +66,31 @@ def test_of_tensorflows_errors_the_reason_is_told():
         tf.io.decode_png("no image")
     assert files.reason(error.value).startswith("Unknown image file format")
     assert files.reason(MemoryError()) == "MemoryError"
+
+
+def test_a_file_is_written_whole_or_not_at_all(tmp_path, full_disk):
+    path = tmp_path / "file.txt"
+    files.write_whole(str(path), lambda file: file.write(b"good"))
+    (tmp_path / "link").symlink_to(path)
+    files.write_whole(str(tmp_path / "link"), lambda file: file.write(b"better"))
+    assert (tmp_path / "link").is_symlink() and path.read_bytes() == b"better"
+    with full_disk(), pytest.raises(RunError, match="file.txt could not be written: .*File too large"):
+        files.write_whole(str(path), lambda file: file.write(b"bad" * 1000))
+    with pytest.raises(ZeroDivisionError):
+        files.write_whole(str(path), lambda file: file.write(b"bad") / 0)
+    assert path.read_bytes() == b"better" and set(os.listdir(tmp_path)) == {"file.txt", "link"}
+    with pytest.raises(RunError, match="/dev/full could not be written: .*No space left on device"):
+        files.write_whole("/dev/full", lambda file: file.write(b"bad"))
+    files.write_whole(os.devnull, lambda file: file.write(b"bad"))
+    assert not os.path.isfile(os.devnull)
+
+
+def test_a_model_on_a_full_disk_leaves_the_last_one(tmp_path, full_disk):
+    path = tmp_path / "a.keras" / "model.keras"
+    path.parent.mkdir()
+    with files.whole(str(path)) as temporary:
+        keras_resnet.CifarResNet(8, classes=3).save(temporary)
+    other = keras_resnet.CifarResNet(8, classes=4)
+    with full_disk(), pytest.raises(RunError, match="model.keras could not"), files.whole(str(path)) as temporary:
+        other.save(temporary)
+    assert keras.saving.load_model(path).output_shape == (None, 3) and os.listdir(path.parent) == ["model.keras"]

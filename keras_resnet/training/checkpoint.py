@@ -162,9 +162,8 @@ class Checkpoint:
         kept = f"The checkpoint {self.path} is the last good one."
         if not os.path.exists(self.path):
             kept = "No checkpoint was written yet."
-        return RunError(
-            f"training diverged at step {step}: {what}. {kept}\nA lower --lr or --warmup may help, under another --name."
-        )
+        advice = "A lower --lr or --warmup may help, under another --name."
+        return RunError(f"training diverged at step {step}: {what}. {kept}\n{advice}")
 
 
 def _check(found, expected, where="its state"):

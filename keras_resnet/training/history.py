@@ -41,8 +41,8 @@ def iterations(last: int) -> tuple[int, str]:
 class History:
     """One row per epoch, and the time spent. The learning rate is that of the epoch's first step.
 
-    `waiting`, in [0, 1], is the fraction of the steps' time in which the engine waited for the next batch. For a resumed
-    epoch it covers only the steps after the resumption.
+    `waiting`, in [0, 1], is the fraction of the steps' time in which the engine waited for the next batch. For an epoch
+    that was resumed it covers only the steps after that.
 
     Args:
         folder: the run's; history.csv is kept up to date in it, and curves.png is drawn at most every 20 seconds, and

@@ -21,7 +21,7 @@ from keras_resnet.files import RunError, own_line
 from keras_resnet.runs import MODEL
 from keras_resnet.training import tasks
 from keras_resnet.training.checkpoint import Checkpoint, Stopped, StopSignals
-from keras_resnet.training.folder import CHECKPOINT, Folder
+from keras_resnet.training.folder import Folder
 from keras_resnet.training.history import BOARD, Board, History, Progress
 from keras_resnet.training.objective import schedule_of
 from keras_resnet.training.result import write_result
@@ -196,7 +196,9 @@ def _train(engines, folder, devices, verbose, profile):
                 saved.save(path)
         evaluated = engine.evaluate(saved, "test") if "test" in task.held_out else {}
     warm_at_step = loop.state.schedule["warm_at_step"]
-    result = write_result(settings, saved, evaluated, loop.history, warm_at_step, len(task.damaged), loop.state.segments)
+    result = write_result(
+        settings, saved, evaluated, loop.history, warm_at_step, len(task.damaged), loop.state.segments
+    )
     devices.exchange(0)  # until the chief has written
     return result
 
@@ -224,7 +226,9 @@ class Loop:
             f"the workers find different checkpoints, this one that of step {step}; they have to share {self.folder}",
         )
         if profile and self.steps - step <= SKIPPED:
-            raise RunError(f"--profile leaves out the first {SKIPPED} steps, and {self.steps - step} are left to train on")
+            raise RunError(
+                f"--profile leaves out the first {SKIPPED} steps, and {self.steps - step} are left to train on"
+            )
         if step:
             print(f"resuming from step {step}")
             self.history.write()

@@ -54,9 +54,7 @@ def schedule_of(settings: Settings, examples: int) -> schedules.Steps | schedule
         return schedules.Plateau(settings.lr, **warmup, patience=settings.patience, divisions=recipes.DIVISIONS)
     in_steps = (lambda epochs: settings.steps_in(epochs, examples)) if settings.epochs else int
     # A run of a step or two ends before its rate could be divided.
-    boundaries = [*map(in_steps, settings.boundaries)] or [
-        max(1, round(part * steps)) for part in recipes.BOUNDARIES
-    ]
+    boundaries = [*map(in_steps, settings.boundaries)] or [max(1, round(part * steps)) for part in recipes.BOUNDARIES]
     if settings.warmup_epochs and boundaries[0] < warmup_steps:
         raise RunError(
             f"--warmup-epochs {settings.warmup_epochs} are {warmup_steps} steps, and the rate is divided at step "

@@ -126,9 +126,7 @@ def photographs(folder: Folder, verbose: int = 0) -> Task:
         )
 
     def validation(parts):
-        return imagenet.center_batches(
-            data.validation, image_size=settings.image_size, skipped=skipped, parts=parts
-        )
+        return imagenet.center_batches(data.validation, image_size=settings.image_size, skipped=skipped, parts=parts)
 
     return Task(data.classes, len(data.train), build, training, {"validation": validation}, None, damaged)
 

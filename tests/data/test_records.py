@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 from conftest import ROOT
+from keras_resnet.training.run import Settings, train
 from PIL import Image
 from test_imagenet import SMALL, photograph, small_batches, take
 
@@ -18,7 +19,6 @@ from keras_resnet.data import color, folders, imagenet, records, sources
 from keras_resnet.data.sources import DataError
 from keras_resnet.files import RunError
 from keras_resnet.training import run, tasks
-from keras_resnet.training.run import Settings, train
 
 CLASSES = ("dawn", "noon", "dusk")
 

@@ -15,12 +15,12 @@ import numpy as np
 import pytest
 from conftest import free_ports
 from distributed import small_shapes
+from keras_resnet.training.run import Settings
 
 from keras_resnet.data import parts
 from keras_resnet.data.sources import DataError
 from keras_resnet.files import RunError
 from keras_resnet.training import distribution, precision, run
-from keras_resnet.training.run import Settings
 
 RUN = {"dataset": "shapes", "depth": 8, "steps": 5, "batch_size": 16, "lr": 0.01, "checkpoint_every": 3}
 LOST_WITHIN = 60  # seconds; measured: 8

@@ -11,13 +11,13 @@ import time
 
 import numpy as np
 import pytest
+from keras_resnet.training.run import Settings, train
 from PIL import Image
 
 from keras_resnet.data import shapes, sources
 from keras_resnet.training import run
 from keras_resnet.training.checkpoint import Stopped
 from keras_resnet.training.folder import CHECKPOINT, RESULT
-from keras_resnet.training.run import Settings, train
 
 # Processes that have imported everything before they are asked for.
 context = multiprocessing.get_context("forkserver")

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from conftest import ROOT
+from keras_resnet.training.run import Settings, compile_for_training
 
 from keras_resnet import models
 from keras_resnet.training import recipes, step
 from keras_resnet.training.fused import fuse_batch_norm
-from keras_resnet.training.run import Settings, compile_for_training
 from keras_resnet.training.settings import parts_of
 
 IMAGES = np.random.default_rng(0).uniform(0, 255, (12, 32, 32, 3)).astype("float32")

@@ -6,11 +6,11 @@ import tempfile
 import time
 
 from benchmarks.common import bare_step, batch, parts, trainer
+from keras_resnet.training.step import choose_threads
 
 from keras_resnet.training.checkpoint import Checkpoint, StopSignals
 from keras_resnet.training.fused import graphs_as_traced
 from keras_resnet.training.settings import Settings
-from keras_resnet.training.step import choose_threads
 
 
 @graphs_as_traced()

@@ -2,6 +2,7 @@
 
 import keras
 import tensorflow as tf
+from keras_resnet.training.step import TrainingModel
 
 import keras_resnet
 from keras_resnet.architecture import IMAGE_SIZE, IMAGENET
@@ -10,7 +11,6 @@ from keras_resnet.optimizers import SGD
 from keras_resnet.training import recipes, run
 from keras_resnet.training.fused import fuse_batch_norm
 from keras_resnet.training.settings import parts_of
-from keras_resnet.training.step import TrainingModel
 
 
 def network(depth):

@@ -8,11 +8,11 @@ import time
 import numpy as np
 import tensorflow as tf
 from benchmarks.common import bare_step, batch, parts, trainer
+from keras_resnet.training.step import choose_threads
 
 from keras_resnet.architecture import IMAGE_SIZE
 from keras_resnet.data import cifar, color, crops, folders, imagenet, shapes, sources
 from keras_resnet.training.fused import graphs_as_traced
-from keras_resnet.training.step import choose_threads
 
 try:
     from PIL import Image

@@ -8,10 +8,10 @@ import time
 
 import numpy as np
 from benchmarks.common import bare_step, batch, parts, trainer
+from keras_resnet.training.step import choose_threads
 
 from keras_resnet import models
 from keras_resnet.training.fused import graphs_as_traced
-from keras_resnet.training.step import choose_threads
 
 
 def start_once(as_fit, depth, batch_size, results):

@@ -10,6 +10,7 @@ import keras
 import tensorflow as tf
 from benchmarks.common import IMAGENET, bare_step, batch, parts, trainer
 from benchmarks.turns import ENDLESS, take_turns
+from keras_resnet.training.step import cores
 
 from keras_resnet.data import cifar, sources
 from keras_resnet.optimizers import StepSchedule
@@ -17,7 +18,6 @@ from keras_resnet.training import distribution, run
 from keras_resnet.training.checkpoint import Checkpoint, StopSignals
 from keras_resnet.training.fused import graphs_as_traced
 from keras_resnet.training.history import History
-from keras_resnet.training.step import cores
 
 
 @graphs_as_traced()

@@ -1,15 +1,10 @@
-import concurrent.futures
-import contextlib
 import csv
 import errno
 import fcntl
 import json
 import math
 import os
-import pathlib
 import re
-import resource
-import signal
 import threading
 import time
 
@@ -21,16 +16,25 @@ from conftest import ROOT, randomize
 from PIL import Image
 
 import keras_resnet
-from keras_resnet import files
-from keras_resnet.analysis import logits
-from keras_resnet.data import records, shapes, sources
+from keras_resnet import files, schedules
+from keras_resnet.data import imagenet, records, shapes, sources
+from keras_resnet.data.parts import Parts
 from keras_resnet.files import RunError
-from keras_resnet.optimizers import PlateauSchedule, StepSchedule
-from keras_resnet.training import checkpoint, distribution, history, objective, precision, recipes, run, tasks
-from keras_resnet.training.checkpoint import Checkpoint, Stopped, StopSignals
-from keras_resnet.training.folder import check_data
+from keras_resnet.training import (
+    Settings,
+    hardware,
+    history,
+    loop,
+    objective,
+    precision,
+    recipes,
+    tasks,
+    tensorflow,
+    train,
+)
+from keras_resnet.training.checkpoint import Stopped
+from keras_resnet.training.folder import Folder
 from keras_resnet.training.fused import fuse_batch_norm
-from keras_resnet.training.run import Settings, train
 
 
 @pytest.fixture
@@ -106,7 +110,8 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_been(tmp_path, small_shapes, ter
 
 def test_a_log_has_a_line_an_epoch_and_more_of_long_ones(tmp_path, small_shapes, monkeypatch, capsys):
     monkeypatch.setattr(history, "LINE_EVERY", -1.0)
-    train(settings(tmp_path, steps=12, accumulate=2), verbose=2)  # an epoch has 18 parts of a batch
+    monkeypatch.setattr(loop.Loop, "next_pace", lambda *_: 1)
+    train(settings(tmp_path, steps=12, accumulate=2), verbose=2)
     text = capsys.readouterr().out
     assert "\b" not in text and "\x1b" not in text and "\n\n" not in text
     lines = [line for line in text.splitlines() if line.startswith("epoch")]
@@ -115,7 +120,7 @@ def test_a_log_has_a_line_an_epoch_and_more_of_long_ones(tmp_path, small_shapes,
     assert [line[:21] for line in ends] == ["epoch 1/2, step 9/12,", "epoch 2/2, step 12/12"]
     for column in ("loss", "error", "val_loss", "val_error"):
         assert f" {column} {float(row[column]):.4f}" in ends[1]
-    assert len(lines) == 2 + 24 and lines[1].startswith("epoch 1/2, step 1/12,")
+    assert len(lines) == 12 and lines[0].startswith("epoch 1/2, step 1/12,")
 
 
 def test_a_bar_counts_the_epochs_and_steps_of_the_run(tmp_path, small_shapes, terminated_at, capsys):
@@ -131,19 +136,19 @@ def test_a_bar_counts_the_epochs_and_steps_of_the_run(tmp_path, small_shapes, te
 def test_a_gpu_that_tensorflow_does_not_use_is_told(monkeypatch):
     """Here TensorFlow is asked in earnest, by a driver's program that is none."""
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    monkeypatch.setattr(distribution.glob, "glob", lambda pattern: [])
-    monkeypatch.setattr(distribution.shutil, "which", lambda program: None)
-    assert distribution.unused_gpu() is None
-    monkeypatch.setattr(distribution.shutil, "which", lambda program: f"/usr/bin/{program}")
+    monkeypatch.setattr(hardware.glob, "glob", lambda pattern: [])
+    monkeypatch.setattr(hardware.shutil, "which", lambda program: None)
+    assert hardware.unused_gpu() is None
+    monkeypatch.setattr(hardware.shutil, "which", lambda program: f"/usr/bin/{program}")
     if tf.config.list_physical_devices("GPU"):
-        assert distribution.unused_gpu() is None
+        assert hardware.unused_gpu() is None
         return
     if tf.test.is_built_with_cuda():
-        assert re.search("(?i)cuda", distribution.unused_gpu()) and "\n" not in distribution.unused_gpu()
+        assert re.search("(?i)cuda", hardware.unused_gpu()) and "\n" not in hardware.unused_gpu()
     monkeypatch.setattr(tf.test, "is_built_with_cuda", lambda: False)
-    assert distribution.unused_gpu() == f"TensorFlow {tf.__version__} is built without CUDA"
+    assert hardware.unused_gpu() == f"TensorFlow {tf.__version__} is built without CUDA"
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "-1")
-    assert distribution.unused_gpu() is None
+    assert hardware.unused_gpu() is None
 
 
 LOG = """
@@ -163,7 +168,7 @@ CUINIT = "E0000 00:00:1.6 1 cuda_platform.cc:52] failed call to cuInit: INTERNAL
     ],
 )
 def test_the_reason_is_the_log_s_most_serious_line_about_gpus(log, told):
-    assert distribution.reason(log) == told
+    assert hardware.reason(log) == told
 
 
 def test_epochs_and_boundaries_have_one_unit(tmp_path, small_shapes):
@@ -176,9 +181,10 @@ def test_epochs_and_boundaries_have_one_unit(tmp_path, small_shapes):
         ({"dataset": str(tmp_path), "depth": 18, "epochs": 2, "boundaries": (1,)}, 18, [9]),
     ):
         found = settings(tmp_path, **{"steps": None, **options})
-        schedule = run.schedule_of(found, 9 * 16 + 5)
+        rule = objective.schedule_of(found, 9 * 16 + 5)
+        rate = lambda step: rule.rate(step, rule.first_state())  # noqa: B023
         assert found.schedule == "steps" and found.length(9 * 16 + 5) == length
-        assert [step for step in range(1, length) if schedule.rate(step) < schedule.rate(step - 1)] == divided_at
+        assert [step for step in range(1, length) if rate(step) < rate(step - 1)] == divided_at
     result = train(settings(tmp_path, steps=None, epochs=2, boundaries=(1,)), verbose=0)
     assert result["steps"] == 18 and [r["step"] for r in rows(tmp_path)] == ["9", "18"]
     assert [float(r["learning_rate"]) for r in rows(tmp_path)] == [0.01, 0.001]
@@ -201,29 +207,29 @@ def test_a_gradual_warm_up_goes_on_in_its_middle(tmp_path, small_shapes, termina
     """Two epochs of nine steps; at a batch of 64 with rate .04, that for 16 images would be .01."""
     monkeypatch.setitem(recipes.SMALL_IMAGES, "batch_size", 4)
     arguments = {"lr": 0.04, "steps": None, "epochs": 4, "boundaries": (3,), "warmup_epochs": 2}
-    made, set_rate = [], StepSchedule._set_rate
+    made, run = [], tensorflow.Engine.run
 
-    def record(schedule):
-        set_rate(schedule)
-        made.append((schedule.step, round(schedule.current_rate, 8)))
+    def record(engine, first, rates):
+        made.extend((first + i, round(float(rate), 8)) for i, rate in enumerate(rates))
+        return run(engine, first, rates)
 
-    monkeypatch.setattr(StepSchedule, "_set_rate", record)
+    monkeypatch.setattr(tensorflow.Engine, "run", record)
     with terminated_at(5), pytest.raises(Stopped):
         train(settings(tmp_path, **arguments), verbose=0)
     assert train(settings(tmp_path, **arguments), verbose=0)["warm_at_step"] == 18
+    assert [step for step, _ in made] == [*range(36)]
     for step in range(36):
         rate = 0.01 + 0.03 * step / 18 if step < 18 else 0.04 if step < 27 else 0.004
-        assert {found for at, found in made if at == step} == {round(rate, 8)}
+        assert made[step][1] == pytest.approx(rate, abs=1e-7)
 
 
 def test_a_plateau_run_ends_when_the_rate_is_used_up(tmp_path, small_shapes, monkeypatch):
     arguments = settings(tmp_path, schedule="plateau", patience=1, steps=500)
-    monkeypatch.setattr(PlateauSchedule, "_validation_error", lambda schedule, logs: 0.9)
-    finish, killed = run.finish, []
-    monkeypatch.setattr(run, "finish", lambda *rest: killed.append(rest) or 1 / 0)
-    with pytest.raises(ZeroDivisionError):  # just after the end
+    after = schedules.Plateau.after_epoch
+    monkeypatch.setattr(schedules.Plateau, "after_epoch", lambda *rest: after(*rest[:-1], 0.9))
+    with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):  # just after the end
+        patch.setattr(loop, "write_result", lambda *rest: 1 / 0)
         train(arguments, verbose=0)
-    monkeypatch.setattr(run, "finish", finish)
     result = train(arguments, verbose=0)
     assert result["steps"] == 36 and [r["step"] for r in rows(tmp_path)] == ["9", "18", "27", "36"]
     assert [float(r["learning_rate"]) for r in rows(tmp_path)] == [0.01, 0.01, 0.001, 0.0001]
@@ -235,23 +241,18 @@ def test_top5_error_beside_the_error_of_more_than_ten_classes(classes):
     labels = np.arange(200) % classes
     order = np.argsort(-outputs, axis=1)
     expected = {"error": (order[:, 0] != labels).mean(), "top5_error": (order[:, :5] != labels[:, None]).all(1).mean()}
-    model = keras.Sequential([keras.Input((classes,))])
-    model.compile(**run.objective(classes))
-    found = model.evaluate(outputs, labels, verbose=0, return_dict=True)
-    names = ["error", "top5_error"] if classes > 10 else ["error"]
-    assert set(found) == {"loss", *names} and all(found[name] == pytest.approx(expected[name]) for name in names)
+    found = {name: float(np.mean(one(labels, outputs))) for name, one in objective.errors(classes).items()}
+    assert [*found] == (["error", "top5_error"] if classes > 10 else ["error"])
+    assert all(found[name] == pytest.approx(expected[name]) for name in found)
 
 
-def test_a_run_with_many_classes_shows_both_errors(tmp_path, small_shapes, monkeypatch, terminated_at, capsys):
-    """Here "many" are the ten of the shapes; the run was begun by a version that did not count top 5's."""
-    with terminated_at(12), pytest.raises(Stopped):
-        train(settings(tmp_path), verbose=0)
+def test_a_run_with_many_classes_shows_both_errors(tmp_path, small_shapes, monkeypatch, capsys):
+    """Here "many" are the ten of the shapes."""
     monkeypatch.setattr(objective, "TOP5_FROM", 9)
-    capsys.readouterr()
     result = train(settings(tmp_path), verbose=2)
     line = [line for line in capsys.readouterr().out.splitlines() if line.startswith("epoch 3/3")][0]
     row, source = rows(tmp_path)[-1], sources.load("shapes")
-    assert "" not in (row["top5_error"], row["val_top5_error"]) and rows(tmp_path)[0]["top5_error"] == ""
+    assert "" not in (row["top5_error"], row["val_top5_error"])
     assert f" top5_error {float(row['top5_error']):.4f}" in line and " val_top5_error " in line
     assert [result[f"{part}_top5_error"] for part in ("train", "val")] == [
         float(row["top5_error"]), float(row["val_top5_error"])
@@ -265,15 +266,15 @@ def test_time_that_is_lost_waiting_for_data(tmp_path, small_shapes, monkeypatch)
     """Each batch comes 0.3 s after it was asked for; a step takes a fraction of that."""
     small_images = tasks.small_images
 
-    def slow(settings):
-        task = small_images(settings)
+    def slow(folder):
+        task = small_images(folder)
 
-        def batches(step):
+        def training(step, parts):
             wait = lambda *batch: tf.numpy_function(lambda *b: time.sleep(0.3) or b, batch, [b.dtype for b in batch])
             shape = lambda images, labels: (tf.ensure_shape(images, (16, 32, 32, 3)), tf.ensure_shape(labels, (16,)))
-            return task.batches(step).map(wait).map(shape)
+            return task.training(step, parts).map(wait).map(shape)
 
-        return task._replace(batches=batches)
+        return task._replace(training=training)
 
     monkeypatch.setattr(tasks, "small_images", slow)
     result = train(settings(tmp_path, steps=12), verbose=0)
@@ -282,14 +283,14 @@ def test_time_that_is_lost_waiting_for_data(tmp_path, small_shapes, monkeypatch)
 
 
 def test_a_profile_of_some_steps(tmp_path, small_shapes):
-    with pytest.raises(RunError, match="--profile leaves out the first 10 batches, and 10 are left"):
+    with pytest.raises(RunError, match="--profile leaves out the first 10 steps, and 10 are left"):
         train(settings(tmp_path, steps=10), verbose=0, profile=2)
     with pytest.raises(RunError, match="--profile is a number of steps; found -1"):
         train(settings(tmp_path), verbose=0, profile=-1)
     train(settings(tmp_path), verbose=0, profile=2)
     (trace,) = (tmp_path / "run" / "tensorboard" / "train" / "plugins" / "profile").glob("*/*.xplane.pb")
     content = trace.read_bytes()
-    assert content.count(b"Conv2DBackpropFilter") and content.count(b"Profiled batch")
+    assert content.count(b"Conv2DBackpropFilter")
 
 
 def test_other_settings_are_refused_with_the_difference(tmp_path, small_shapes):
@@ -391,31 +392,16 @@ def test_an_error_stands_in_a_line_of_its_own(tmp_path, photographs, monkeypatch
         keras.utils.Progbar(2, verbose=verbose).update(1)
         raise sources.DataError
 
-    monkeypatch.setattr(tasks.imagenet, "statistics", statistics)
+    monkeypatch.setattr(imagenet, "statistics", statistics)
     with pytest.raises(sources.DataError):
         train(photograph_settings(tmp_path, photographs), verbose)
     text = capsys.readouterr().out
     assert text.endswith("\n") and ("1/2" in text) == (verbose == 1)
 
 
-def test_accumulated_gradients_are_those_of_the_whole_batch():
-    """Without batch normalisation, which sees the parts."""
-    x, y = np.random.default_rng(0).normal(size=(32, 8)).astype("float32"), np.arange(32) % 3
-    weights = []
-    for accumulate in (1, 4):
-        keras.utils.set_random_seed(0)
-        inputs = keras.Input((8,))
-        model = keras.Model(inputs, keras.layers.Dense(3)(keras.layers.Dense(16, "relu")(inputs)))
-        run.compile_for_training(model, 0.1, 1e-2, accumulate)
-        model.fit(x, y, batch_size=8 // accumulate, epochs=3, shuffle=False, verbose=0)
-        weights.append(model.get_weights())
-    for whole, parts in zip(*weights, strict=True):
-        assert np.allclose(whole, parts, atol=1e-5)
-
-
 def test_an_accumulating_run_counts_the_optimizers_steps_and_resumes(tmp_path, photographs, terminated_at, capsys):
     arguments = photograph_settings(tmp_path, photographs, accumulate=2, steps=9)
-    with terminated_at(7), pytest.raises(Stopped):  # half-way in the fourth step
+    with terminated_at(3), pytest.raises(Stopped):
         train(arguments, verbose=0)
     train(arguments, verbose=0)
     assert "resuming from step 3" in capsys.readouterr().out
@@ -430,7 +416,7 @@ def test_parts_of_a_batch_in_turn_are_the_same_epochs_and_images(tmp_path, monke
     for name, accumulate in (("whole", 1), ("parts", 2)):
         arguments = settings(tmp_path, name=name, steps=6, accumulate=accumulate)
         train(arguments, verbose=0)
-        batches = tasks.small_images(arguments).batches(0)
+        batches = tasks.of(Folder(arguments)).training(0, Parts(accumulate, range(accumulate)))
         seen[name] = np.concatenate([labels for _, labels in batches.take(2 * accumulate)])
         with open(tmp_path / name / "history.csv") as file:
             assert [row["step"] for row in csv.DictReader(file)] == ["2", "4", "6"]
@@ -558,261 +544,18 @@ def test_a_diverging_run_keeps_its_last_good_checkpoint(tmp_path, small_shapes, 
         train(settings(tmp_path, lr=1e30), verbose=0)
     assert not os.path.exists(tmp_path / "run" / "checkpoint" / "latest.npz")
 
-    class Poisoner(Checkpoint):
-        def on_train_batch_end(self, batch, logs=None):
-            logs = {**logs, "loss": np.nan} if self.step == 7 else logs
-            super().on_train_batch_end(batch, logs)
+    run = tensorflow.Engine.run
 
-    monkeypatch.setattr(run, "Checkpoint", Poisoner)
+    def poisoned(engine, first, rates):
+        means = run(engine, first, rates)
+        means[np.arange(first, first + len(rates)) == 7, 0] = np.nan
+        return means
+
+    monkeypatch.setattr(tensorflow.Engine, "run", poisoned)
     with pytest.raises(RunError, match="diverged at step 8: the loss is nan. The checkpoint .* is the last good one"):
         train(settings(tmp_path / "later"), verbose=0)
     with np.load(tmp_path / "later" / "run" / "checkpoint" / "latest.npz") as file:
         assert json.loads(file["state"].tobytes())["step"] == 5
-
-
-def same(arrays, others):
-    return all(np.array_equal(a, b) for a, b in zip(arrays, others, strict=True))
-
-
-def saved(folder, depth=8, seed=0, model=None, **options):
-    """A compiled model with its checkpoint callback, at step 5."""
-    keras.utils.set_random_seed(seed)
-    model = model or logits(keras_resnet.CifarResNet(depth))
-    run.compile_for_training(model, **options)
-    callback = Checkpoint(
-        str(folder / "latest.npz"), model, every=1, steps_per_epoch=10, steps=20,
-        callbacks=[history.History(str(folder), "")], stop=StopSignals(),
-    )  # fmt: skip
-    callback.step = 5
-    return model, callback
-
-
-def save(callback):
-    callback.save()
-    callback.wait()
-
-
-def test_a_damaged_checkpoint_changes_nothing_and_says_so(tmp_path):
-    _, writer = saved(tmp_path)
-    save(writer)
-    good = (tmp_path / "latest.npz").read_bytes()
-    model, reader = saved(tmp_path, seed=1)
-    before = model.get_weights()
-    rng = np.random.default_rng(0)
-    cut = [good[: int(part * len(good))] for part in (0, 0.1, 0.5, 0.999)]
-    flipped = []
-    for position in rng.integers(0, len(good), 40):
-        flipped.append(good[:position] + bytes([good[position] ^ 255]) + good[position + 1 :])
-    damaged = 0
-    for bad in [*cut, *flipped, b"not a checkpoint"]:
-        (tmp_path / "latest.npz").write_bytes(bad)
-        try:
-            reader.restore()
-        except RunError as error:
-            damaged += 1
-            assert "latest.npz" in str(error) and "Delete it" in str(error) and "pickle" not in str(error)
-            assert same(before, model.get_weights())
-        else:  # a byte that means nothing, such as a file's date
-            assert same(writer.model.get_weights(), model.get_weights())
-            for variable, value in zip(model.weights, before, strict=True):
-                variable.assign(value)
-    assert damaged >= 40
-    (tmp_path / "latest.npz").write_bytes(good)
-    assert reader.restore() == 5
-    assert same(writer.model.get_weights(), model.get_weights())
-
-
-@pytest.mark.parametrize(
-    "path, lacks",
-    [
-        (("step",), "'step'"),
-        (("metrics",), "'metrics'"),
-        (("callbacks",), "'callbacks'"),
-        (("callbacks", "History"), "'History'"),
-        (("callbacks", "History", "rows"), "History.rows"),
-        (("callbacks", "History", "waited"), None),  # which those of older versions do not have
-    ],
-)
-def test_a_checkpoint_whose_state_lacks_something(tmp_path, path, lacks):
-    _, writer = saved(tmp_path)
-    save(writer)
-    with np.load(tmp_path / "latest.npz") as file:
-        arrays = dict(file)
-    state = json.loads(arrays["state"].tobytes())
-    inner = state
-    for name in path[:-1]:
-        inner = inner[name]
-    del inner[path[-1]]
-    np.savez(tmp_path / "latest.npz", **arrays | {"state": np.frombuffer(json.dumps(state).encode(), "uint8")})
-    model, reader = saved(tmp_path, seed=1)
-    before = model.get_weights()
-    if lacks is None:
-        assert reader.restore() == 5
-        return
-    with pytest.raises(RunError, match=f"latest.npz is damaged: it.* lacks {lacks}. Delete it") as error:
-        reader.restore()
-    assert same(before, model.get_weights()) and "\n" not in str(error.value)
-
-
-@pytest.mark.parametrize("state", [b"[1, 2]", b"", b'{"step": 5, "metrics": 0, "callbacks": {"History": 3}}'])
-def test_a_checkpoint_whose_state_is_another(tmp_path, state):
-    _, writer = saved(tmp_path)
-    save(writer)
-    with np.load(tmp_path / "latest.npz") as file:
-        arrays = dict(file)
-    np.savez(tmp_path / "latest.npz", **arrays | {"state": np.frombuffer(state, "uint8")})
-    with pytest.raises(RunError, match="latest.npz is damaged: .* Delete it to start from the beginning"):
-        saved(tmp_path)[1].restore()
-
-
-@pytest.mark.parametrize("content", ["[1, 2]", "", "\x89"])
-def test_damaged_digests_of_the_data(tmp_path, content):
-    chosen = settings(tmp_path)
-    (tmp_path / "run").mkdir()
-    check_data(chosen, {"train": "5, 0123"})
-    (tmp_path / "run" / "data.json").write_text(content)
-    with pytest.raises(RunError, match="data.json is damaged: .* Delete it to go on with the data as they are"):
-        check_data(chosen, {"train": "5, 0123"})
-
-
-def test_a_checkpoint_of_another_network(tmp_path):
-    save(saved(tmp_path)[1])
-    with pytest.raises(RunError, match="is of another network; for example"):
-        saved(tmp_path, depth=14)[1].restore()
-
-
-@pytest.fixture
-def full_disk():
-    """A context within which no file may become larger than 1,000 bytes, as on a full disk."""
-
-    @contextlib.contextmanager
-    def full():
-        before = resource.getrlimit(resource.RLIMIT_FSIZE)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
-        try:
-            yield
-        finally:
-            resource.setrlimit(resource.RLIMIT_FSIZE, before)
-
-    return full
-
-
-def test_a_file_is_written_whole_or_not_at_all(tmp_path, full_disk):
-    path = tmp_path / "file.txt"
-    files.write_whole(str(path), lambda file: file.write(b"good"))
-    (tmp_path / "link").symlink_to(path)
-    files.write_whole(str(tmp_path / "link"), lambda file: file.write(b"better"))
-    assert (tmp_path / "link").is_symlink() and path.read_bytes() == b"better"
-    with full_disk(), pytest.raises(RunError, match="file.txt could not be written: .*File too large"):
-        files.write_whole(str(path), lambda file: file.write(b"bad" * 1000))
-    with pytest.raises(ZeroDivisionError):
-        files.write_whole(str(path), lambda file: file.write(b"bad") / 0)
-    assert path.read_bytes() == b"better" and set(os.listdir(tmp_path)) == {"file.txt", "link"}
-    with pytest.raises(RunError, match="/dev/full could not be written: .*No space left on device"):
-        files.write_whole("/dev/full", lambda file: file.write(b"bad"))
-    files.write_whole(os.devnull, lambda file: file.write(b"bad"))
-    assert not os.path.isfile(os.devnull)
-
-
-def test_a_model_on_a_full_disk_leaves_the_last_one(tmp_path, full_disk):
-    path = tmp_path / "a.keras" / "model.keras"
-    path.parent.mkdir()
-    with files.whole(str(path)) as temporary:
-        keras_resnet.CifarResNet(8, classes=3).save(temporary)
-    other = keras_resnet.CifarResNet(8, classes=4)
-    with full_disk(), pytest.raises(RunError, match="model.keras could not"), files.whole(str(path)) as temporary:
-        other.save(temporary)
-    assert keras.saving.load_model(path).output_shape == (None, 3) and os.listdir(path.parent) == ["model.keras"]
-
-
-VARIABLES = [
-    {"mixed_precision": "float16"},
-    {"accumulate": 2},
-    {"mixed_precision": "float16", "accumulate": 2},
-    {"shortcut_variant": "dropout"},
-]
-
-
-@pytest.mark.parametrize("options", VARIABLES, ids=lambda options: "-".join(map(str, options.values())))
-def test_the_second_model_of_a_process_has_the_names_of_the_first(tmp_path, options):
-    names = []
-    for _ in range(2):
-        network = keras_resnet.CifarResNet(8, shortcut_variant=options.get("shortcut_variant"))
-        compiled = {name: value for name, value in options.items() if name != "shortcut_variant"}
-        callback = saved(tmp_path, model=logits(network), **compiled)[1]
-        names.append(list(callback.variables()))
-        assert len(names[-1]) == len({id(v) for v in [*callback.model.variables, *callback.model.optimizer.variables]})
-    assert names[0] == names[1]
-
-
-def test_a_weight_that_is_not_finite_is_not_saved(tmp_path):
-    model, callback = saved(tmp_path)
-    save(callback)
-    model.get_layer("fc").bias.assign([np.nan] * 10)
-    with pytest.raises(RunError, match="model/fc/bias is not finite"):
-        callback.save()
-    assert saved(tmp_path)[1].restore() == 5
-
-
-@pytest.fixture
-def disk(monkeypatch):
-    """A disk on which checkpoints are written when its `ready` is set, one at a time, and not when it is `full`."""
-
-    class Disk:
-        def __init__(self):
-            self.ready, self.full, self.busy, self.written = threading.Event(), False, False, []
-
-        def write_whole(self, path, write):
-            assert not self.busy
-            self.busy = True
-            assert self.ready.wait(10)
-            self.busy = False
-            if self.full:
-                raise RunError(f"{path} could not be written: the disk is full")
-            write_whole(path, write)
-            self.written.append(pathlib.Path(path).read_bytes())
-
-    disk, write_whole = Disk(), files.write_whole
-    monkeypatch.setattr(checkpoint, "write_whole", disk.write_whole)
-    yield disk
-    disk.ready.set()
-
-
-def test_a_checkpoint_does_not_wait_for_the_disk(tmp_path, disk):
-    """What is written is the run as it was. Who saves again waits: there is one writer at a time."""
-    model, callback = saved(tmp_path)
-    callback.every, before = 100, model.get_weights()
-    callback.save()
-    for variable in model.variables:
-        variable.assign(variable + 1)
-    callback.on_train_batch_begin(0)
-    callback.on_train_batch_end(0, {"loss": 1.0})
-    assert callback.step == 6 and not (tmp_path / "latest.npz").exists()
-    again = threading.Thread(target=callback.save)
-    again.start()
-    again.join(0.3)
-    assert again.is_alive()
-    disk.ready.set()
-    again.join()
-    callback.wait()
-    other, reader = saved(tmp_path, seed=1)
-    for step, content, weights in zip((5, 6), disk.written, (before, model.get_weights()), strict=True):
-        (tmp_path / "latest.npz").write_bytes(content)
-        assert reader.restore() == step
-        assert same(weights, other.get_weights())
-
-
-def test_a_full_disk_is_told_at_the_next_step(tmp_path, disk):
-    callback = saved(tmp_path)[1]
-    callback.every, disk.full = 100, True
-    callback.save()
-    callback.on_train_batch_begin(0)
-    callback.on_train_batch_end(0, {"loss": 1.0})
-    disk.ready.set()
-    concurrent.futures.wait([callback.writing])
-    callback.on_train_batch_begin(1)
-    with pytest.raises(RunError, match="the disk is full"):
-        callback.on_train_batch_end(1, {"loss": 1.0})
 
 
 @pytest.mark.parametrize("stop_at", [None, 5, 9])
@@ -826,42 +569,21 @@ def test_a_full_disk_is_told_where_no_step_follows(tmp_path, small_shapes, disk,
 
 @pytest.mark.parametrize("loss", [1.0, np.nan])
 def test_an_error_beside_the_writing_ends_with_a_whole_file(tmp_path, small_shapes, disk, monkeypatch, loss):
-    class Failing(Checkpoint):
-        def on_train_batch_end(self, batch, logs=None):
-            if self.step == 5:
-                threading.Timer(0.5, disk.ready.set).start()
-                super().on_train_batch_end(batch, {"loss": loss})
-                raise ZeroDivisionError
-            super().on_train_batch_end(batch, logs)
+    run = tensorflow.Engine.run
 
-    monkeypatch.setattr(run, "Checkpoint", Failing)
+    def failing(engine, first, rates):
+        if first == 5:
+            threading.Timer(0.5, disk.ready.set).start()
+            if loss == 1:
+                raise ZeroDivisionError
+            return np.full((len(rates), 2), loss)
+        return run(engine, first, rates)
+
+    monkeypatch.setattr(tensorflow.Engine, "run", failing)
     with pytest.raises(ZeroDivisionError if loss == 1 else RunError, match=None if loss == 1 else "is the last good"):
         train(settings(tmp_path), verbose=0)
     with np.load(tmp_path / "run" / "checkpoint" / "latest.npz") as file:
         assert json.loads(file["state"].tobytes())["step"] == 5
-
-
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-@pytest.mark.parametrize("ignored", [False, True])
-def test_a_signal_is_noted_and_a_second_one_does_as_usual(number, ignored):
-    """Whether or not the process that runs the tests ignores SIGINT, as one in the background of a script does."""
-
-    class Usual(Exception):
-        pass
-
-    def usual(number, frame):
-        raise Usual
-
-    before = signal.signal(number, signal.SIG_IGN if ignored else usual)
-    try:
-        with StopSignals() as stop:
-            signal.raise_signal(number)
-            assert stop.received == (None if ignored else number)
-            with contextlib.nullcontext() if ignored else pytest.raises(Usual):
-                signal.raise_signal(number)
-        assert signal.getsignal(number) is (signal.SIG_IGN if ignored else usual)
-    finally:
-        signal.signal(number, before)
 
 
 def test_steps_whose_gradients_overflow_count_in_the_history(tmp_path, small_shapes, monkeypatch, terminated_at):

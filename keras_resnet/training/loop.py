@@ -195,10 +195,8 @@ def _train(engines, folder, devices, verbose, profile):
             with files.whole(folder.path(MODEL)) as path:
                 saved.save(path)
         evaluated = engine.evaluate(saved, "test") if "test" in task.held_out else {}
-    warm_at_step = loop.state.schedule["warm_at_step"]
-    result = write_result(
-        settings, saved, evaluated, loop.history, warm_at_step, len(task.damaged), loop.state.segments
-    )
+    warm_at_step, segments = loop.state.schedule["warm_at_step"], loop.state.segments
+    result = write_result(settings, saved, evaluated, loop.history, warm_at_step, len(task.damaged), segments)
     devices.exchange(0)  # until the chief has written
     return result
 
@@ -226,9 +224,8 @@ class Loop:
             f"the workers find different checkpoints, this one that of step {step}; they have to share {self.folder}",
         )
         if profile and self.steps - step <= SKIPPED:
-            raise RunError(
-                f"--profile leaves out the first {SKIPPED} steps, and {self.steps - step} are left to train on"
-            )
+            left = f"{self.steps - step} are left to train on"
+            raise RunError(f"--profile leaves out the first {SKIPPED} steps, and {left}")
         if step:
             print(f"resuming from step {step}")
             self.history.write()

@@ -163,8 +163,8 @@ class Engine:
         if synchronized and (settings.jit or settings.accumulate > 1):
             flag = "jit" if settings.jit else "accumulate"
             raise RunError(
-                f"--{flag} and --sync-bn do not go together on {devices.count} devices, which cannot meet inside of what "
-                "XLA compiles, or a loop computes"
+                f"--{flag} and --sync-bn do not go together on {devices.count} devices, which cannot meet inside of "
+                "what XLA compiles, or a loop computes"
             )
         for layer in network.layers if synchronized else ():
             if type(layer) is keras.layers.BatchNormalization:

@@ -1,4 +1,4 @@
-"""The paper's optimizer and learning-rate schedules, for any Keras backend.
+"""The paper's optimizer, and its learning-rate rules as callbacks of `fit`, for any Keras backend.
 
 P1 is "Deep Residual Learning for Image Recognition" (arXiv 1512.03385).
 """
@@ -13,6 +13,7 @@ import keras
 from keras import ops
 
 from keras_resnet.normalization import Tensor
+from keras_resnet.schedules import Plateau, Steps, check_number
 
 LearningRate: typing.TypeAlias = float | keras.optimizers.schedules.LearningRateSchedule | Callable[[], Tensor]
 
@@ -28,12 +29,6 @@ def _logged(logs, name, needed):
         found = ", ".join(logs or {}) or "nothing"
         raise ValueError(f'the schedule follows "{name}", and this epoch logged {found}; {needed}')
     return logs[name]
-
-
-def _check(name, value, zero=False):
-    """ValueError if a number is out of range or nan."""
-    if not (0 < value < math.inf or (zero and value == 0)):
-        raise ValueError(f"{name} is {'not negative' if zero else 'positive'} and finite; found {value}")
 
 
 @keras.saving.register_keras_serializable("keras_resnet")
@@ -64,7 +59,7 @@ class SGD(keras.optimizers.SGD):
     ):  # fmt: skip
         for argument, value in (("learning_rate", learning_rate), ("momentum", momentum)):
             if isinstance(value, float):
-                _check(argument, value, zero=True)
+                check_number(argument, value, zero=True)
         super().__init__(learning_rate, momentum, weight_decay=weight_decay, name=name, **kwargs)
 
     @property
@@ -73,7 +68,7 @@ class SGD(keras.optimizers.SGD):
 
     @weight_decay.setter
     def weight_decay(self, value: float | None) -> None:
-        _check("weight_decay", value or 0.0, zero=True)
+        check_number("weight_decay", value or 0.0, zero=True)
         self._weight_decay = float(value or 0.0)
 
     def _apply_weight_decay(self, variables):
@@ -86,68 +81,46 @@ class SGD(keras.optimizers.SGD):
         super().update_step(gradient, variable, learning_rate)
 
 
-class _DividedRate(keras.callbacks.Callback):
-    """The base of both schedules: the warm-up, the optimizer's iterations, and the rate's division by 10.
+class _Follows(keras.callbacks.Callback):
+    """The base of both schedules: sets the optimizer's rate to that of a rule, whose state it keeps in `state`."""
 
-    `drops` is how often the rate has been divided by 10. `StepSchedule` documents the state.
-    """
-
-    def __init__(self, learning_rate, warmup_rate, warmup_error, steps, warmup_steps):
+    def __init__(self, rule, steps):
         super().__init__()
-        self.learning_rate = learning_rate
-        self.warmup_rate = warmup_rate
-        self.warmup_error = warmup_error
-        self.steps = steps
-        self.warmup_steps = warmup_steps
-        for name in ("learning_rate", "warmup_rate", "steps", "warmup_steps"):
-            if getattr(self, name) is not None:
-                _check(name, getattr(self, name))
-        if warmup_steps and warmup_rate is None:
-            raise ValueError(f"warmup_steps {warmup_steps} need a warmup_rate to start from")
-        self.state = self.first_state()
+        if steps is not None:
+            check_number("steps", steps)
+        self.rule = rule
+        self.end = math.inf if steps is None else steps
+        self.state = self._first_state()
         self.optimizer = None  # the one that `state` belongs to
         self.step = 0  # iterations done, or more: batches are counted here, and the optimizer is asked when it matters
-        self.end = math.inf if steps is None else steps
         self.current_rate = None
-        self.warmed_by = None  # the error that ended the warm-up in this epoch
+        self.text = ""  # what the rule says of this epoch
         self.warned = False  # that something else sets the rate, too
 
-    def first_state(self) -> dict:
-        """The `state` before training."""
-        return {"trained": False, "warm_at_step": 0 if self.warmup_rate is None else self.warmup_steps}
-
-    def warming_up(self, step):
-        """Whether iteration `step` belongs to the warm-up."""
-        return self.state["warm_at_step"] is None or step < self.state["warm_at_step"]
+    def _first_state(self):
+        return {"trained": False, **self.rule.first_state()}
 
     def rate(self, step: int) -> float:
         """The rate of iteration `step`, counted from 0."""
-        if self.warming_up(step):
-            rise = step / self.warmup_steps if self.warmup_steps else 0
-            return self.warmup_rate + (self.learning_rate - self.warmup_rate) * rise
-        return self.learning_rate / 10 ** self.drops(step)
-
-    def drops(self, step: int) -> int:
-        """How often the rate has been divided by 10 before iteration `step`."""
-        raise NotImplementedError
+        return self.rule.rate(step, self.state)
 
     def set_model(self, model):
         super().set_model(model)
         if self.optimizer not in (None, model.optimizer):
-            self.state = self.first_state()
+            self.state = self._first_state()
         self.optimizer = model.optimizer
 
     def on_train_begin(self, logs=None):
-        self.current_rate = self.warmed_by = None
-        if nothing_left := self.nothing_left():
-            self._say(f"nothing is left to train: {nothing_left}")
-            self.model.stop_training = True
-            self.model._initial_epoch = sys.maxsize  # as BackupAndRestore tells `fit` where to begin
-
-    def nothing_left(self) -> str:
-        """Why no training is left to do; "" if some is."""
-        made = self._ask()
-        return f"the optimizer has made {made} iterations of {self.steps}" if made >= self.end else ""
+        self.current_rate, self.text = None, ""
+        if self._ask() >= self.end:
+            reason = f"the optimizer has made {self.step} iterations of {self.end}"
+        elif self.rule.finished(self.state):
+            reason = "the error has plateaued at the last rate"
+        else:
+            return
+        self._say(f"nothing is left to train: {reason}")
+        self.model.stop_training = True
+        self.model._initial_epoch = sys.maxsize  # as BackupAndRestore tells `fit` where to begin
 
     def on_train_end(self, logs=None):
         if self.model._initial_epoch == sys.maxsize:
@@ -156,14 +129,13 @@ class _DividedRate(keras.callbacks.Callback):
     def on_epoch_begin(self, epoch, logs=None):
         self._ask()
         if self.current_rate is None and self.step and not self.state["trained"]:
-            self.take_up(float(ops.convert_to_numpy(self.optimizer.learning_rate)))
+            self._take_up(float(ops.convert_to_numpy(self.optimizer.learning_rate)))
 
-    def take_up(self, rate: float) -> None:
+    def _take_up(self, rate):
         """If nobody restored the state, infers it from the optimizer's last learning rate."""
-        if self.state["warm_at_step"] is None:
-            warm = self.learning_rate / 10 ** self.drops(self.step - 1)
-            if math.isclose(rate, warm, rel_tol=1e-3):
-                self.state["warm_at_step"] = self.step
+        warm = self.rule.rate(self.step - 1, {**self.state, "warm_at_step": 0})
+        if self.state["warm_at_step"] is None and math.isclose(rate, warm, rel_tol=1e-3):
+            self.state["warm_at_step"] = self.step
 
     def on_train_batch_begin(self, batch, logs=None):
         self.first_batch = batch
@@ -174,43 +146,40 @@ class _DividedRate(keras.callbacks.Callback):
 
     def on_train_batch_end(self, batch, logs=None):
         self.step += batch - self.first_batch + 1
-        if batch + 1 == self.params.get("steps"):
-            self._end_warm_up(logs)  # now, so that BackupAndRestore, which may be an earlier callback, saves this rate
+        if batch + 1 == self.params.get("steps") and self.state["warm_at_step"] is None:
+            self._end_epoch(logs)  # now, so that BackupAndRestore, which may be an earlier callback, saves this rate
         if self.step >= self.end or self.rate(self.step) != self.current_rate:
             # Only perhaps: an iteration can be several batches, or skipped. Asking the optimizer waits for the device.
             self.model.stop_training |= self._ask() >= self.end
-            if late := self.passed():
+            due = getattr(self.rule, "boundaries", ())
+            late = [b for b in due if b < self.step and self.rate(b) < self.current_rate]
+            if late := late + [self.end] * (self.end < self.step):
                 warnings.warn(
                     f"iteration {', '.join(map(str, late))} of the schedule lay within an execution of several steps, "
                     f"so that its change came late, at {self.step}; choose a steps_per_execution that divides it",
                     stacklevel=2,
                 )
 
-    def passed(self) -> list[int]:
-        """Iterations at which a change was due and that have already passed."""
-        return [self.steps] if self.steps is not None and self.steps < self.step else []
-
     def on_epoch_end(self, epoch, logs=None):
-        self._end_warm_up(logs)  # in case the length of the epoch was unknown
-        if self.warmed_by is not None:
-            self._say(
-                f"step {self.step}: training error {self.warmed_by:.1%} is below {self.warmup_error:.0%}, "
-                f"learning rate {self.warmup_rate:g} -> {self.current_rate:g}"
-            )
-            self.warmed_by = None
-        self._set_rate()  # now, so that a callback that saves the optimizer saves this rate
+        self._end_epoch(logs)
+        self._say(self.text)
+        self.text = ""
+        self.model.stop_training |= self.rule.finished(self.state)
 
-    def _end_warm_up(self, logs):
-        """Ends the warm-up if the error in `logs`, those of a whole epoch, is low enough."""
+    def _end_epoch(self, logs):
+        """Tells the rule the epoch's errors. An epoch that ends the warm-up may be told before it is validated, too."""
+        error = None
         if self.state["warm_at_step"] is None:
             error = _logged(logs, "error", "compile the model with a metric of that name")
-            if error < self.warmup_error:
-                self.state["warm_at_step"], self.warmed_by = self._ask(), error
-                self._set_rate()
+            self._ask()
+        val_error = (logs or {}).get("val_error")
+        self.state, text = self.rule.after_epoch(self.step, self.state, error, val_error)
+        self.text = text or self.text
+        self._set_rate()  # now, so that a callback that saves the optimizer saves this rate
 
     def _ask(self):
-        """The optimizer's number of iterations. In `fit`, JAX updates the variables only when asked to."""
-        getattr(self.model, "jax_state_sync", lambda: None)()
+        """The optimizer's number of iterations."""
+        sync_variables(self.model)
         self.step = int(ops.convert_to_numpy(self.optimizer.iterations))
         return self.step
 
@@ -230,7 +199,7 @@ class _DividedRate(keras.callbacks.Callback):
         """Warns, once, if the optimizer's rate is not the one that was last set in this `fit`."""
         if self.current_rate is None or self.warned:
             return
-        getattr(self.model, "jax_state_sync", lambda: None)()
+        sync_variables(self.model)
         found = float(ops.convert_to_numpy(self.optimizer.learning_rate))
         if not math.isclose(found, self.current_rate, rel_tol=1e-3):
             self.warned = True
@@ -242,18 +211,12 @@ class _DividedRate(keras.callbacks.Callback):
             )
 
     def _say(self, text):
-        if verbose := (self.params or {}).get("verbose", 1):
+        if text and (verbose := (self.params or {}).get("verbose", 1)):
             print("\n" * (verbose != 2) + text, flush=True)  # the line may have a progress bar
 
 
-class StepSchedule(_DividedRate):
-    """Divides the learning rate by 10 at each boundary, a number of iterations (P1 4.2).
-
-    With `warmup_rate`, the rule of P1 4.2 for 110 layers and more: that rate until the training error of an epoch is
-    below `warmup_error`, then the schedule. In the paper this took about 400 iterations, which is one epoch.
-
-    With `warmup_steps` as well, the gradual warm-up of Goyal et al. (arXiv 1706.02677, 2.2) for large batches: from
-    `warmup_rate`, theirs for a batch of 256, the rate grows by the same amount in each of these iterations.
+class StepSchedule(_Follows):
+    """`schedules.Steps` as a callback: divides the learning rate by 10 at each boundary, a number of iterations.
 
     Iterations are counted by the optimizer: with gradient accumulation one iteration is several batches, and a step
     skipped by `LossScaleOptimizer` is none. So training continues from the optimizer's iteration, however it was
@@ -265,12 +228,8 @@ class StepSchedule(_DividedRate):
     warning as well, once.
 
     Args:
-        learning_rate: the first rate.
-        boundaries: iterations at which the rate is divided by 10, in ascending order.
-        warmup_rate: None for no warm-up, or the rate to start with.
-        warmup_error: in [0, 1].
+        learning_rate, boundaries, warmup_rate, warmup_error, warmup_steps: as in `schedules.Steps`.
         steps: None, or the iteration after which training stops.
-        warmup_steps: None, or the number of iterations in which the rate grows from `warmup_rate` to `learning_rate`.
 
     Raises:
         ValueError: an argument is out of its range.
@@ -279,114 +238,56 @@ class StepSchedule(_DividedRate):
     """
 
     def __init__(
-        self,
-        learning_rate=0.1,
-        boundaries=(32_000, 48_000),
-        warmup_rate=None,
-        warmup_error=0.8,
-        steps=None,
+        self, learning_rate=0.1, boundaries=(32_000, 48_000), warmup_rate=None, warmup_error=0.8, steps=None,
         warmup_steps=None,
-    ):
-        super().__init__(learning_rate, warmup_rate, warmup_error, steps, warmup_steps)
-        self.boundaries = tuple(boundaries)
-        if list(self.boundaries) != sorted(self.boundaries):
-            raise ValueError(f"boundaries ascend; found {self.boundaries}")
-        if self.boundaries and self.boundaries[0] < (warmup_steps or 0):
-            raise ValueError(f"boundaries lie behind the {warmup_steps} warmup_steps; found {self.boundaries}")
-
-    def drops(self, step: int) -> int:
-        return sum(step >= boundary for boundary in self.boundaries)
-
-    def passed(self) -> list[int]:
-        assert self.current_rate is not None  # a batch has begun
-        late = [b for b in self.boundaries if b < self.step and self.rate(b) < self.current_rate]
-        return late + super().passed()
+    ):  # fmt: skip
+        warmup = {"warmup_rate": warmup_rate, "warmup_error": warmup_error, "warmup_steps": warmup_steps}
+        super().__init__(Steps(learning_rate, tuple(boundaries), **warmup), steps)
 
 
-class PlateauSchedule(_DividedRate):
-    """Divides the learning rate by 10 when the validation error plateaus (P1 3.4).
+class PlateauSchedule(_Follows):
+    """`schedules.Plateau` as a callback: divides the learning rate by 10 when the validation error plateaus.
 
-    That is, when the best error of all epochs is `patience` epochs old; the paper does not state its criterion. Epochs
-    of the warm-up do not count; epochs without validation count towards `patience` but set no best error.
     BackupAndRestore has to come after this callback; before it, it saves the rate of the epoch that ended, not of the
-    next one.
+    next one. Iterations, `state` and warnings are as in `StepSchedule`.
 
     Args:
-        learning_rate, warmup_rate, warmup_error, steps, warmup_steps: as in `StepSchedule`.
-        patience: epochs, at least 1.
+        learning_rate, warmup_rate, warmup_error, patience, warmup_steps: as in `schedules.Plateau`.
+        steps: None, or the iteration after which training stops.
         divisions: None, or how often the rate is divided. Training stops at the next plateau after that.
 
     The model has to be compiled with a metric named "error" and fitted with validation data.
     """
 
     def __init__(
-        self,
-        learning_rate=0.1,
-        warmup_rate=None,
-        warmup_error=0.8,
-        steps=None,
-        patience=5,
-        warmup_steps=None,
+        self, learning_rate=0.1, warmup_rate=None, warmup_error=0.8, steps=None, patience=5, warmup_steps=None,
         divisions=None,
-    ):
-        super().__init__(learning_rate, warmup_rate, warmup_error, steps, warmup_steps)
-        _check("patience", patience)
-        _check("divisions", divisions or 0, zero=True)
-        self.patience = patience
-        self.divisions = math.inf if divisions is None else divisions
+    ):  # fmt: skip
+        warmup = {"warmup_rate": warmup_rate, "warmup_error": warmup_error, "warmup_steps": warmup_steps}
+        super().__init__(Plateau(learning_rate, **warmup, patience=patience, divisions=divisions), steps)
         self.not_validated = 0  # how many of the last epochs
 
-    def first_state(self) -> dict:
-        return {**super().first_state(), "best": None, "epochs_since": 0, "drops": 0, "used_up": False}
-
-    def drops(self, step: int) -> int:
-        return self.state["drops"]
-
-    def nothing_left(self) -> str:
-        return super().nothing_left() or "the error has plateaued at the last rate" * self.state["used_up"]
-
-    def take_up(self, rate):
-        rising = self.warmup_steps and self.warming_up(self.step)
-        if self.state["best"] is None and not rising and not math.isclose(rate, self.warmup_rate or 0, rel_tol=1e-3):
-            drops = round(math.log10(self.learning_rate / rate))
-            if drops > 0 and math.isclose(rate, self.learning_rate / 10**drops, rel_tol=1e-3):
+    def _take_up(self, rate):
+        rule = self.rule
+        rising = rule.warmup_steps and rule.warming_up(self.step, self.state)
+        if self.state["best"] is None and not rising and not math.isclose(rate, rule.warmup_rate or 0, rel_tol=1e-3):
+            drops = round(math.log10(rule.learning_rate / rate))
+            if drops > 0 and math.isclose(rate, rule.learning_rate / 10**drops, rel_tol=1e-3):
                 self.state["drops"] = drops
-        super().take_up(rate)
+        super()._take_up(rate)
 
     def on_epoch_end(self, epoch, logs=None):
-        warming_up = self.warming_up(max(self.step - 1, 0))  # the epoch's last iteration
-        super().on_epoch_end(epoch, logs)
-        state, error = self.state, self._validation_error(logs)
-        if warming_up:
-            return
-        state["epochs_since"] += 1
-        if error is None:
-            return
-        if state["best"] is None or error < state["best"]:
-            state["best"], state["epochs_since"] = error, 0
-        elif state["epochs_since"] >= self.patience:
-            since, state["epochs_since"] = state["epochs_since"], 0
-            state["used_up"] = state["drops"] >= self.divisions
-            state["drops"] += not state["used_up"]
-            self._set_rate()
-            self.model.stop_training |= state["used_up"]
-            self._say(
-                f"step {self.step}: the validation error has not been below {state['best']:.1%} for {since} epochs, "
-                + ("at the last rate: the end" if state["used_up"] else f"learning rate -> {self.current_rate:g}")
-            )
-
-    def _validation_error(self, logs):
-        """None if the epoch was not validated, which `validation_freq` allows, but not for `patience` epochs."""
         if any(name.startswith("val_") for name in logs or {}):
             self.not_validated = 0
-            return _logged(logs, "val_error", 'compile the model with a metric named "error"')
-        self.not_validated += 1
-        message = (
-            f'the schedule follows "val_error", and of the last {self.not_validated} epochs none was validated; '
-            f"fit with validation_data, and with a validation_freq of at most the patience, {self.patience}"
-        )
-        if self.not_validated >= self.patience:
-            raise ValueError(message)
-        if self.state["best"] is None and self.not_validated == 1:
-            warnings.warn(message, stacklevel=2)
-        return None
+            _logged(logs, "val_error", 'compile the model with a metric named "error"')
+        else:  # which `validation_freq` allows, but not for `patience` epochs
+            self.not_validated += 1
+            message = (
+                f'the schedule follows "val_error", and of the last {self.not_validated} epochs none was validated; '
+                f"fit with validation_data, and with a validation_freq of at most the patience, {self.rule.patience}"
+            )
+            if self.not_validated >= self.rule.patience:
+                raise ValueError(message)
+            if self.state["best"] is None and self.not_validated == 1:
+                warnings.warn(message, stacklevel=2)
+        super().on_epoch_end(epoch, logs)

@@ -24,11 +24,10 @@ def sync_variables(model: keras.Model) -> None:
         getattr(model, name, lambda: None)()
 
 
-def _logged(logs, name, needed):
+def _check_logged(logs, name, needed):
     if name not in (logs or {}):
         found = ", ".join(logs or {}) or "nothing"
         raise ValueError(f'the schedule follows "{name}", and this epoch logged {found}; {needed}')
-    return logs[name]
 
 
 @keras.saving.register_keras_serializable("keras_resnet")
@@ -81,7 +80,7 @@ class SGD(keras.optimizers.SGD):
         super().update_step(gradient, variable, learning_rate)
 
 
-class _Follows(keras.callbacks.Callback):
+class _Schedule(keras.callbacks.Callback):
     """The base of both schedules: sets the optimizer's rate to that of a rule, whose state it keeps in `state`."""
 
     def __init__(self, rule, steps):
@@ -112,15 +111,13 @@ class _Follows(keras.callbacks.Callback):
 
     def on_train_begin(self, logs=None):
         self.current_rate, self.text = None, ""
+        reason = "the error has plateaued at the last rate" if self.rule.finished(self.state) else ""
         if self._ask() >= self.end:
             reason = f"the optimizer has made {self.step} iterations of {self.end}"
-        elif self.rule.finished(self.state):
-            reason = "the error has plateaued at the last rate"
-        else:
-            return
-        self._say(f"nothing is left to train: {reason}")
-        self.model.stop_training = True
-        self.model._initial_epoch = sys.maxsize  # as BackupAndRestore tells `fit` where to begin
+        if reason:
+            self._say(f"nothing is left to train: {reason}")
+            self.model.stop_training = True
+            self.model._initial_epoch = sys.maxsize  # as BackupAndRestore tells `fit` where to begin
 
     def on_train_end(self, logs=None):
         if self.model._initial_epoch == sys.maxsize:
@@ -168,12 +165,11 @@ class _Follows(keras.callbacks.Callback):
 
     def _end_epoch(self, logs):
         """Tells the rule the epoch's errors. An epoch that ends the warm-up may be told before it is validated, too."""
-        error = None
         if self.state["warm_at_step"] is None:
-            error = _logged(logs, "error", "compile the model with a metric of that name")
+            _check_logged(logs, "error", "compile the model with a metric of that name")
             self._ask()
-        val_error = (logs or {}).get("val_error")
-        self.state, text = self.rule.after_epoch(self.step, self.state, error, val_error)
+        errors = [(logs or {}).get(name) for name in ("error", "val_error")]
+        self.state, text = self.rule.after_epoch(self.step, self.state, *errors)
         self.text = text or self.text
         self._set_rate()  # now, so that a callback that saves the optimizer saves this rate
 
@@ -215,7 +211,7 @@ class _Follows(keras.callbacks.Callback):
             print("\n" * (verbose != 2) + text, flush=True)  # the line may have a progress bar
 
 
-class StepSchedule(_Follows):
+class StepSchedule(_Schedule):
     """`schedules.Steps` as a callback: divides the learning rate by 10 at each boundary, a number of iterations.
 
     Iterations are counted by the optimizer: with gradient accumulation one iteration is several batches, and a step
@@ -245,7 +241,7 @@ class StepSchedule(_Follows):
         super().__init__(Steps(learning_rate, tuple(boundaries), **warmup), steps)
 
 
-class PlateauSchedule(_Follows):
+class PlateauSchedule(_Schedule):
     """`schedules.Plateau` as a callback: divides the learning rate by 10 when the validation error plateaus.
 
     BackupAndRestore has to come after this callback; before it, it saves the rate of the epoch that ended, not of the
@@ -279,7 +275,7 @@ class PlateauSchedule(_Follows):
     def on_epoch_end(self, epoch, logs=None):
         if any(name.startswith("val_") for name in logs or {}):
             self.not_validated = 0
-            _logged(logs, "val_error", 'compile the model with a metric named "error"')
+            _check_logged(logs, "val_error", 'compile the model with a metric named "error"')
         else:  # which `validation_freq` allows, but not for `patience` epochs
             self.not_validated += 1
             message = (

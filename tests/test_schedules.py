@@ -158,7 +158,8 @@ def fit(schedule, epochs):
             logs["error"] = epochs[(len(rates) - 1) // 8][0]
 
         def on_epoch_end(self, epoch, logs=None):
-            logs.update({name: e for name, e in zip(("error", "val_error"), epochs[epoch], strict=True) if e is not None})
+            error, val_error = epochs[epoch]
+            logs.update({"error": error} if val_error is None else {"error": error, "val_error": val_error})
 
     x = np.ones((32, 2), "float32")
     model.fit(x, x[:, :1], batch_size=4, epochs=len(epochs), verbose=0, callbacks=[Show(), schedule])

@@ -19,9 +19,8 @@ LearningRate: typing.TypeAlias = float | keras.optimizers.schedules.LearningRate
 
 
 def sync_variables(model: keras.Model) -> None:
-    """Brings the model's variables up to date inside `fit`: on JAX they lag behind, on several devices they differ."""
-    for name in ("jax_state_sync", "sync_replicas"):
-        getattr(model, name, lambda: None)()
+    """Brings the model's variables up to date inside `fit`, where those of JAX lag behind."""
+    getattr(model, "jax_state_sync", lambda: None)()
 
 
 def _check_logged(logs, name, needed):

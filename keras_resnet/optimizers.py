@@ -7,7 +7,7 @@ import math
 import sys
 import typing
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import keras
 from keras import ops
@@ -19,16 +19,14 @@ LearningRate: typing.TypeAlias = float | keras.optimizers.schedules.LearningRate
 
 
 def sync_variables(model: keras.Model) -> None:
-    """Brings the model's variables up to date inside `fit`: on JAX they lag behind, on several devices they differ."""
-    for name in ("jax_state_sync", "sync_replicas"):
-        getattr(model, name, lambda: None)()
+    """Brings the model's variables up to date inside `fit`, where those of JAX lag behind."""
+    getattr(model, "jax_state_sync", lambda: None)()
 
 
-def _logged(logs, name, needed):
+def _check_logged(logs, name, needed):
     if name not in (logs or {}):
         found = ", ".join(logs or {}) or "nothing"
         raise ValueError(f'the schedule follows "{name}", and this epoch logged {found}; {needed}')
-    return logs[name]
 
 
 @keras.saving.register_keras_serializable("keras_resnet")
@@ -81,15 +79,14 @@ class SGD(keras.optimizers.SGD):
         super().update_step(gradient, variable, learning_rate)
 
 
-class _Follows(keras.callbacks.Callback):
+class _Schedule(keras.callbacks.Callback):
     """The base of both schedules: sets the optimizer's rate to that of a rule, whose state it keeps in `state`."""
 
     def __init__(self, rule, steps):
         super().__init__()
-        self.rule = rule
-        self.steps = steps
         if steps is not None:
             check_number("steps", steps)
+        self.rule = rule
         self.end = math.inf if steps is None else steps
         self.state = self._first_state()
         self.optimizer = None  # the one that `state` belongs to
@@ -113,13 +110,11 @@ class _Follows(keras.callbacks.Callback):
 
     def on_train_begin(self, logs=None):
         self.current_rate, self.text = None, ""
-        made, nothing_left = self._ask(), ""
-        if made >= self.end:
-            nothing_left = f"the optimizer has made {made} iterations of {self.steps}"
-        elif self.rule.finished(self.state):
-            nothing_left = "the error has plateaued at the last rate"
-        if nothing_left:
-            self._say(f"nothing is left to train: {nothing_left}")
+        reason = "the error has plateaued at the last rate" if self.rule.finished(self.state) else ""
+        if self._ask() >= self.end:
+            reason = f"the optimizer has made {self.step} iterations of {self.end}"
+        if reason:
+            self._say(f"nothing is left to train: {reason}")
             self.model.stop_training = True
             self.model._initial_epoch = sys.maxsize  # as BackupAndRestore tells `fit` where to begin
 
@@ -134,9 +129,9 @@ class _Follows(keras.callbacks.Callback):
 
     def _take_up(self, rate):
         """If nobody restored the state, infers it from the optimizer's last learning rate."""
-        warm = {**self.state, "warm_at_step": self.step}
-        if self.state["warm_at_step"] is None and math.isclose(rate, self.rule.rate(self.step, warm), rel_tol=1e-3):
-            self.state = warm
+        warm = self.rule.rate(self.step - 1, {**self.state, "warm_at_step": 0})
+        if self.state["warm_at_step"] is None and math.isclose(rate, warm, rel_tol=1e-3):
+            self.state["warm_at_step"] = self.step
 
     def on_train_batch_begin(self, batch, logs=None):
         self.first_batch = batch
@@ -152,16 +147,14 @@ class _Follows(keras.callbacks.Callback):
         if self.step >= self.end or self.rate(self.step) != self.current_rate:
             # Only perhaps: an iteration can be several batches, or skipped. Asking the optimizer waits for the device.
             self.model.stop_training |= self._ask() >= self.end
-            if late := self._passed():
+            due = getattr(self.rule, "boundaries", ())
+            late = [b for b in due if b < self.step and self.rate(b) < self.current_rate]
+            if late := late + [self.end] * (self.end < self.step):
                 warnings.warn(
                     f"iteration {', '.join(map(str, late))} of the schedule lay within an execution of several steps, "
                     f"so that its change came late, at {self.step}; choose a steps_per_execution that divides it",
                     stacklevel=2,
                 )
-
-    def _passed(self):
-        """Iterations at which a change was due and that have already passed."""
-        return [self.steps] if self.end < self.step else []
 
     def on_epoch_end(self, epoch, logs=None):
         self._end_epoch(logs)
@@ -171,12 +164,11 @@ class _Follows(keras.callbacks.Callback):
 
     def _end_epoch(self, logs):
         """Tells the rule the epoch's errors. An epoch that ends the warm-up may be told before it is validated, too."""
-        error = None
         if self.state["warm_at_step"] is None:
-            error = _logged(logs, "error", "compile the model with a metric of that name")
+            _check_logged(logs, "error", "compile the model with a metric of that name")
             self._ask()
-        val_error = (logs or {}).get("val_error")
-        self.state, text = self.rule.after_epoch(self.step, self.state, error, val_error)
+        errors = [(logs or {}).get(name) for name in ("error", "val_error")]
+        self.state, text = self.rule.after_epoch(self.step, self.state, *errors)
         self.text = text or self.text
         self._set_rate()  # now, so that a callback that saves the optimizer saves this rate
 
@@ -218,7 +210,7 @@ class _Follows(keras.callbacks.Callback):
             print("\n" * (verbose != 2) + text, flush=True)  # the line may have a progress bar
 
 
-class StepSchedule(_Follows):
+class StepSchedule(_Schedule):
     """`schedules.Steps` as a callback: divides the learning rate by 10 at each boundary, a number of iterations.
 
     Iterations are counted by the optimizer: with gradient accumulation one iteration is several batches, and a step
@@ -241,18 +233,14 @@ class StepSchedule(_Follows):
     """
 
     def __init__(
-        self, learning_rate: float = 0.1, boundaries: Sequence[int] = (32_000, 48_000),
-        warmup_rate: float | None = None, warmup_error: float = 0.8, steps: int | None = None,
-        warmup_steps: int | None = None,
+        self, learning_rate=0.1, boundaries=(32_000, 48_000), warmup_rate=None, warmup_error=0.8, steps=None,
+        warmup_steps=None,
     ):  # fmt: skip
-        super().__init__(Steps(learning_rate, tuple(boundaries), warmup_rate, warmup_error, warmup_steps), steps)
-
-    def _passed(self):
-        late = [b for b in self.rule.boundaries if b < self.step and self.rate(b) < self.current_rate]
-        return late + super()._passed()
+        warmup = {"warmup_rate": warmup_rate, "warmup_error": warmup_error, "warmup_steps": warmup_steps}
+        super().__init__(Steps(learning_rate, tuple(boundaries), **warmup), steps)
 
 
-class PlateauSchedule(_Follows):
+class PlateauSchedule(_Schedule):
     """`schedules.Plateau` as a callback: divides the learning rate by 10 when the validation error plateaus.
 
     BackupAndRestore has to come after this callback; before it, it saves the rate of the epoch that ended, not of the
@@ -267,10 +255,11 @@ class PlateauSchedule(_Follows):
     """
 
     def __init__(
-        self, learning_rate: float = 0.1, warmup_rate: float | None = None, warmup_error: float = 0.8,
-        steps: int | None = None, patience: int = 5, warmup_steps: int | None = None, divisions: int | None = None,
+        self, learning_rate=0.1, warmup_rate=None, warmup_error=0.8, steps=None, patience=5, warmup_steps=None,
+        divisions=None,
     ):  # fmt: skip
-        super().__init__(Plateau(learning_rate, warmup_rate, warmup_error, patience, warmup_steps, divisions), steps)
+        warmup = {"warmup_rate": warmup_rate, "warmup_error": warmup_error, "warmup_steps": warmup_steps}
+        super().__init__(Plateau(learning_rate, **warmup, patience=patience, divisions=divisions), steps)
         self.not_validated = 0  # how many of the last epochs
 
     def _take_up(self, rate):
@@ -285,7 +274,7 @@ class PlateauSchedule(_Follows):
     def on_epoch_end(self, epoch, logs=None):
         if any(name.startswith("val_") for name in logs or {}):
             self.not_validated = 0
-            _logged(logs, "val_error", 'compile the model with a metric named "error"')
+            _check_logged(logs, "val_error", 'compile the model with a metric named "error"')
         else:  # which `validation_freq` allows, but not for `patience` epochs
             self.not_validated += 1
             message = (

@@ -1,11 +1,7 @@
 """The paper's learning-rate rules as values, without Keras: the rate of each step, and what an epoch's errors change.
 
-P1 is "Deep Residual Learning for Image Recognition" (arXiv 1512.03385). A rule never changes. What it has seen so far
-is its state, a dict that JSON can hold and that nobody changes either:
-
-    state = rule.first_state()
-    rate = rule.rate(step, state)
-    state, text = rule.after_epoch(step, state, error, val_error)
+P1 is "Deep Residual Learning for Image Recognition" (arXiv 1512.03385). A rule never changes. What training has shown
+it so far is its state, a dict that can be written as JSON; the methods take one and return a new one.
 """
 
 import dataclasses
@@ -23,7 +19,7 @@ def check_number(name: str, value: float, zero: bool = False) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Rule:
-    """What both rules share: a warm-up, and behind it a rate that is divided by 10.
+    """What `Steps` and `Plateau` share: a warm-up, and after it a rate that is divided by 10.
 
     With `warmup_rate`, the rule of P1 4.2 for 110 layers and more: that rate until the training error of an epoch is
     below `warmup_error`, then the schedule. In the paper this took about 400 iterations, which is one epoch.
@@ -32,7 +28,7 @@ class Rule:
     `warmup_rate`, theirs for a batch of 256, the rate grows by the same amount in each of these iterations.
     """
 
-    learning_rate: float = 0.1  # the first one behind the warm-up
+    learning_rate: float = 0.1  # the first one after the warm-up
     _: dataclasses.KW_ONLY
     warmup_rate: float | None = None  # None for no warm-up, or the rate to start with
     warmup_error: float = 0.8  # in [0, 1]
@@ -46,7 +42,7 @@ class Rule:
             raise ValueError(f"warmup_steps {self.warmup_steps} need a warmup_rate to start from")
 
     def first_state(self) -> State:
-        """The state before training. "warm_at_step" is the first iteration behind the warm-up, None if not yet known."""
+        """The state before training. "warm_at_step" is the first iteration after the warm-up, None if unknown."""
         return {"warm_at_step": 0 if self.warmup_rate is None else self.warmup_steps}
 
     def warming_up(self, step: int, state: State) -> bool:
@@ -65,9 +61,9 @@ class Rule:
         return self.learning_rate / 10 ** self.drops(step, state)
 
     def after_epoch(self, step: int, state: State, error: float, val_error: float | None) -> tuple[State, str]:
-        """The state behind an epoch that ends when `step` iterations are done, and a sentence on what is new, or "".
+        """The state after an epoch that ends when `step` iterations are done, and a sentence on what changed, or "".
 
-        `error` is the epoch's training error, in [0, 1], and `val_error` that of a validation, or None.
+        `error` is the epoch's training error, in [0, 1], and `val_error` its validation error, or None.
         """
         if state["warm_at_step"] is not None or not error < self.warmup_error:
             return dict(state), ""
@@ -76,13 +72,16 @@ class Rule:
         return new, f"step {step}: training error {error:.1%} is below {self.warmup_error:.0%}, {rates}"
 
     def finished(self, state: State) -> bool:
-        """Whether further training is of no use."""
-        return False
+        """Whether the rule has no rate left: at the plateau after the last division."""
+        return state.get("used_up", False)
 
 
 @dataclasses.dataclass(frozen=True)
 class Steps(Rule):
-    """Divides the learning rate by 10 at each of the `boundaries`, ascending numbers of iterations (P1 4.2)."""
+    """Divides the learning rate by 10 at each of the `boundaries`, ascending numbers of iterations (P1 4.2).
+
+    The other arguments are those of `Rule`. ValueError if one is out of its range.
+    """
 
     boundaries: tuple[int, ...] = (32_000, 48_000)
 
@@ -102,7 +101,8 @@ class Plateau(Rule):
     """Divides the learning rate by 10 when the validation error plateaus (P1 3.4).
 
     That is, when the best error of all epochs is `patience` epochs old; the paper does not state its criterion. Epochs
-    of the warm-up do not count; epochs without validation count towards `patience` but set no best error.
+    of the warm-up do not count; epochs without validation count towards `patience` but set no best error. The other
+    arguments are those of `Rule`. ValueError if one is out of its range.
     """
 
     patience: int = 5
@@ -131,6 +131,3 @@ class Plateau(Rule):
         new = {**state, "epochs_since": 0, "drops": state["drops"] + (not used_up), "used_up": used_up}
         then = "at the last rate: the end" if used_up else f"learning rate -> {self.rate(step, new):g}"
         return new, f"step {step}: the validation error has not been below {best:.1%} for {since} epochs, {then}"
-
-    def finished(self, state: State) -> bool:
-        return state["used_up"]

@@ -131,8 +131,8 @@ def train(settings: Settings, verbose: int = 1, profile: int = 0) -> dict:
 class State:
     """What a run has done, as its checkpoint keeps it.
 
-    `sums` are those of the measures over the last `summed` steps, which are those of the epoch so far. `schedule` is the
-    state of the schedule, `history` that of the `History`. `segments` says where which steps were made.
+    `sums` are those of the measures over the last `summed` steps, which are those of the epoch so far. `schedule` is
+    the state of the schedule, `history` that of the `History`. `segments` says where which steps were made.
     """
 
     step: int

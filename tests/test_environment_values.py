@@ -14,7 +14,7 @@ from conftest import ROOT
 import keras_resnet
 from keras_resnet import environment
 from keras_resnet.data import sources
-from keras_resnet.training import Settings, run
+from keras_resnet.training import Settings, train
 
 RUN = ["--dataset", "shapes", "--depth", "8", "--steps", "4", "--batch-size", "32"]
 OTHERS = {"floatx": "float64", "epsilon": 0.1, "image_data_format": "channels_first", "nnx_enabled": True}
@@ -40,13 +40,13 @@ def homes(tmp_path, **values):
 
 
 @pytest.mark.parametrize("floatx", ["float16", pytest.param("float64", marks=pytest.mark.slow)])
-@pytest.mark.parametrize("name", ["fit", "fit_jax"])
-def test_keras_json_does_not_change_a_run(tmp_path, name, floatx):
+@pytest.mark.parametrize("backend", ["tensorflow", "jax"])
+def test_keras_json_does_not_change_a_run(tmp_path, backend, floatx):
     pytest.importorskip("jax", reason="jax is not installed")
     found = []
     for home, variables in homes(tmp_path, floatx=floatx).items():
-        options = ["--deterministic"] if name == "fit" else []
-        assert "float32" in program(home, tmp_path, name, *RUN, *options, "--output", home, **variables)
+        options, variables = ["--deterministic"] * (backend == "tensorflow"), {**variables, "KERAS_BACKEND": backend}
+        assert "float32" in program(home, tmp_path, "fit", *RUN, *options, "--output", home, **variables)
         with open(f"{home}/shapes-resnet-8/history.csv") as file:
             rows = [(row["loss"], row["error"], row["val_loss"]) for row in csv.DictReader(file)]
         saved = keras.saving.load_model(f"{home}/shapes-resnet-8/model.keras")
@@ -80,13 +80,13 @@ def test_train_in_a_process_with_other_values(tmp_path, monkeypatch):
     monkeypatch.setattr(sources, "SHAPES_EXAMPLES", {"train": 3 * 16 + 32, "test": 48})
     monkeypatch.setattr(sources, "VALIDATION_EXAMPLES", {"shapes": 32})
     options = {"dataset": "shapes", "depth": 8, "steps": 3, "batch_size": 16, "strategy": "none"}
-    train = lambda name: run.train(Settings(**options, output=str(tmp_path), name=name), verbose=0)
-    expected = train("own")
+    fit = lambda name: train(Settings(**options, output=str(tmp_path), name=name), verbose=0)
+    expected = fit("own")
     changed = {"floatx": "float16", "dtype_policy": "mixed_float16", "epsilon": 0.1, "max_steps_per_epoch": 1}
     before = {name: getattr(keras.config, name)() for name in environment.DEFAULTS}
     try:
         environment.set_values(changed)
-        found = train("other")
+        found = fit("other")
         assert keras.config.floatx() == "float16" and keras.config.dtype_policy().name == "mixed_float16"
         assert keras.config.epsilon() == 0.1 and keras.config.max_steps_per_epoch() == 1
     finally:

@@ -61,7 +61,7 @@ def run(settings: Settings, folder: Path = RESULTS, verbose: int = 1) -> dict:
         RunError, DataError, Stopped: as in `run.train`. RunError also if the result is of another data folder of the
             same name.
     """
-    from keras_resnet.training.run import train
+    from keras_resnet.training.loop import train
     from keras_resnet.weights.published import weights_sha256
 
     path = os.path.join(folder, f"{settings.name}.json")

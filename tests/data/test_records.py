@@ -11,14 +11,15 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 from conftest import ROOT
-from keras_resnet.training.run import Settings, train
 from PIL import Image
 from test_imagenet import SMALL, photograph, small_batches, take
 
 from keras_resnet.data import color, folders, imagenet, records, sources
 from keras_resnet.data.sources import DataError
 from keras_resnet.files import RunError
-from keras_resnet.training import run, tasks
+from keras_resnet.training import tasks
+from keras_resnet.training.folder import CHECKPOINT, Folder
+from keras_resnet.training.loop import Settings, train
 
 CLASSES = ("dawn", "noon", "dusk")
 
@@ -346,9 +347,10 @@ def test_a_run_goes_on_with_its_own_data(tmp_path):
         settings = Settings(
             dataset=str(tmp_path / "photos"), output=str(tmp_path), name="run", image_size=32, batch_size=2, **changes
         )
-        with run.own_folder(settings):
-            run.open_folder(settings)
-            return tasks.photographs(settings)
+        folder = Folder(settings)
+        with folder.own():
+            folder.open()
+            return tasks.of(folder)
 
     photos("cat")
     photos("dog")
@@ -359,7 +361,7 @@ def test_a_run_goes_on_with_its_own_data(tmp_path):
     task()  # nothing was saved: the colours of the other photographs are measured
     assert np.abs(color.load(colors).mean - measured).max() > 10
 
-    (tmp_path / "run" / run.CHECKPOINT).touch()  # from here on the run goes on
+    (tmp_path / "run" / CHECKPOINT).touch()  # from here on the run goes on
     kept = color.load(colors).mean
     assert task().classes == first.classes and np.array_equal(color.load(colors).mean, kept)
     (tmp_path / "photos" / "cat").rename(tmp_path / "photos" / "zebra")
@@ -408,8 +410,9 @@ def test_no_validation_image_can_be_read(tmp_path):
     settings = Settings(
         dataset=str(tmp_path / "photos"), output=str(tmp_path), batch_size=2, colors="imagenet", skip_damaged=True
     )
-    with run.own_folder(settings), pytest.raises(DataError, match="not one of 2 validation images can be read"):
-        tasks.photographs(settings)
+    folder = Folder(settings)
+    with folder.own(), pytest.raises(DataError, match="not one of 2 validation images can be read"):
+        tasks.of(folder)
 
 
 def test_the_mean_image_is_subtracted_at_the_papers_size(tmp_path, data_dir):
@@ -417,8 +420,9 @@ def test_the_mean_image_is_subtracted_at_the_papers_size(tmp_path, data_dir):
 
     def network(name, **changes):
         settings = Settings(dataset="tiny_photographs", data_dir=data_dir, output=str(tmp_path), name=name, **changes)
-        with run.own_folder(settings):
-            return tasks.photographs(settings).build()
+        folder = Folder(settings)
+        with folder.own():
+            return tasks.of(folder).build()
 
     model = network("paper", batch_size=2)
     colors = str(tmp_path / "paper" / "colors.npz")

@@ -52,7 +52,7 @@ def test_a_run_is_recorded_and_never_repeated(tmp_path, tiny, monkeypatch):
     expected = analysis.response_std(model, source.train.images.astype("float32"))
     assert record["response_std"] == pytest.approx(expected, abs=1e-4) and len(expected) == 7
 
-    monkeypatch.setattr("keras_resnet.training.run.train", None)
+    monkeypatch.setattr("keras_resnet.training.loop.train", None)
     assert experiments.run(residual, results) == record
     with pytest.raises(TypeError):
         experiments.run(plain, results)
@@ -209,7 +209,7 @@ def test_the_program(tmp_path, reproduce, monkeypatch, capsys):
         path = tmp_path / "results" / f"shapes-{network}-8-steps-3-seed-0.json"
         errors[network] = 100 * json.loads(path.read_text())["error"]
     assert re.search(rf"ResNet-8 +{errors['resnet']:.2f} +9.87\nplain-8 +{errors['plain']:.2f} +-\n", first)
-    monkeypatch.setattr("keras_resnet.training.run.train", None)
+    monkeypatch.setattr("keras_resnet.training.loop.train", None)
     assert "ResNet-8" in reproduce() and "plain-8" not in reproduce("--only", "ResNet-8")
     with pytest.raises(SystemExit, match="reproduce.py: nowhere is on CIFAR-10; leave --data out"):
         reproduce("--data", "x")

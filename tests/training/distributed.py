@@ -15,7 +15,7 @@ import tensorflow as tf
 
 from keras_resnet.data import sources
 from keras_resnet.files import RunError
-from keras_resnet.training import run
+from keras_resnet.training import Settings, loop, tensorflow
 from keras_resnet.training.checkpoint import Stopped
 
 TRAIN, VALIDATION, TEST = 9 * 16 + 5, 37, 41  # none of them even
@@ -30,21 +30,22 @@ def main(devices, folder, *many_settings):
     cpu = tf.config.list_physical_devices("CPU")[0]
     tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * int(devices))
     small_shapes(pytest.MonkeyPatch())
-    training_model, finish, trained = run.training_model, run.finish, []
+    write_result, trained = loop.write_result, []
 
-    def training_model_kept(*arguments):
-        trained[:] = [training_model(*arguments)]
-        return trained[0]
+    class Kept(tensorflow.Engine):
+        def __init__(self, *arguments):
+            super().__init__(*arguments)
+            trained[:] = [self.network]
 
-    def finish_and_save(settings, *rest):
+    def save_and_write(settings, *rest):
         local = tf.distribute.get_strategy().experimental_local_results
         replicas = [[value.numpy() for value in local(variable.value)] for variable in trained[0].weights]
         np.savez(os.path.join(folder, settings.name), *map(np.stack, replicas))
-        return finish(settings, *rest)
+        return write_result(settings, *rest)
 
-    run.training_model, run.finish = training_model_kept, finish_and_save
+    tensorflow.Engine, loop.write_result = Kept, save_and_write
     for settings in map(json.loads, many_settings):
-        result = run.train(run.Settings(**settings), verbose=0)
+        result = loop.train(Settings(**settings), verbose=0)
         with open(os.path.join(folder, f"{settings['name']}.json"), "w") as file:
             json.dump(result, file)
 

@@ -25,7 +25,7 @@ import keras_resnet
 from keras_resnet import evaluation, files, serving
 from keras_resnet.architecture import IMAGE_SIZE
 from keras_resnet.data import imagenet, records, shapes, sources
-from keras_resnet.training import checkpoint, distribution, run
+from keras_resnet.training import checkpoint, distribution, loop
 from keras_resnet.training.settings import Settings
 
 DEVICES = 2  # logical ones, of which "none" uses one
@@ -77,7 +77,8 @@ def settings(values, **others):
     found = Settings(**values.pop("base"), **values.pop("network"), **values)
     if found.init_from and found.shortcut == "A":
         raise files.RunError("what is trained has option B")
-    run._check_replicas(found, DEVICES if found.strategy == "mirrored" else 1)
+    if found.strategy == "mirrored" and found.sync_bn and found.accumulate > 1:
+        raise files.RunError("which replicas cannot do")
     return found
 
 
@@ -120,11 +121,10 @@ def draw():
     keras_resnet.ResNet18(classes=7, normalization="torch").save(TRAINED)
 
 
-class StopsAfterTwo(run.Checkpoint):
-    def on_train_batch_end(self, batch, logs=None):
-        if self.step == 1:
-            signal.raise_signal(signal.SIGTERM)
-        super().on_train_batch_end(batch, logs)
+def stops_after_two(running, count, seconds):
+    if running.state.step + count == 2:
+        signal.raise_signal(signal.SIGTERM)
+    return 1
 
 
 def model_of(folder):
@@ -147,13 +147,13 @@ def stop(rows):
     weights = {}
     for number, values in enumerate(rows):
         whole = settings(values, name=f"whole-{number}")
-        run.train(whole, verbose=0)
+        loop.train(whole, verbose=0)
         for i, array in enumerate(model_of(whole.folder).get_weights()):
             weights[f"{number}/{i}"] = array
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(run, "Checkpoint", StopsAfterTwo)
+            patch.setattr(loop.Loop, "next_pace", stops_after_two)
             with pytest.raises(checkpoint.Stopped, match="at step 2"):
-                run.train(settings(values, name=f"stopped-{number}"), verbose=0)
+                loop.train(settings(values, name=f"stopped-{number}"), verbose=0)
     np.savez("weights.npz", **weights)
 
 
@@ -162,7 +162,7 @@ def resume(rows):
     for number, values in reversed(list(enumerate(rows))):
         stopped = settings(values, name=f"stopped-{number}")
         try:
-            result = run.train(stopped, verbose=0)
+            result = loop.train(stopped, verbose=0)
             model = model_of(stopped.folder)
             for i, array in enumerate(model.get_weights()):
                 np.testing.assert_allclose(array, saved[f"{number}/{i}"], rtol=1e-4, atol=1e-5)

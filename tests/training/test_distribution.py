@@ -15,12 +15,12 @@ import numpy as np
 import pytest
 from conftest import free_ports
 from distributed import small_shapes
-from keras_resnet.training.run import Settings
 
 from keras_resnet.data import parts
 from keras_resnet.data.sources import DataError
 from keras_resnet.files import RunError
-from keras_resnet.training import distribution, precision, run
+from keras_resnet.runs import Run
+from keras_resnet.training import Settings, distribution, loop, precision, train
 
 RUN = {"dataset": "shapes", "depth": 8, "steps": 5, "batch_size": 16, "lr": 0.01, "checkpoint_every": 3}
 LOST_WITHIN = 60  # seconds; measured: 8
@@ -93,7 +93,7 @@ def one_device(start):
     """The result, and the weights, of a run in this process."""
     with pytest.MonkeyPatch.context() as patch:
         small_shapes(patch)
-        result = run.train(Settings(**RUN, output=str(start.runs), name="one", strategy="none"), verbose=0)
+        result = train(Settings(**RUN, output=str(start.runs), name="one", strategy="none"), verbose=0)
     return result, keras.saving.load_model(start.runs / "one" / "model.keras").get_weights()
 
 
@@ -121,14 +121,29 @@ def test_two_devices(start, one_device):
     for replicas in variables:
         assert len(replicas) == 2 and np.array_equal(replicas[0], replicas[1])
     assert not all(np.allclose(a, b, 1e-4, 1e-4) for a, b in zip(variables, one_device[1], strict=True))
-    assert process.result("sync")[0]["normalized_together"] == RUN["batch_size"]
-    assert process.result("local")[0]["normalized_together"] == RUN["batch_size"] // 2
+    assert process.result("sync")[0]["segments"][0]["normalized_together"] == RUN["batch_size"]
+    assert process.result("local")[0]["segments"][0]["normalized_together"] == RUN["batch_size"] // 2
     one, frozen = (keras.saving.load_model(start.runs / name / "model.keras") for name in ("one", "frozen"))
     same = {v.path for v, w in zip(one.weights, frozen.weights, strict=True) if np.array_equal(v.numpy(), w.numpy())}
     assert {v.path for v in one.weights} - same == {"fc/kernel", "fc/bias"}
     for replicas, compiled in zip(variables, process.result("two-xla")[1], strict=True):
         assert np.allclose(replicas, compiled, rtol=1e-4, atol=1e-4)
     assert "Warning" not in process.output.read_text()
+
+
+def test_the_validation_loss_does_not_depend_on_devices_and_parts(start):
+    """Two devices with two parts each once reported half of it."""
+    run = {"strategy": "mirrored", "bn_batch_size": 4}
+    process = start({"name": "two-two", **run}, {"name": "two-turns", **run, "accumulate": 2}, devices=2)
+    process.result("two-turns")
+    with pytest.MonkeyPatch.context() as patch:
+        small_shapes(patch)
+        train(Settings(**RUN, output=str(start.runs), name="four", bn_batch_size=4, strategy="none"), verbose=0)
+    expected = Run(start.runs / "four").history
+    for name in ("two-two", "two-turns"):
+        found = Run(start.runs / name).history
+        for column in ("loss", "error", "val_loss", "val_error"):
+            assert found[column] == pytest.approx(expected[column], rel=1e-4), (name, column)
 
 
 def test_two_workers_train_like_one_device(start, one_device):
@@ -179,11 +194,17 @@ def test_a_chief_that_dies_ends_the_others(start, mixed_precision):
     assert worker.wait(30) == 1
 
 
-def test_workers_that_do_not_fit_together_say_so(monkeypatch):
-    distribution.check_same(Settings(**RUN).as_json(), "different settings")
-    monkeypatch.setattr(distribution, "of_all_workers", lambda number: [number, number + 1])
-    with pytest.raises(RunError, match="the workers have different settings; start all with the same command"):
-        run._check_replicas(Settings(**RUN), 1)
+def test_workers_that_do_not_fit_together_say_so():
+    class Devices:
+        def __init__(self, *others):
+            self.others = others
+
+        def exchange(self, number):
+            return np.array([[number + other] for other in self.others])
+
+    loop.check_same(Devices(0, 0), {"lr": 0.1}, "different settings")
+    with pytest.raises(RunError, match="different settings"):
+        loop.check_same(Devices(0, 1), {"lr": 0.1}, "different settings")
 
 
 @pytest.mark.parametrize("replicas, workers", [(1, 1), (4, 1), (4, 2), (6, 3)])
@@ -196,7 +217,7 @@ def test_an_epoch_sees_every_example_once(replicas, workers):
     batches = np.concatenate([each.reshape(10, -1) for each in rows], 1)
     assert np.array_equal(batches.reshape(-1), order[:120])  # the same batches, whatever the number of replicas
     for n in (replicas, 41, 96, 97):
-        ranges = [list(parts.evaluation_ranges(n, 8, part).as_numpy_iterator()) for part in own]
+        ranges = [parts.ranges(n, 8, part).tolist() for part in own]
         assert len({len(each) for each in ranges}) == 1 and len(ranges[0]) % here == 0
         sizes = [end - begin for each in ranges for begin, end in each]
         assert min(sizes) > 0 and max(sizes) <= 8 and max(sizes) - min(sizes) <= 1
@@ -205,7 +226,7 @@ def test_an_epoch_sees_every_example_once(replicas, workers):
 
 def test_fewer_examples_than_devices():
     with pytest.raises(DataError, match="4 devices cannot share 3 examples to be tested on; train on fewer devices"):
-        parts.evaluation_ranges(3, 8, parts.Parts(4, range(4)))
+        parts.ranges(3, 8, parts.Parts(4, range(4)))
 
 
 def test_slurm_nodes_in_any_order(monkeypatch):
@@ -234,23 +255,15 @@ def test_which_strategy(monkeypatch):
             distribution.strategy("auto")
 
 
-def test_an_unknown_version_of_keras(monkeypatch):
-    monkeypatch.setattr(keras, "__version__", "3.99.0")
-    with pytest.raises(RunError, match="tested with Keras 3.15.1, .*found 3.99.0. Install keras==3.15.1, or"):
-        distribution.strategy("mirrored")
-
-
-@pytest.mark.parametrize(
-    "changes, message",
-    [
-        ({"batch_size": 18}, "--batch-size is a multiple of the number of devices, 4, .*; found 18"),
-        ({"accumulate": 2}, "--accumulate is for one device; there are 4"),
-        ({"jit": True, "sync_bn": True}, "--jit and --sync-bn do not go together on 4 devices"),
-    ],
-)
-def test_settings_that_do_not_fit_several_devices(changes, message):
-    with pytest.raises(RunError, match=message):
-        run._check_replicas(Settings(**{**RUN, "batch_size": 16, **changes}), 4)
+def test_settings_that_do_not_fit_several_devices(start):
+    for changes, message in (
+        ({"batch_size": 15}, "--batch-size is a multiple of the number of devices, 2, .*; found 15"),
+        ({"jit": True, "sync_bn": True}, "--jit and --sync-bn do not go together on 2 devices"),
+        ({"accumulate": 2, "sync_bn": True}, "--accumulate and --sync-bn do not go together on 2 devices"),
+    ):
+        process = start({"name": "refused", "strategy": "mirrored", **changes}, devices=2)
+        process.says(f"RunError: {message}")
+        assert process.wait(30) == 1 and not (start.runs / "refused").exists()
 
 
 def test_mixed_precision_and_xla(start, one_device, monkeypatch):
@@ -261,7 +274,7 @@ def test_mixed_precision_and_xla(start, one_device, monkeypatch):
         ("bfloat16", {"mixed_precision": "bfloat16"}, 1e-6, 1e-3),
         ("xla", {"jit": True}, 0, 1e-5),
     ):
-        run.train(Settings(**RUN, output=str(start.runs), name=name, **settings), verbose=0)
+        train(Settings(**RUN, output=str(start.runs), name=name, **settings), verbose=0)
         model = keras.saving.load_model(start.runs / name / "model.keras")
         assert {layer.dtype_policy.name for layer in model.layers} == {"float32"}
         kernels = [(a, b) for a, b in zip(one_device[1], model.get_weights(), strict=True) if a.ndim == 4]

@@ -15,7 +15,8 @@ from keras_resnet import normalization
 from keras_resnet.architecture import IMAGE_SIZE
 from keras_resnet.data import color
 from keras_resnet.files import RunError
-from keras_resnet.training import run, tasks
+from keras_resnet.training import loop, tasks
+from keras_resnet.training.folder import Folder
 from keras_resnet.training.settings import Settings
 
 COLOR = (100.0, 120.0, 140.0)
@@ -55,8 +56,9 @@ def test_a_network_of_photographs_at_another_size(tmp_path, photographs, trained
         dataset=photographs, output=str(tmp_path / "runs"), init_from=folder, image_size=size, batch_size=2, steps=1,
         colors="imagenet",
     )  # fmt: skip
-    with run.own_folder(settings):
-        network = tasks.photographs(settings).build()
+    folder = Folder(settings)
+    with folder.own():
+        network = tasks.of(folder).build()
     assert network.output.shape == (None, 3)
     same, said = size == IMAGE_SIZE, capsys.readouterr().out
     assert ("its mean colour is subtracted, (mean [100.0, 120.0, 140.0], std 1.0)" in said) != same
@@ -73,7 +75,7 @@ def test_a_run_of_photographs_goes_on_at_another_size(tmp_path, photographs, tra
         dataset=photographs, output=str(tmp_path / "runs"), name="run", init_from=trained[0], image_size=64,
         batch_size=3, steps=2, freeze_until="conv4", strategy="none",
     )  # fmt: skip
-    result = run.train(settings, verbose=0)
+    result = loop.train(settings, verbose=0)
     assert result["steps"] == 2 and 0 <= result["val_error"] <= 1
     saved = keras.saving.load_model(tmp_path / "runs" / "run" / "model.keras")
     assert saved.input_shape == (None, None, None, 3) and saved.output.shape == (None, 3)
@@ -95,13 +97,13 @@ def test_another_network_is_one_sentence(tmp_path, photographs, trained, source,
     options = {"dataset": photographs, "output": str(tmp_path / "runs"), "init_from": source, "batch_size": 2}
     message = f"^--init-from .* has the network {of_run}, and this run trains {wanted}, .*--depth"
     with pytest.raises(RunError, match=message) as error:
-        run.train(Settings(**{**options, **network}), verbose=0)
+        loop.train(Settings(**{**options, **network}), verbose=0)
     assert "\n" not in str(error.value) and not os.listdir(tmp_path / "runs")
 
 
-def fit_jax(folder, *flags):
-    """Runs fit_jax.py as where TensorFlow is not installed."""
-    path = ROOT / "train" / "fit_jax.py"
+def fit(folder, *flags):
+    """Runs fit.py as where TensorFlow is not installed."""
+    path = ROOT / "train" / "fit.py"
     code = f"{WITHOUT_TENSORFLOW}\nimport runpy; sys.argv[0] = {str(path)!r}; sys.path.insert(0, {str(path.parent)!r})"
     code += f"\nrunpy.run_path({str(path)!r}, run_name='__main__')"
     environment = {name: value for name, value in os.environ.items() if name != "KERAS_BACKEND"}
@@ -118,7 +120,7 @@ def test_on_jax(tmp_path):
     randomize(before)
     before.save(tmp_path / "before.keras")
     source = ["--init-from", str(tmp_path / "before.keras"), "--freeze-until", "conv3"]
-    done = fit_jax(tmp_path, *source, "--steps", "3", "--batch-size", "24", "--bn-batch-size", "8")
+    done = fit(tmp_path, *source, "--steps", "3", "--batch-size", "24", "--bn-batch-size", "8")
     assert done.returncode == 0, done.stderr
     assert "its mean colour is subtracted" in done.stdout
     saved = keras.saving.load_model(tmp_path / "shapes-resnet-8" / "model.keras")
@@ -131,6 +133,6 @@ def test_on_jax(tmp_path):
             assert all(np.array_equal(a, b) for a, b in zip(now, then, strict=True)), layer.name
         elif layer.name.startswith("conv4") and then:
             assert all(not np.array_equal(a, b) and np.allclose(a, b, atol=1) for a, b in zip(now, then, strict=True))
-    done = fit_jax(tmp_path, "--init-from", "nowhere.keras", "--name", "other")
+    done = fit(tmp_path, "--init-from", "nowhere.keras", "--name", "other")
     assert done.returncode == 1 and "--init-from the weights 'nowhere.keras' do not exist" in done.stderr
     assert not (tmp_path / "other").exists()

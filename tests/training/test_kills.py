@@ -11,17 +11,16 @@ import time
 
 import numpy as np
 import pytest
-from keras_resnet.training.run import Settings, train
 from PIL import Image
 
 from keras_resnet.data import shapes, sources
-from keras_resnet.training import run
+from keras_resnet.training import Settings, loop, train
 from keras_resnet.training.checkpoint import Stopped
 from keras_resnet.training.folder import CHECKPOINT, RESULT
 
 # Processes that have imported everything before they are asked for.
 context = multiprocessing.get_context("forkserver")
-context.set_forkserver_preload(["keras_resnet.training.run"])
+context.set_forkserver_preload(["keras_resnet.training.loop", "keras_resnet.training.tensorflow"])
 
 SHAPES = {"dataset": "shapes", "depth": 8, "batch_size": 64, "steps": 210, "checkpoint_every": 7, "warmup": True}
 PHOTOGRAPHS = {"depth": 18, "batch_size": 8, "steps": 20, "checkpoint_every": 1, "image_size": 32, "lr": 0.01}
@@ -81,7 +80,7 @@ def left(settings):
     with np.load(os.path.join(settings.folder, CHECKPOINT)) as file:
         arrays = {name: file[name] for name in file.files}
     state = json.loads(arrays.pop("state").tobytes())
-    history = state["callbacks"].pop("History")
+    history, _ = state.pop("history"), state.pop("segments")
     with open(os.path.join(settings.folder, "history.csv")) as file:
         table = [{name: value for name, value in row.items() if name not in TIMES} for row in csv.DictReader(file)]
     rows = [{name: value for name, value in row.items() if name not in TIMES} for row in history["rows"]]
@@ -93,13 +92,12 @@ def left(settings):
 def train_small(runs, stop_at=None):
     """Trains one run after the other on few images, each until SIGTERM comes in its step `stop_at`. In a process."""
 
-    class Stopper(run.Checkpoint):
-        def on_train_batch_end(self, batch, logs=None):
-            if self.step + 1 == stop_at:
-                signal.raise_signal(signal.SIGTERM)
-            super().on_train_batch_end(batch, logs)
+    def one_step(running, count, seconds):
+        if running.state.step + count == stop_at:
+            signal.raise_signal(signal.SIGTERM)
+        return 1
 
-    run.Checkpoint = Stopper
+    loop.Loop.next_pace = one_step
     sources.SHAPES_EXAMPLES, sources.VALIDATION_EXAMPLES = {"train": 80, "test": 16}, {"shapes": 16}
     for settings in runs:
         with contextlib.suppress(Stopped):

@@ -207,13 +207,13 @@ def test_a_gradual_warm_up_goes_on_in_its_middle(tmp_path, small_shapes, termina
     """Two epochs of nine steps; at a batch of 64 with rate .04, that for 16 images would be .01."""
     monkeypatch.setitem(recipes.SMALL_IMAGES, "batch_size", 4)
     arguments = {"lr": 0.04, "steps": None, "epochs": 4, "boundaries": (3,), "warmup_epochs": 2}
-    made, run = [], tensorflow.Engine.run
+    made, run = [], ENGINE.run
 
     def record(engine, first, rates):
         made.extend((first + i, round(float(rate), 8)) for i, rate in enumerate(rates))
         return run(engine, first, rates)
 
-    monkeypatch.setattr(tensorflow.Engine, "run", record)
+    monkeypatch.setattr(ENGINE, "run", record)
     with terminated_at(5), pytest.raises(Stopped):
         train(settings(tmp_path, **arguments), verbose=0)
     assert train(settings(tmp_path, **arguments), verbose=0)["warm_at_step"] == 18
@@ -544,14 +544,14 @@ def test_a_diverging_run_keeps_its_last_good_checkpoint(tmp_path, small_shapes, 
         train(settings(tmp_path, lr=1e30), verbose=0)
     assert not os.path.exists(tmp_path / "run" / "checkpoint" / "latest.npz")
 
-    run = tensorflow.Engine.run
+    run = ENGINE.run
 
     def poisoned(engine, first, rates):
         means = run(engine, first, rates)
         means[np.arange(first, first + len(rates)) == 7, 0] = np.nan
         return means
 
-    monkeypatch.setattr(tensorflow.Engine, "run", poisoned)
+    monkeypatch.setattr(ENGINE, "run", poisoned)
     with pytest.raises(RunError, match="diverged at step 8: the loss is nan. The checkpoint .* is the last good one"):
         train(settings(tmp_path / "later"), verbose=0)
     with np.load(tmp_path / "later" / "run" / "checkpoint" / "latest.npz") as file:
@@ -569,7 +569,7 @@ def test_a_full_disk_is_told_where_no_step_follows(tmp_path, small_shapes, disk,
 
 @pytest.mark.parametrize("loss", [1.0, np.nan])
 def test_an_error_beside_the_writing_ends_with_a_whole_file(tmp_path, small_shapes, disk, monkeypatch, loss):
-    run = tensorflow.Engine.run
+    run = ENGINE.run
 
     def failing(engine, first, rates):
         if first == 5:
@@ -579,7 +579,7 @@ def test_an_error_beside_the_writing_ends_with_a_whole_file(tmp_path, small_shap
             return np.full((len(rates), 2), loss)
         return run(engine, first, rates)
 
-    monkeypatch.setattr(tensorflow.Engine, "run", failing)
+    monkeypatch.setattr(ENGINE, "run", failing)
     with pytest.raises(ZeroDivisionError if loss == 1 else RunError, match=None if loss == 1 else "is the last good"):
         train(settings(tmp_path), verbose=0)
     with np.load(tmp_path / "run" / "checkpoint" / "latest.npz") as file:

@@ -11,25 +11,29 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from conftest import ROOT
-from keras_resnet.training.run import Settings, compile_for_training
 
 from keras_resnet import models
-from keras_resnet.training import recipes, step
+from keras_resnet.training import Settings, hardware, precision, recipes
 from keras_resnet.training.fused import fuse_batch_norm
 from keras_resnet.training.settings import parts_of
+from keras_resnet.training.tensorflow import Step, moving_statistics, optimizer_of
 
 IMAGES = np.random.default_rng(0).uniform(0, 255, (12, 32, 32, 3)).astype("float32")
 LABELS = np.arange(12) % 10
 RATE = 0.05
 
 
-def trainer(parts, fused=True, network=models.CifarResNet, **options):
-    keras.utils.set_random_seed(1)
-    network = network(8, classifier_activation=None, normalization=(120.0, 60.0), **options)
-    model = step.TrainingModel(network.input, network.output, parts)
+def network(fused=True, seed=1, **options):
+    keras.utils.set_random_seed(seed)
+    model = models.CifarResNet(8, classifier_activation=None, normalization=(120.0, 60.0), **options)
     if fused:
         fuse_batch_norm(model)
     return model
+
+
+def step_of(model, parts, mixed_precision=None, **options):
+    precision.set_precision(model, mixed_precision)
+    return Step(model, optimizer_of(model, RATE, mixed_precision=mixed_precision), parts, **options)
 
 
 @pytest.mark.parametrize("fused", [True, False])
@@ -37,19 +41,20 @@ def trainer(parts, fused=True, network=models.CifarResNet, **options):
 def test_a_step_is_the_mean_of_its_parts(count, fused):
     """The formula, with `GradientTape` on another network for each part: w - lr mean(gradient + decay w)."""
     images, labels = IMAGES[:count], LABELS[:count]
-    model = trainer(2, fused)
-    compile_for_training(model, RATE)
+    model = network(fused)
+    step = step_of(model, 2)
     before = model.get_weights()
     edges = [0, count // 2, count]
     expected = [np.zeros_like(weight) for weight in before]
-    losses = []
+    losses, errors = [], []
     for begin, end in zip(edges, edges[1:], strict=False):
-        other = trainer(1, fused=False)  # in Keras' own arithmetic
+        other = network(fused=False)  # in Keras' own arithmetic
         share = (end - begin) / count
         with tf.GradientTape() as tape:
             outputs = other(images[begin:end], training=True)
             loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)(labels[begin:end], outputs)
-        losses.append(float(loss))
+        losses.append(share * float(loss))
+        errors.append(share * np.mean(np.argmax(outputs, -1) != labels[begin:end]))
         gradients = tape.gradient(loss, other.trainable_weights)
         trained = {id(v): np.asarray(g) for v, g in zip(other.trainable_weights, gradients, strict=True)}
         for i, (variable, old) in enumerate(zip(other.weights, before, strict=True)):
@@ -57,78 +62,84 @@ def test_a_step_is_the_mean_of_its_parts(count, fused):
             if id(variable) in trained:
                 moved = old - RATE * (trained[id(variable)] + recipes.WEIGHT_DECAY * old)
             expected[i] += share * moved
-    logs = model.train_on_batch(images, labels, return_dict=True)
-    assert logs["loss"] == pytest.approx((losses[0] * edges[1] + losses[1] * (count - edges[1])) / count, rel=1e-4)
+    assert step(tf.constant(images), tf.constant(labels)).numpy() == pytest.approx([sum(losses), sum(errors)], rel=1e-4)
     for variable, found, right in zip(model.weights, model.get_weights(), expected, strict=True):
         assert np.allclose(found, right, rtol=1e-3, atol=2e-5), variable.path
-    together = trainer(1)
-    compile_for_training(together, RATE)
-    together.train_on_batch(images, labels)
+    together = network()
+    step_of(together, 1)(tf.constant(images), tf.constant(labels))
     assert not all(
         np.allclose(*pair, rtol=1e-3, atol=2e-5) for pair in zip(together.get_weights(), expected, strict=True)
     )
 
 
+@pytest.mark.parametrize("beside, turns", [(1, 4), (2, 2)])
+def test_parts_in_turn_are_parts_beside_each_other(beside, turns):
+    """Gradients, moving averages and what is shown; --accumulate once moved the averages at each part."""
+    images, labels, found = tf.constant(IMAGES), tf.constant(LABELS), []
+    for parts, shape in ((4, (12,)), (beside, (turns, 12 // turns))):
+        model = network(fused=False)
+        shown = step_of(model, parts)(tf.reshape(images, (*shape, 32, 32, 3)), tf.reshape(labels, shape))
+        found.append([shown.numpy(), *model.get_weights()])
+    for one, other in zip(*found, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
+
+
 def test_frozen_layers_stay_as_they_are():
-    model = trainer(2)
+    model = network()
     for layer in model.layers:
         layer.trainable = not layer.name.startswith(("conv1", "conv2"))
-    compile_for_training(model, RATE)
-    assert len(step.moving_statistics(model)) == 2 * 4
+    step = step_of(model, 2)
+    assert len(moving_statistics(model)) == 2 * 4
     before = {variable.path: variable.numpy() for variable in model.weights}
-    model.fit(IMAGES, LABELS, batch_size=6, verbose=0)
+    for _ in range(2):
+        step(tf.constant(IMAGES), tf.constant(LABELS))
     changed = {v.path.split("/")[0][:5] for v in model.weights if not np.array_equal(v.numpy(), before[v.path])}
     assert changed == {"conv3", "conv4", "fc"}
 
 
-def seeds(model):
-    return [variable.numpy() for variable in model.non_trainable_variables if "int" in variable.dtype]
+@pytest.mark.parametrize("shape", [(12,), (2, 6)])
+def test_each_part_drops_others(shape):
+    """Dropout's random state goes on from part to part, in turn too, and from step to step."""
 
+    def seeds(steps, parts, shape):
+        step = step_of(network(shortcut_variant="dropout"), parts)
+        for _ in range(steps):
+            step(tf.reshape(tf.constant(IMAGES), (*shape, 32, 32, 3)), tf.reshape(tf.constant(LABELS), shape))
+        return [seed.numpy() for seed in step.seeds]
 
-def test_each_part_drops_others():
-    """Dropout's random state goes on from part to part, and from step to step."""
-    model = trainer(2, shortcut_variant="dropout")
-    compile_for_training(model, RATE)
-    before, once = seeds(model), model.train_on_batch(IMAGES, LABELS) and seeds(model)
-    other = trainer(1, shortcut_variant="dropout")
-    compile_for_training(other, RATE)
-    for _ in range(2):
-        other.train_on_batch(IMAGES, LABELS)
-    assert np.array_equal(once, seeds(other)) and not np.array_equal(once, before)
+    once = seeds(1, 2 if shape == (12,) else 1, shape)
+    assert len(once) and np.array_equal(once, seeds(2, 1, (12,))) and not np.array_equal(once, seeds(0, 1, (12,)))
 
 
 @pytest.mark.parametrize("mixed_precision, jit", [("bfloat16", False), ("float16", False), ("float16", True)])
 def test_every_way_to_compute_trains_alike(mixed_precision, jit):
     losses = []
     for parts in (1, 2):
-        model = trainer(parts)
-        compile_for_training(model, RATE, mixed_precision=mixed_precision, jit=jit)
-        losses.append(model.fit(IMAGES, LABELS, batch_size=12, epochs=2, verbose=0).history["loss"])
+        step = step_of(network(), parts, mixed_precision, jit=jit)
+        losses.append([float(step(tf.constant(IMAGES), tf.constant(LABELS))[0]) for _ in range(2)])
     assert losses[0] == pytest.approx(losses[1], rel=0.02) and losses[0] != losses[1]
 
 
 def test_one_device_with_two_parts_is_two_devices():
     """In double precision, because the first steps enlarge the rounding of single precision."""
     program = """if True:
-        import json, sys, keras, numpy as np, tensorflow as tf
+        import json, keras, numpy as np, tensorflow as tf
         cpu = tf.config.list_physical_devices("CPU")[0]
         tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
         keras.config.set_floatx("float64")
         from keras_resnet.data import cifar, shapes, sources
         from keras_resnet.training import distribution
-        from keras_resnet.training.run import compile_for_training
-        from test_step import trainer
+        from test_step import network, step_of
         source = sources.Split(*shapes.draw(96, seed=0))
         mean = sources.per_pixel_mean(source.images)
         def train(strategy, parts):
-            with strategy.scope(), distribution.adapted_keras():
-                model = trainer(parts, fused=False)
-                compile_for_training(model, 0.1)
-                batches = lambda parts: cifar.training_batches(source, mean, batch_size=16, seed=0, parts=parts)
-                model.fit(
-                    distribution.datasets(batches), steps_per_epoch=6, verbose=0, shuffle=False,
-                    callbacks=[distribution.AverageStatistics()] * (strategy.num_replicas_in_sync > 1),
-                )
+            with strategy.scope():
+                devices = distribution.Devices(strategy)
+                model = network(fused=False)
+                step = step_of(model, parts, replicas=devices.count)
+                batches = cifar.training_batches(source, mean, batch_size=16, seed=0, parts=devices.parts())
+                for _, batch in zip(range(6), devices.distribute(batches)):
+                    step(*batch)
             return model.get_weights()
         mirrored = distribution.strategy("mirrored")
         runs = [train(tf.distribute.get_strategy(), 2), train(mirrored, 1), train(tf.distribute.get_strategy(), 1)]
@@ -158,15 +169,6 @@ def test_how_many_images_are_normalised_together(given, together):
     assert Settings(**given).bn_batch_size == together
 
 
-@pytest.mark.parametrize("parts", [2, 3])
-def test_parts_are_tested_as_the_whole(parts):
-    whole, cut = trainer(1), trainer(parts)
-    for model in (whole, cut):
-        compile_for_training(model, RATE)
-    expected, found = (model.evaluate(IMAGES, LABELS, batch_size=7, verbose=0) for model in (whole, cut))
-    assert found == pytest.approx(expected, rel=1e-5)
-
-
 def test_parts_of():
     assert [parts_of(n, 64) for n in (1, 64, 65, 128, 129, 256)] == [1, 1, 2, 2, 3, 4]
 
@@ -185,9 +187,9 @@ def test_threads(monkeypatch, cores, parts, chosen, expected):
         function = f"{name}_op_parallelism_threads"
         monkeypatch.setattr(tf.config.threading, f"get_{function}", lambda: chosen)
         monkeypatch.setattr(tf.config.threading, f"set_{function}", functools.partial(found.__setitem__, name))
-    step.choose_threads(parts)
+    hardware.choose_threads(parts)
     assert found == ({} if expected is None else dict(zip(("intra", "inter"), expected, strict=True)))
     found.clear()
     monkeypatch.setenv("TF_NUM_INTEROP_THREADS", "2")
-    step.choose_threads(parts)
+    hardware.choose_threads(parts)
     assert not found

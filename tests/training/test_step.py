@@ -1,6 +1,5 @@
 """The training step against two networks that each train on their part, and against two devices."""
 
-import functools
 import json
 import os
 import subprocess
@@ -13,7 +12,7 @@ import tensorflow as tf
 from conftest import ROOT
 
 from keras_resnet import models
-from keras_resnet.training import Settings, hardware, precision, recipes
+from keras_resnet.training import Settings, precision, recipes
 from keras_resnet.training.fused import fuse_batch_norm
 from keras_resnet.training.settings import parts_of
 from keras_resnet.training.tensorflow import Step, moving_statistics, optimizer_of
@@ -171,25 +170,3 @@ def test_how_many_images_are_normalised_together(given, together):
 
 def test_parts_of():
     assert [parts_of(n, 64) for n in (1, 64, 65, 128, 129, 256)] == [1, 1, 2, 2, 3, 4]
-
-
-@pytest.mark.parametrize(
-    "cores, parts, chosen, expected",
-    [(2, 2, 0, (1, 2)), (8, 2, 0, (4, 2)), (2, 4, 0, (1, 2)), (3, 2, 0, (2, 2)), (8, 3, 0, (3, 3))]
-    + [(2, 1, 0, None), (8, 2, 3, None)],
-)
-def test_threads(monkeypatch, cores, parts, chosen, expected):
-    """As many operations at a time as there are parts, with a share of the cores each; the user's choice is kept."""
-    found = {}
-    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(cores)))
-    for name in ("intra", "inter"):
-        monkeypatch.delenv(f"TF_NUM_{name.upper()}OP_THREADS", raising=False)
-        function = f"{name}_op_parallelism_threads"
-        monkeypatch.setattr(tf.config.threading, f"get_{function}", lambda: chosen)
-        monkeypatch.setattr(tf.config.threading, f"set_{function}", functools.partial(found.__setitem__, name))
-    hardware.choose_threads(parts)
-    assert found == ({} if expected is None else dict(zip(("intra", "inter"), expected, strict=True)))
-    found.clear()
-    monkeypatch.setenv("TF_NUM_INTEROP_THREADS", "2")
-    hardware.choose_threads(parts)
-    assert not found

@@ -5,33 +5,34 @@ import statistics
 import tempfile
 import time
 
-from benchmarks.common import bare_step, batch, parts, trainer
-from keras_resnet.training.step import choose_threads
+from benchmarks.common import our_step, parts
 
-from keras_resnet.training.checkpoint import Checkpoint, StopSignals
+from keras_resnet.training import Settings
+from keras_resnet.training.checkpoint import Checkpoint, variables_of
+from keras_resnet.training.folder import CHECKPOINT, Folder
 from keras_resnet.training.fused import graphs_as_traced
-from keras_resnet.training.settings import Settings
+from keras_resnet.training.hardware import choose_threads
 
 
 @graphs_as_traced()
 def measure(options):
     choose_threads(parts(options.depth, options.batch_size))
-    model, every = trainer(options.depth, batch_size=options.batch_size), Settings.checkpoint_every
-    step = bare_step(model, batch(options.batch_size, options.depth))
+    step, model, optimizer = our_step(options.depth, options.batch_size)
+    every = Settings.checkpoint_every
     step()
     seconds = {"a step": [], "copying the variables": [], "until the file is written": [], "training is later by": []}
     with tempfile.TemporaryDirectory(dir=".") as folder:  # on the disk where runs are
-        path = os.path.join(folder, "latest.npz")
-        saver = Checkpoint(
-            path, model, every=every, steps_per_epoch=every, steps=every, callbacks=[], stop=StopSignals()
-        )
+        run = Folder(Settings(dataset="shapes", output=folder, name="run"))
+        path = run.path(CHECKPOINT)
+        os.makedirs(os.path.dirname(path))
+        saver = Checkpoint(run, variables_of(model, optimizer))
         for _ in range(options.rounds):
             begin = time.perf_counter()
             for _ in range(options.steps):
                 step()
             undisturbed = (time.perf_counter() - begin) / options.steps
             begin = time.perf_counter()
-            saver.save()
+            saver.save({"step": 1})
             copied, steps = time.perf_counter(), 0
             written = []
             saver.writing.add_done_callback(lambda _, times=written: times.append(time.perf_counter()))

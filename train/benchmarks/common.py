@@ -1,15 +1,15 @@
-"""The model, the batch and the step of the benchmarks."""
+"""The network, the batch and the step of the benchmarks."""
+
+import contextlib
 
 import keras
-import tensorflow as tf
-from keras_resnet.training.step import TrainingModel
+import numpy as np
 
 import keras_resnet
 from keras_resnet.architecture import IMAGE_SIZE, IMAGENET
 from keras_resnet.data import shapes
 from keras_resnet.optimizers import SGD
-from keras_resnet.training import recipes, run
-from keras_resnet.training.fused import fuse_batch_norm
+from keras_resnet.training import precision, recipes
 from keras_resnet.training.settings import parts_of
 
 
@@ -27,31 +27,69 @@ def parts(depth, batch_size):
     return 1 if depth in IMAGENET else parts_of(batch_size, recipes.BN_BATCH_SIZE)
 
 
-def trainer(depth, as_fit=True, batch_size=128, mixed_precision=None):
-    """The model as fit.py trains it, or as a Keras user would compile it."""
+def batch(size, depth=20):
+    """Images, float32, and labels, int64, of the network's shape: arrays."""
+    if depth in IMAGENET:
+        shape = (size, IMAGE_SIZE, IMAGE_SIZE, 3)
+        return np.random.default_rng(0).uniform(0, 255, shape).astype("float32"), np.arange(size)
+    images, labels = shapes.draw(size, seed=0)
+    return images.astype("float32"), labels
+
+
+def our_step(depth, batch_size=128, mixed_precision=None):
+    """The engine's step on one batch in memory: a function that makes one and returns the loss; model and optimizer."""
     model = network(depth)
-    if as_fit:
-        with keras_resnet.models.recursion_limit(20 * depth):
-            model = TrainingModel(model.input, model.output, parts(depth, batch_size))
-        fuse_batch_norm(model)
-        run.compile_for_training(model, mixed_precision=mixed_precision)
-    else:
-        loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-        model.compile(SGD(), loss, metrics=["accuracy"], jit_compile=False)
+    precision.set_precision(model, mixed_precision)
+    data, number = batch(batch_size, depth), parts(depth, batch_size)
+    if keras.backend.backend() == "jax":
+        return _step_of_jax(model, data, number)
+    import tensorflow as tf
+
+    from keras_resnet.training import fused, tensorflow
+
+    fused.fuse_batch_norm(model)
+    optimizer = tensorflow.optimizer_of(model, 0.1, mixed_precision=mixed_precision)
+    step, data = tensorflow.Step(model, optimizer, number), [tf.constant(values) for values in data]
+    return lambda: float(step(*data)[0]), model, optimizer
+
+
+def _step_of_jax(model, data, number):
+    import jax
+
+    from keras_resnet.training import mesh
+    from keras_resnet.training.jax import Step
+
+    optimizer = SGD()
+    optimizer.build(model.trainable_variables)
+    step = Step(model, optimizer, number, 1, mesh.Devices(jax.devices()[:1]))
+    run, state, data = jax.jit(step.__call__, donate_argnums=0), step.state(), [jax.numpy.asarray(x) for x in data]
+
+    def once():
+        nonlocal state
+        state, means = run(state, *data, np.float32(0.1))
+        return float(means[0])
+
+    return once, model, optimizer
+
+
+def keras_step(model, batch_size, depth):
+    """The step of Keras' own `fit` for a compiled model, as `our_step`."""
+    data = batch(batch_size, depth)
+    return lambda: float(model.train_on_batch(*data))
+
+
+def as_keras_is(depth):
+    """The network as a Keras user would compile it."""
+    model = network(depth)
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(SGD(), loss, jit_compile=keras.backend.backend() == "jax")
     return model
 
 
-def batch(size, depth=20):
-    """Images and labels of the network's shape."""
-    if depth in IMAGENET:
-        shape = (size, IMAGE_SIZE, IMAGE_SIZE, 3)
-        return tf.random.uniform(shape, 0, 255, seed=0), tf.range(size, dtype="int64")
-    images, labels = shapes.draw(size, seed=0)
-    return tf.constant(images, "float32"), tf.constant(labels)
+def as_fit_runs():
+    """The context in which fit.py runs its graphs."""
+    if keras.backend.backend() == "jax":
+        return contextlib.nullcontext()
+    from keras_resnet.training.fused import graphs_as_traced
 
-
-def bare_step(model, data):
-    """The compiled training step on one batch in memory."""
-    model.make_train_function()
-    batches = iter(tf.data.Dataset.from_tensors(data).repeat())
-    return lambda: float(model.train_function(batches)["loss"])
+    return graphs_as_traced()

@@ -7,12 +7,12 @@ import time
 
 import numpy as np
 import tensorflow as tf
-from benchmarks.common import bare_step, batch, parts, trainer
-from keras_resnet.training.step import choose_threads
+from benchmarks.common import our_step, parts
 
 from keras_resnet.architecture import IMAGE_SIZE
 from keras_resnet.data import cifar, color, crops, folders, imagenet, shapes, sources
 from keras_resnet.training.fused import graphs_as_traced
+from keras_resnet.training.hardware import choose_threads
 
 try:
     from PIL import Image
@@ -26,8 +26,7 @@ def measure(options):
         photographs(options)
         return
     choose_threads(parts(options.depth, options.batch_size))  # before anything is computed
-    data = batch(options.batch_size)
-    train = bare_step(trainer(options.depth), data)
+    train, *_ = our_step(options.depth, options.batch_size)
     train()
     images, labels = shapes.draw(50_000, seed=0)
     mean = sources.per_pixel_mean(images)

@@ -5,13 +5,12 @@ import os
 import socket
 import statistics
 
+import numpy as np
 import tensorflow as tf
-from benchmarks.common import batch, trainer
-from benchmarks.turns import ENDLESS, take_turns
+from benchmarks.common import batch, network
+from benchmarks.turns import take_turns
 
-from keras_resnet.training import distribution
-from keras_resnet.training.checkpoint import Checkpoint, StopSignals
-from keras_resnet.training.fused import graphs_as_traced
+from keras_resnet.training import Settings, hardware, tasks, tensorflow
 
 
 def _cluster():
@@ -32,17 +31,17 @@ def train(turn, depth, images, mixed_precision, core=None, devices=1, cluster=No
     if devices > 1:
         cpu = tf.config.list_physical_devices("CPU")[0]
         tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * devices)
-    strategy = distribution.strategy("multiworker" if cluster else "mirrored" if devices > 1 else "none", 2)
-    with strategy.scope(), distribution.adapted_keras(), graphs_as_traced(), StopSignals() as stop:
-        replicas = strategy.num_replicas_in_sync
-        data = distribution.datasets(lambda parts: tf.data.Dataset.from_tensors(batch(images // replicas)).repeat())
-        model = trainer(depth, True, images // replicas, mixed_precision)
-        saver = Checkpoint(
-            os.devnull, model, every=ENDLESS, steps_per_epoch=ENDLESS, steps=ENDLESS, callbacks=[],
-            stop=distribution.AgreedStop(stop),
-        )  # fmt: skip
-        callbacks = [distribution.AverageStatistics()] * (replicas > 1) + [saver, turn]
-        model.fit(data, steps_per_epoch=ENDLESS, shuffle=False, verbose=0, callbacks=callbacks)
+    strategy = "multiworker" if cluster else "mirrored" if devices > 1 else "none"
+    settings = Settings(depth=depth, batch_size=images, mixed_precision=mixed_precision, strategy=strategy)
+    with tensorflow.devices(settings) as found:
+        share = tf.data.Dataset.from_tensors(batch(images // found.count)).repeat()
+        task = tasks.Task((), images, None, lambda step, parts: share, {}, None, set())
+        engine, step = tensorflow.Engine(settings, task, network(depth), found), 0
+        while True:
+            found.exchange(0, 0)  # as the loop does before each span
+            engine.run(step, np.array([0.1], "float32"))
+            step += 1
+            turn()
 
 
 def measure(options):
@@ -57,7 +56,7 @@ def measure(options):
     seconds, _ = take_turns(rivals, options.steps, options.rounds)
     first = seconds[next(iter(seconds))]
     what = f"ResNet-{options.depth}, {precision or 'float32'}, {part} images on each of two cores"
-    print(f"{what}, medians of {options.rounds} turns of {options.steps} steps on {distribution.devices()}\n")
+    print(f"{what}, medians of {options.rounds} turns of {options.steps} steps on {hardware.cores_in_words()}\n")
     print(f"{'':<32}{'images/s':>10}{'this / the first':>20}")
     for name, values in seconds.items():
         ratio = statistics.median(a / b for a, b in zip(first, values, strict=True))

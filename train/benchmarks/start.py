@@ -7,23 +7,20 @@ import statistics
 import time
 
 import numpy as np
-from benchmarks.common import bare_step, batch, parts, trainer
-from keras_resnet.training.step import choose_threads
+from benchmarks.common import as_fit_runs, as_keras_is, keras_step, our_step, parts
 
 from keras_resnet import models
-from keras_resnet.training.fused import graphs_as_traced
+from keras_resnet.training.hardware import choose_threads
 
 
 def start_once(as_fit, depth, batch_size, results):
     """In a process of its own: seconds to build, until the first step is done and for a later one; peak GiB."""
     if as_fit:
         choose_threads(parts(depth, batch_size))
-    data = batch(batch_size, depth)
     begin = time.perf_counter()
-    with graphs_as_traced() if as_fit else contextlib.nullcontext(), models.recursion_limit(20 * depth):
-        model = trainer(depth, as_fit, batch_size)
+    with as_fit_runs() if as_fit else contextlib.nullcontext(), models.recursion_limit(20 * depth):
+        one = our_step(depth, batch_size)[0] if as_fit else keras_step(as_keras_is(depth), batch_size, depth)
         built = time.perf_counter()
-        one = bare_step(model, data)
         one()
         first = time.perf_counter()
         later = []

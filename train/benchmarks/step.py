@@ -1,58 +1,63 @@
 """A training step: fit.py against a bare compiled step, Keras as it is, keras.applications and PyTorch."""
 
 import contextlib
+import importlib
 import io
-import os
 import statistics
 import tempfile
 
 import keras
-import tensorflow as tf
-from benchmarks.common import IMAGENET, bare_step, batch, parts, trainer
+from benchmarks.common import IMAGENET, as_fit_runs, as_keras_is, batch, keras_step, network, our_step, parts
 from benchmarks.turns import ENDLESS, take_turns
-from keras_resnet.training.step import cores
 
-from keras_resnet.data import cifar, sources
-from keras_resnet.optimizers import StepSchedule
-from keras_resnet.training import distribution, run
-from keras_resnet.training.checkpoint import Checkpoint, StopSignals
-from keras_resnet.training.fused import graphs_as_traced
-from keras_resnet.training.history import History
+from keras_resnet import analysis
+from keras_resnet.training import Settings, hardware, loop, tasks, train
 
 
-@graphs_as_traced()
 def fit(turn, depth, batch_size, mixed_precision):
-    """fit.py's loop: augmentation, callbacks, progress bar, checkpoints; photographs are one batch in memory."""
-    distribution.strategy("none", parts(depth, batch_size))
-    model = trainer(depth, True, batch_size, mixed_precision)
-    if depth in IMAGENET:
-        data = tf.data.Dataset.from_tensors(batch(batch_size, depth)).repeat()
-    else:
-        source = sources.load("shapes")
-        mean = sources.per_pixel_mean(source.train.images)
-        data = cifar.training_batches(source.train, mean, batch_size=batch_size, seed=0)
-    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()), StopSignals() as stop:
-        callbacks = [StepSchedule(), History(folder, "")]
-        checkpoint = Checkpoint(
-            os.path.join(folder, "latest.npz"), model, every=200, steps_per_epoch=ENDLESS, steps=ENDLESS,
-            callbacks=callbacks, stop=stop,
-        )  # fmt: skip
-        callbacks += [keras.callbacks.TensorBoard(folder, write_graph=False), checkpoint, turn]
-        options = {"first_step": 0, "steps": ENDLESS, "steps_per_epoch": ENDLESS, "callbacks": callbacks}
-        run.fit(model, lambda first: data, **options)
+    """fit.py's loop: augmentation, history, progress bar, checkpoints; photographs are one batch in memory."""
+    engine = importlib.import_module(loop.ENGINES[keras.backend.backend()]).Engine
+    run = engine.run
+
+    def in_turn(self, first, rates):
+        means = run(self, first, rates)
+        turn(len(rates))
+        return means
+
+    engine.run, loop.Loop.next_pace = in_turn, lambda self, count, seconds: turn.steps
+    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
+        options = {"depth": depth, "batch_size": batch_size, "mixed_precision": mixed_precision, "strategy": "none"}
+        options |= {"steps": ENDLESS, "output": folder, "schedule": "steps"}
+        if depth in IMAGENET:
+            tasks.of = lambda folder, verbose: _one_batch(folder.settings)
+            train(Settings(dataset=folder, **options))
+        else:
+            train(Settings(dataset="shapes", train_on_all=True, **options))
+
+
+def _one_batch(settings):
+    """The task of a run whose batches are all the same one."""
+    import tensorflow as tf
+
+    data = tf.data.Dataset.from_tensors(batch(settings.batch_size, settings.depth)).repeat()
+    classes = tuple(map(str, range(1000)))
+    return tasks.Task(classes, ENDLESS, lambda: network(settings.depth), lambda step, parts: data, {}, None, set())
 
 
 def bare(turn, depth, batch_size, kind):
     """A compiled step on one batch in memory: "ours", "Keras as it is" or "keras.applications"."""
-    if kind == "ours":
-        distribution.strategy("none", parts(depth, batch_size))
-    with graphs_as_traced() if kind == "ours" else contextlib.nullcontext():
-        if kind == "keras.applications":
+    if kind == "ours" and keras.backend.backend() == "tensorflow":
+        hardware.choose_threads(parts(depth, batch_size))
+    with as_fit_runs() if kind == "ours" else contextlib.nullcontext():
+        if kind == "ours":
+            step, *_ = our_step(depth, batch_size)
+        elif kind == "keras.applications":
             model = keras.applications.ResNet50(weights=None)
-            model.compile(keras.optimizers.SGD(0.1, 0.9), "sparse_categorical_crossentropy", jit_compile=False)
+            jit = keras.backend.backend() == "jax"
+            model.compile(keras.optimizers.SGD(0.1, 0.9), "sparse_categorical_crossentropy", jit_compile=jit)
+            step = keras_step(model, batch_size, depth)
         else:
-            model = trainer(depth, kind == "ours", batch_size)
-        step = bare_step(model, batch(batch_size, depth))
+            step = keras_step(as_keras_is(depth), batch_size, depth)
         while True:
             step()
             turn()
@@ -62,9 +67,8 @@ def pytorch(turn, depth, batch_size, bfloat16, compiled):
     import torch
     from benchmarks import torch_networks
 
-    torch.set_num_threads(cores())
-    data = [values.numpy() for values in batch(batch_size, depth)]
-    step = torch_networks.training_step(depth, *data, bfloat16, compiled)
+    torch.set_num_threads(hardware.cores())
+    step = torch_networks.training_step(depth, *batch(batch_size, depth), bfloat16, compiled)
     while True:
         step()
         turn()
@@ -96,10 +100,20 @@ def measure(options):
     }
     seconds, first = take_turns(processes, options.steps, options.rounds)
     images, what = options.batch_size * options.steps, f"ResNet-{options.depth}, batch {options.batch_size}"
-    print(f"{what}, medians of {options.rounds} turns of {options.steps} steps on {distribution.devices()}\n")
-    print(f"{'':<40}{'images/s':>10}{'fit.py / this':>16}{'first step':>14}")
-    for names in found.values():
+    devices, peaks = described()
+    operations = 6 * analysis.count_macs(network(options.depth))  # of a step, per image: two passes back, one forth
+    print(f"{what}, medians of {options.rounds} turns of {options.steps} steps on {devices}\n")
+    print(f"{'':<40}{'images/s':>10}{'fit.py / this':>16}{'first step':>14}{'of the peak':>14}")
+    for arithmetic, names in found.items():
         ours = seconds[next(iter(names))]
         for name in names:
             ratio = statistics.median(b / a for a, b in zip(ours, seconds[name], strict=True))
-            print(f"{name:<40}{images / statistics.median(seconds[name]):>10.4g}{ratio:>16.2f}{first[name]:>12.1f} s")
+            rate, peak = images / statistics.median(seconds[name]), peaks[arithmetic]
+            share = f"{rate * operations / peak:>14.1%}" if peak else ""
+            print(f"{name:<40}{rate:>10.4g}{ratio:>16.2f}{first[name]:>12.1f} s{share}")
+
+
+def described():
+    """The device for people, and its peak by precision, operations/s, or None."""
+    with importlib.import_module(loop.ENGINES[keras.backend.backend()]).devices(Settings(strategy="none")) as devices:
+        return devices, {name: hardware.peak(devices.names[0], name) for name in ("float32", "bfloat16")}

@@ -2,32 +2,28 @@
 
 import contextlib
 import multiprocessing
+import signal
 import time
 
-import keras
-
-ENDLESS = 10**9  # steps of a `fit` that its process ends
+ENDLESS = 10**9  # steps of a run that its process ends
 
 
-class Turn(keras.callbacks.Callback):
-    """Called after each step; after `steps` steps sends the time that they took and waits for the next turn."""
+class Turn:
+    """Called after each step, or after several; after `steps` steps sends their time and waits for the next turn."""
 
     def __init__(self, pipe, steps):
-        super().__init__()
-        self.pipe, self.steps, self.left, self.began = pipe, steps, 1, time.perf_counter()
+        self.pipe, self.steps, self.goal, self.done, self.began = pipe, steps, 1, 0, time.perf_counter()
 
-    def __call__(self):
-        self.left -= 1
-        if not self.left:
-            self.pipe.send(time.perf_counter() - self.began)
+    def __call__(self, steps=1):
+        self.done += steps
+        if self.done >= self.goal:
+            self.pipe.send((time.perf_counter() - self.began) * self.goal / self.done)
             self.pipe.recv()
-            self.left, self.began = self.steps, time.perf_counter()
-
-    def on_train_batch_end(self, batch, logs=None):
-        self()
+            self.goal, self.done, self.began = self.steps, 0, time.perf_counter()
 
 
 def _play(pipe, steps, work, *arguments):
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # with which its parent ends it, without a word
     with contextlib.suppress(EOFError, BrokenPipeError, KeyboardInterrupt):
         work(Turn(pipe, steps), *arguments)
 

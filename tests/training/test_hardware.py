@@ -1,0 +1,70 @@
+"""What the machine has."""
+
+import functools
+import os
+import re
+
+import pytest
+import tensorflow as tf
+
+from keras_resnet.training import hardware
+
+
+def test_a_gpu_that_tensorflow_does_not_use_is_told(monkeypatch):
+    """Here TensorFlow is asked in earnest, by a driver's program that is none."""
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr(hardware.glob, "glob", lambda pattern: [])
+    monkeypatch.setattr(hardware.shutil, "which", lambda program: None)
+    assert hardware.unused_gpu() is None
+    monkeypatch.setattr(hardware.shutil, "which", lambda program: f"/usr/bin/{program}")
+    if tf.config.list_physical_devices("GPU"):
+        assert hardware.unused_gpu() is None
+        return
+    if tf.test.is_built_with_cuda():
+        assert re.search("(?i)cuda", hardware.unused_gpu()) and "\n" not in hardware.unused_gpu()
+    monkeypatch.setattr(tf.test, "is_built_with_cuda", lambda: False)
+    assert hardware.unused_gpu() == f"TensorFlow {tf.__version__} is built without CUDA"
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "-1")
+    assert hardware.unused_gpu() is None
+
+
+LOG = """
+I0000 00:00:1.5 1 port.cc:153] oneDNN custom operations are on.
+{}W0000 00:00:1.7 1 gpu_device.cc:2365] Cannot dlopen some GPU libraries. Please make sure that they are installed.
+Skipping registering GPU devices...
+"""
+CUINIT = "E0000 00:00:1.6 1 cuda_platform.cc:52] failed call to cuInit: INTERNAL: CUDA error: UNKNOWN ERROR (303)\n"
+
+
+@pytest.mark.parametrize(
+    "log, told",
+    [
+        (LOG.format(""), "Cannot dlopen some GPU libraries. Please make sure that they are installed."),
+        (LOG.format(CUINIT), "failed call to cuInit: INTERNAL: CUDA error: UNKNOWN ERROR (303)"),
+        ("", "it does not say why"),
+    ],
+)
+def test_the_reason_is_the_log_s_most_serious_line_about_gpus(log, told):
+    assert hardware.reason(log) == told
+
+
+@pytest.mark.parametrize(
+    "cores, parts, chosen, expected",
+    [(2, 2, 0, (1, 2)), (8, 2, 0, (4, 2)), (2, 4, 0, (1, 2)), (3, 2, 0, (2, 2)), (8, 3, 0, (3, 3))]
+    + [(2, 1, 0, None), (8, 2, 3, None)],
+)
+def test_threads(monkeypatch, cores, parts, chosen, expected):
+    """As many operations at a time as there are parts, with a share of the cores each; the user's choice is kept."""
+    found = {}
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(cores)))
+    for name in ("intra", "inter"):
+        monkeypatch.delenv(f"TF_NUM_{name.upper()}OP_THREADS", raising=False)
+        function = f"{name}_op_parallelism_threads"
+        monkeypatch.setattr(tf.config.threading, f"get_{function}", lambda: chosen)
+        monkeypatch.setattr(tf.config.threading, f"set_{function}", functools.partial(found.__setitem__, name))
+    hardware.choose_threads(parts)
+    assert found == ({} if expected is None else dict(zip(("intra", "inter"), expected, strict=True)))
+    found.clear()
+    monkeypatch.setenv("TF_NUM_INTEROP_THREADS", "2")
+    hardware.choose_threads(parts)
+    assert not found

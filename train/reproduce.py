@@ -42,7 +42,8 @@ def parse(words=None):
     add("--seeds", type=int, default=1, help="runs of each network (default 1)")
     add("--data", metavar="DATA", help="photographs: a folder, or a data set of TensorFlow Datasets")
     add("--results", default=experiments.RESULTS, metavar="DIR", help="folder of the results (default %(default)s)")
-    add_settings(parser, tables.DECIDED)
+    # What an experiment decides, or has another flag for, is no flag here.
+    add_settings(parser, (*names("network", "weights"), "dataset", "seed", "name"))
     return parser.parse_args(words)
 
 

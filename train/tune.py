@@ -26,7 +26,8 @@ from keras_resnet import environment
 from keras_resnet.data import sources
 from keras_resnet.files import ResNetError, RunError, locked, write_whole
 from keras_resnet.runs import NUMBER, read_json
-from keras_resnet.training.settings import Settings, flags
+from keras_resnet.training.options import command
+from keras_resnet.training.settings import Settings
 
 WATCHED = sys.stdout.isatty()  # a progress bar is for a terminal
 COST, PICTURE = "cost.json", "trials.png"  # in the folder of the search
@@ -179,7 +180,7 @@ def main():
         best = settings(options, trials[0].hyperparameters.values)
         data = {"data_dir": options.data_dir} if options.data_dir else {}
         print(f"\n{table(options, trials)}\n\n{taken}; in {folder}{f', {PICTURE} shows them' * drawn}. The best:")
-        print(f"python train/fit.py {flags({**best.changes, **data})}")
+        print(command({**best.changes, **data}, os.environ["KERAS_BACKEND"]))
     except (ResNetError, OSError) as error:
         sys.exit(f"tune.py: {error}")
     except KeyboardInterrupt:

@@ -10,7 +10,8 @@ import keras
 from keras_resnet.files import RunError
 from keras_resnet.runs import CLASSES, RESULT, SHIPPED, Run
 from keras_resnet.training import recipes
-from keras_resnet.training.settings import WITHOUT_EFFECT, Settings, flags, program
+from keras_resnet.training.options import command
+from keras_resnet.training.settings import Settings, deciding
 from keras_resnet.weights.published import weights_sha256
 
 DATASETS = {"cifar10": ("uoft-cs/cifar10", "CIFAR-10"), "cifar100": ("uoft-cs/cifar100", "CIFAR-100")}
@@ -103,14 +104,10 @@ def _command(run):
     recipe = recipes.PHOTOGRAPHS if run.photographs else recipes.SMALL_IMAGES
     usual = {field.name: field.default for field in dataclasses.fields(Settings)} | recipe
     settings = run.result["settings"]
-    kept = {
-        name: settings[name]
-        for name in usual
-        if name not in WITHOUT_EFFECT and settings.get(name) not in (None, [], usual[name])
-    }
+    kept = {name: settings[name] for name in deciding(usual) if settings.get(name) not in (None, [], usual[name])}
     kept |= {name: os.path.basename(kept[name]) for name in ("init_from", "colors") if name in kept}
     kept |= {"depth": settings["depth"], "dataset": _data(settings)}
-    return f"python train/{program(run.result.get('made'))} {flags(kept)}"
+    return command(kept, run.result["segments"][0]["backend"])
 
 
 def _data(settings):

@@ -10,36 +10,41 @@ all tables and figures that show it.
 import json
 import os
 
-from keras_resnet import files
 from keras_resnet.data import sources
-from keras_resnet.experiments.tables import NETWORK, Experiment, Row
+from keras_resnet.experiments.tables import Experiment, Row
 from keras_resnet.files import Path, RunError, write_whole
 from keras_resnet.runs import NUMBER, RESULT_KINDS, SETTINGS_KINDS, Run, read_json
 from keras_resnet.training import recipes
-from keras_resnet.training.settings import WITHOUT_EFFECT, Settings, flags, program
+from keras_resnet.training.options import command
+from keras_resnet.training.settings import Settings, names
 
 RESULTS = "docs/results"
 RESPONSE_IMAGES = 2_000  # training images; P1 Fig. 7 does not state which
 
 # What every record has, and what is read of it.
-RECORD = ("conditions", "error", "history", "measured_on", "result", "settings")
+RECORD = ("conditions", "error", "history", "measured_on", "result", "segments", "settings")
 CURVES = ("step", "error", "val_error")
 RECORD_KINDS = {
-    **{"settings": SETTINGS_KINDS, "conditions": dict, "result": RESULT_KINDS, "response_std": dict},
+    **{
+        "settings": SETTINGS_KINDS,
+        "conditions": dict,
+        "segments": [dict],
+        "result": RESULT_KINDS,
+        "response_std": dict,
+    },
     **{"error": NUMBER, "measured_on": str, "command": str, "data": str, "history": dict.fromkeys(CURVES, [NUMBER])},
 }
 
 
-def describe(settings: Settings, program: str = "fit.py") -> dict:
-    """The part of a record that is known before the run by `program`.
+def describe(settings: Settings, backend: str | None = None) -> dict:
+    """The part of a record that is known before the run on this backend.
 
     `conditions` are the settings that differ from the paper's run of the same network, except the seed.
     """
-    changes, not_conditions = settings.changes, (*NETWORK, "dataset", "seed")
-    kept = {name: value for name, value in settings.as_json().items() if name not in WITHOUT_EFFECT}
+    changes, not_conditions = settings.changes, (*names("network"), "dataset", "seed")
     return {
-        "command": f"python train/{program} {flags({**changes, 'dataset': settings.data})}",
-        "settings": {**kept, "dataset": settings.data},
+        "command": command({**changes, "dataset": settings.data}, backend),
+        "settings": {**settings.deciding, "dataset": settings.data},
         "conditions": {name: value for name, value in changes.items() if name not in not_conditions},
     }
 
@@ -61,7 +66,7 @@ def run(settings: Settings, folder: Path = RESULTS, verbose: int = 1) -> dict:
         RunError, DataError, Stopped: as in `run.train`. RunError also if the result is of another data folder of the
             same name.
     """
-    from keras_resnet.training.loop import train
+    from keras_resnet.training import loop
     from keras_resnet.weights.published import weights_sha256
 
     path = os.path.join(folder, f"{settings.name}.json")
@@ -75,23 +80,26 @@ def run(settings: Settings, folder: Path = RESULTS, verbose: int = 1) -> dict:
                     "Rename it, or give another --results and --output"
                 )
         return record
+    writes = loop.writes(settings)
     try:
-        if files.writes:
+        if writes:
             os.makedirs(folder, exist_ok=True)
     except OSError as error:
         raise RunError(f"the folder of the results, {folder}, cannot be made: {error}") from error
-    result = train(settings, verbose)
+    result = loop.train(settings, verbose)
     trained = Run(settings.folder)
     model = trained.load_model()
-    left_out, made = ("settings", "paper_test_error", "made"), result.get("made")  # None in runs of older versions
+    left_out, segments = ("settings", "paper_test_error", "segments"), result["segments"]
     record = {
-        **describe(settings, program(made)),
+        **describe(settings, segments[0]["backend"]),
         **(_ten_crops(settings, model, verbose) if settings.photographs else _test(settings, model, result)),
         "weights_sha256": weights_sha256(model),
         "result": {name: value for name, value in result.items() if name not in left_out},
         "history": trained.history,
-        "made": made,
+        "segments": segments,
     }
+    if not writes:
+        return record
     lines = ",\n".join(f"{json.dumps(name)}: {json.dumps(value)}" for name, value in record.items())
     write_whole(path, lambda file: file.write(f"{{\n{lines}\n}}\n".encode()))
     return record
@@ -162,5 +170,5 @@ def matches(experiment: Experiment, row: Row, record: dict) -> bool:
         recipe, same_data = recipes.PHOTOGRAPHS, settings["dataset"] not in sources.DATASETS
     else:
         recipe, same_data = recipes.SMALL_IMAGES, settings["dataset"] == experiment.dataset
-    expected = {name: row.network.get(name, recipe.get(name, getattr(Settings, name))) for name in NETWORK}
+    expected = {name: row.network.get(name, recipe.get(name, getattr(Settings, name))) for name in names("network")}
     return same_data and all(settings[name] == value for name, value in expected.items())

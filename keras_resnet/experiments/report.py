@@ -16,7 +16,7 @@ from keras_resnet.experiments import experiments, tables
 from keras_resnet.experiments.tables import Experiment
 from keras_resnet.files import Path, RunError, write_whole
 from keras_resnet.training import recipes
-from keras_resnet.training.settings import flags
+from keras_resnet.training.options import flags
 
 if typing.TYPE_CHECKING:
     from keras_resnet.experiments import figures

@@ -10,12 +10,8 @@ from collections.abc import Iterable
 
 from keras_resnet.files import RunError
 from keras_resnet.training import recipes
-from keras_resnet.training.settings import Settings, flags
-
-# Settings that an experiment determines; all others are conditions under which it is run.
-NETWORK = ("depth", "plain", "block", "shortcut", "stride_in", "activation_order", "shortcut_variant")
-# Settings that are no flags of reproduce.py, or have another flag there.
-DECIDED = (*NETWORK, "dataset", "seed", "name", "init_from", "freeze_until")
+from keras_resnet.training.options import flags
+from keras_resnet.training.settings import Settings
 
 
 class Row(typing.NamedTuple):

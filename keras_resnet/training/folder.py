@@ -13,7 +13,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from keras_resnet import files
 from keras_resnet.files import RunError, write_whole
 from keras_resnet.runs import CLASSES, DATA, HISTORY, RESULT, SETTINGS, SETTINGS_KINDS, Run, read_json
-from keras_resnet.training.settings import WITHOUT_EFFECT, Settings
+from keras_resnet.training.options import flag
+from keras_resnet.training.settings import Settings, deciding
 
 CHECKPOINT, LOCK, COLORS, CURVES = "checkpoint/latest.npz", "checkpoint/lock", "colors.npz", "curves.png"
 LISTED = 8  # the largest number of differences in a message
@@ -90,11 +91,11 @@ class Folder:
         defaults = {field.name: field.default for field in dataclasses.fields(Settings)}
         old = {**json.loads(json.dumps(defaults)), **old}  # older versions have fewer settings
         old["bn_batch_size"] = old["bn_batch_size"] or old["batch_size"]  # the value before it was a setting
-        different = [name for name in new if name not in WITHOUT_EFFECT and old[name] != new[name]]
+        different = [name for name in deciding(new) if old[name] != new[name]]
         if "dataset" in different and os.path.abspath(old["dataset"]) == os.path.abspath(new["dataset"]):
             different.remove("dataset")
         if different:
-            rows = [f"  --{n.replace('_', '-'):<16} {old[n]!s:>10} there, {new[n]!s:>10} now" for n in different]
+            rows = [f"  {flag(n):<18} {old[n]!s:>10} there, {new[n]!s:>10} now" for n in different]
             raise RunError(
                 f"{self} holds a run with other settings:\n" + "\n".join(rows) + "\n"
                 "Choose another --name or --output, or repeat that run's settings to resume it."

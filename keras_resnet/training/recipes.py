@@ -26,10 +26,3 @@ WARMUP_DEPTH = 110  # "we find that the initial learning rate of 0.1 is slightly
 
 # Test error on CIFAR-10 in %, ResNets with option A trained on all 50k (P1 Table 6; 110: best of five).
 CIFAR10_TEST_ERROR = {20: 8.75, 32: 7.51, 44: 7.17, 56: 6.97, 110: 6.43, 1202: 7.93}
-ELSEWHERE = {"dataset", "plain", "block", "shortcut", "activation_order", "shortcut_variant", "init_from"}
-
-
-def paper_error(depth: int, changes: dict) -> float | None:
-    """The error in [0, 1] of P1 Table 6; None for another depth, or if one of ELSEWHERE is among the changes."""
-    percent = None if ELSEWHERE & changes.keys() else CIFAR10_TEST_ERROR.get(depth)
-    return percent and percent / 100

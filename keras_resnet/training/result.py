@@ -8,7 +8,6 @@ import keras
 
 from keras_resnet import analysis
 from keras_resnet.runs import RESULT
-from keras_resnet.training import recipes
 from keras_resnet.training.history import History, clock
 from keras_resnet.training.objective import errors
 from keras_resnet.training.settings import Settings
@@ -44,7 +43,7 @@ def write_result(
         "steps": rows[-1]["step"],
         "parameters": analysis.count_parameters(saved),
         **{name: last.get(name) for name in names},
-        "paper_test_error": recipes.paper_error(settings.depth, settings.changes),
+        "paper_test_error": settings.paper_error,
         "warm_at_step": warm_at_step,
         "damaged_files": damaged,
         "waiting": round(state["waited"] / max(state["timed_seconds"], 1e-9), 3) if "waiting" in rows[-1] else None,

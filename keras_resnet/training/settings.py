@@ -1,35 +1,42 @@
-"""The settings of a run, checked before anything is read or written."""
+"""The settings of a run, each declared once, and checked before anything is read or written."""
 
 import dataclasses
 import json
-import math
 import os
-import shlex
 import typing
 from collections.abc import Mapping
 
-from keras_resnet.architecture import IMAGE_SIZE, IMAGENET, Architecture, cifar, imagenet
+from keras_resnet.architecture import IMAGE_SIZE, ORDERS, VARIANTS, Architecture, cifar, imagenet
 from keras_resnet.data import sources
-from keras_resnet.files import RunError, is_name
+from keras_resnet.files import RunError
 from keras_resnet.training import recipes
+from keras_resnet.training.options import (
+    NOT_NEGATIVE,
+    ONE_FOLDER,
+    POSITIVE,
+    SEED,
+    check_ranges,
+    check_types,
+    flag,
+    option,
+    options,
+)
+from keras_resnet.training.rules import check_together
 
-# Settings that do not change the result, such as paths.
-WITHOUT_EFFECT = ("data_dir", "output", "name", "checkpoint_every", "strategy", "jit", "data_changed")
-SEEDS = 2**31  # the number of seeds that the random numbers of the input pipeline allow
-POSITIVE = (
-    "steps", "epochs", "batch_size", "bn_batch_size", "accumulate", "image_size", "lr", "patience", "warmup_epochs",
-    "checkpoint_every",
-)  # fmt: skip
-STRATEGIES = ("auto", "none", "mirrored", "multiworker")
 PRECISIONS = ("float16", "bfloat16")
-OF_PHOTOGRAPHS = ("image_size", "colors", "without", "skip_damaged", "stride_in")
-# Settings that are not for runs on JAX. Those of photographs are refused with the data set.
-NOT_ON_JAX = (
-    "accumulate", "schedule", "patience", "deterministic", "strategy", "sync_bn", "jit",
-)  # fmt: skip
 PREPARATIONS = ("scale", "crop", "flip", "color", "mean")
 
 AS_RECIPE: typing.Any = None  # `Settings` replaces it with the value in `recipes` for the data
+
+
+def names(*groups: str) -> tuple[str, ...]:
+    """The names of the settings in these groups."""
+    return tuple(name for name, one in options(Settings).items() if one.group in groups)
+
+
+def deciding(values: Mapping[str, typing.Any]) -> dict[str, typing.Any]:
+    """Those of these settings that can change a result."""
+    return {name: values[name] for name, one in options(Settings).items() if one.decides and name in values}
 
 
 def parts_of(images: int, bn_batch_size: int) -> int:
@@ -41,47 +48,138 @@ def parts_of(images: int, bn_batch_size: int) -> int:
 class Settings:
     """What is trained and how. The defaults are the paper's (P1 4.2, 3.4); AS_RECIPE: the one in `recipes`."""
 
-    depth: int = AS_RECIPE
-    plain: bool = False
-    block: str = "basic"
-    shortcut: str = AS_RECIPE
-    stride_in: str | None = None
-    activation_order: str | None = None
-    shortcut_variant: str | None = None
-    init_from: str | None = None
-    freeze_until: str | None = None
-    dataset: str = "cifar10"
-    data_dir: str | None = None
-    train_on_all: bool = False
-    image_size: int = IMAGE_SIZE
-    colors: str | None = None
-    without: tuple[str, ...] = ()
-    skip_damaged: bool = False
-    data_changed: bool = False
-    steps: int = AS_RECIPE
-    epochs: int | None = None
-    boundaries: tuple = ()  # in steps, or in epochs if `epochs` is given; (): recipes.BOUNDARIES of the length
-    batch_size: int = AS_RECIPE
-    bn_batch_size: int = AS_RECIPE  # None: recipes.BN_BATCH_SIZE, for photographs the whole batch
-    accumulate: int = 1
-    lr: float = AS_RECIPE
-    schedule: str = AS_RECIPE
-    patience: int = recipes.PATIENCE
-    weight_decay: float = recipes.WEIGHT_DECAY
-    warmup: bool = AS_RECIPE  # None: from depth 110 on
-    warmup_epochs: int | None = None
-    seed: int = 0
-    deterministic: bool = False
-    name: str | None = None
-    output: str = "runs"
-    checkpoint_every: int = 200
-    strategy: str = "auto"
-    sync_bn: bool = False
-    mixed_precision: str | None = None
-    jit: bool = False
+    depth: int = option(
+        AS_RECIPE, "network", "6n+2, bottlenecks 9n+2; photographs 18, 34, 50, 101, 152, pre-activated 200"
+    )
+    plain: bool = option(False, "network", "without shortcuts")
+    shortcut: str = option(
+        AS_RECIPE, "network", "where the shape changes: A zeros, B projection; C projection everywhere",
+        choices=("A", "B", "C"),
+    )  # fmt: skip
+    block: str = option(
+        "basic", "network", "CIFAR: two 3x3 convolutions, or 1x1, 3x3, 1x1",
+        choices=("basic", "bottleneck"), data="small images",
+    )  # fmt: skip
+    stride_in: str | None = option(
+        None, "network", "the convolution of a bottleneck with the stride", choices=("1x1", "3x3"), data="photographs"
+    )
+    activation_order: str | None = option(
+        None, "network", "of P2 Fig. 4; P2's own networks: full_preactivation", choices=tuple(ORDERS)
+    )
+    shortcut_variant: str | None = option(
+        None, "network", "CIFAR: a shortcut of P2 Table 1", choices=tuple(VARIANTS), data="small images",
+        not_on_jax={"dropout": "there it would draw the same numbers for each part of a batch"},
+    )  # fmt: skip
+    init_from: str | None = option(
+        None, "weights",
+        "trained weights for all but the last layer: a run, a file, imagenet, or a name of convert.py --list",
+        metavar="SOURCE",
+    )  # fmt: skip
+    freeze_until: str | None = option(
+        None, "weights", "with --init-from: freeze the stages from conv1 to this one", metavar="STAGE"
+    )
+    dataset: str = option(
+        "cifar10", "data", "cifar10, cifar100, shapes (no data needed); photographs: a folder, or imagenet2012 etc."
+    )
+    data_dir: str | None = option(
+        None, "data", "copies of tensorflow-datasets, or cifar-10-batches-py (default: download)",
+        metavar="DIR", decides=False,
+    )  # fmt: skip
+    train_on_all: bool = option(
+        False, "data", "no validation: train on all 50k images, as for the paper's results", data="small images"
+    )
+    image_size: int = option(
+        IMAGE_SIZE, "data", "size of the crops; the scales follow in proportion", range=POSITIVE, data="photographs"
+    )
+    without: tuple[str, ...] = option(
+        (), "data", f"leave out some of {', '.join(PREPARATIONS)}",
+        choices=PREPARATIONS, metavar="WHICH", data="photographs",
+    )  # fmt: skip
+    colors: str | None = option(
+        None, "data", "a file of train/colors.py, or imagenet (default: measured)", metavar="FILE", data="photographs"
+    )
+    skip_damaged: bool = option(
+        False, "data", "leave out files that cannot be read, and count them", data="photographs"
+    )
+    data_changed: bool = option(False, "data", "continue a run although its data have changed", decides=False)
+    steps: int = option(AS_RECIPE, "recipe", "iterations; with --schedule plateau the maximum", range=POSITIVE)
+    epochs: int | None = option(None, "recipe", "the length in epochs, in place of --steps", range=POSITIVE)
+    boundaries: tuple[int, ...] = option(  # (): recipes.BOUNDARIES of the length
+        (), "recipe",
+        "where the rate is divided by 10, in epochs with --epochs, in steps with --steps (default 1/2 and 3/4 of it)",
+        metavar="WHEN",
+    )  # fmt: skip
+    batch_size: int = option(AS_RECIPE, "recipe", "images in a step", range=POSITIVE)
+    bn_batch_size: int = option(
+        AS_RECIPE, "recipe",
+        f"images that are normalised together (default {recipes.BN_BATCH_SIZE}, as on the paper's two GPUs; "
+        "photographs and --sync-bn: all)",
+        range=POSITIVE, metavar="IMAGES",
+    )  # fmt: skip
+    accumulate: int = option(
+        1, "recipe", "parts of a batch whose gradients are accumulated", range=POSITIVE, metavar="PARTS"
+    )
+    lr: float = option(
+        AS_RECIPE, "recipe",
+        f"learning rate at the start (default {recipes.LEARNING_RATE}; with --init-from {recipes.FINE_TUNING_RATE})",
+        range=POSITIVE,
+    )  # fmt: skip
+    schedule: str = option(
+        AS_RECIPE, "recipe",
+        "divide the rate by 10 at the --boundaries, or when the validation error plateaus; the third one ends the run",
+        choices=("steps", "plateau"),
+    )  # fmt: skip
+    patience: int = option(
+        recipes.PATIENCE, "recipe", "epochs without a better validation error are a plateau",
+        range=POSITIVE, metavar="EPOCHS",
+    )  # fmt: skip
+    weight_decay: float = option(
+        recipes.WEIGHT_DECAY, "recipe", "L2 penalty in the gradient, not in the loss that is shown", range=NOT_NEGATIVE
+    )
+    warmup: bool = option(
+        AS_RECIPE, "recipe",
+        "rate .01 until an epoch's training error is below 80 %% (default: CIFAR from depth 110 on)",
+    )  # fmt: skip
+    warmup_epochs: int | None = option(
+        None, "recipe",
+        "for larger batches: epochs in which the rate grows from that for the paper's batch to --lr",
+        range=POSITIVE, metavar="EPOCHS",
+    )  # fmt: skip
+    seed: int = option(0, "recipe", "of weights, order and augmentation", range=SEED)
+    deterministic: bool = option(
+        False, "recipe", "the same weights each time, bit for bit, but slower",
+        not_on_jax={
+            True: "it is so on CPUs in any case, and on GPUs with XLA_FLAGS=--xla_gpu_deterministic_ops=true"
+        },
+    )  # fmt: skip
+    strategy: str = option(
+        "auto", "devices",
+        "mirrored: all GPUs; multiworker: all machines of TF_CONFIG or SLURM; none: one device; "
+        "auto: multiworker, mirrored or none, as available",
+        choices=("auto", "none", "mirrored", "multiworker"), decides=False,
+    )  # fmt: skip
+    sync_bn: bool = option(
+        False, "devices", "batch normalisation over the whole batch, not each device's part",
+        not_on_jax={True: "leave it out, and give --bn-batch-size the number of images of --batch-size"},
+    )  # fmt: skip
+    mixed_precision: str | None = option(
+        None, "devices", "of all layers but the last (default float32)", choices=PRECISIONS,
+        not_on_jax={"float16": "it needs loss scaling; bfloat16 needs none"},
+    )  # fmt: skip
+    jit: bool = option(
+        False, "devices", "compile the step with XLA", decides=False, not_on_jax={True: "JAX always compiles"}
+    )
+    name: str | None = option(None, "run", "of the run (default DATASET-NETWORK)", range=ONE_FOLDER, decides=False)
+    output: str = option("runs", "run", "folder of runs", metavar="DIR", decides=False)
+    checkpoint_every: int = option(
+        200, "run", "steps from one checkpoint to the next", range=POSITIVE, metavar="STEPS", decides=False
+    )
 
     def __post_init__(self) -> None:
         """Fills in defaults that depend on the data; RunError if a setting is out of range, DataError without data."""
+        check_types(self)
+        for name in ("without", "boundaries"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
         if self.photographs and not os.path.isdir(self.dataset):
             sources.find(self.dataset, self.data_dir)
         if self.data_dir is not None and self.dataset == "shapes":
@@ -90,83 +188,13 @@ class Settings:
             raise RunError(f"--epochs {self.epochs} and --steps {self.steps} are two lengths; give one of them")
         if self.boundaries and self.epochs is self.steps is None:
             raise RunError("--boundaries are epochs with --epochs, and steps with --steps; give one of them as well")
-        for name, value in self._defaults().items():
+        for name, value in self.defaults().items():
             if getattr(self, name) is None:
                 object.__setattr__(self, name, value)
-        for name in ("without", "boundaries"):
-            object.__setattr__(self, name, tuple(getattr(self, name)))
-        for name in POSITIVE:
-            if getattr(self, name) is not None and not 0 < getattr(self, name) < math.inf:
-                raise RunError(f"--{name.replace('_', '-')} is positive; found {getattr(self, name)}")
-        if not 0 <= self.weight_decay < math.inf:
-            raise RunError(f"--weight-decay is 0 or positive; found {self.weight_decay}")
-        if not 0 <= self.seed < SEEDS:
-            raise RunError(f"--seed is 0 to {SEEDS - 1}; found {self.seed}")
-        if self.name and not is_name(self.name):
-            raise RunError(f"--name is that of one folder, in --output; found {self.name!r}")
-        if self.batch_size % self.accumulate:
-            raise RunError(f"--batch-size is a multiple of --accumulate; found {self.batch_size} and {self.accumulate}")
-        self._check_schedule()
-        if self.sync_bn and self.bn_batch_size != self.batch_size:
-            raise RunError(
-                "--sync-bn normalises the whole batch together, on all devices; leave out --bn-batch-size "
-                f"{self.bn_batch_size}, or give --batch-size's {self.batch_size}"
-            )
-        if self.plain and (self.activation_order or self.shortcut_variant):
-            raise RunError(
-                "--plain is without shortcuts, which --activation-order and --shortcut-variant of P2 are about"
-            )
-        if self.plain and self.shortcut != self._defaults()["shortcut"]:
-            raise RunError(
-                f"--plain is without shortcuts; found --shortcut {self.shortcut} as well; give one of the two"
-            )
-        if self.freeze_until and not self.init_from:
-            raise RunError("--freeze-until keeps layers as they were trained; it needs --init-from")
-        if self.photographs:
-            v2 = self.activation_order == "full_preactivation"  # P2 has 200 layers; plain blocks are basic
-            rows = [(n, block) for n, (block, _) in IMAGENET.items() if n < 200 or v2]
-            depths = [n for n, block in rows if block == "basic" or not self.plain]
-            if self.depth not in depths:
-                raise RunError(f"--depth is one of {', '.join(map(str, depths))} here; found {self.depth}")
-            if self.activation_order not in (None, "original", "full_preactivation"):
-                raise RunError("--activation-order of networks for photographs is original or full_preactivation")
-            for name in ("block", "train_on_all", "shortcut_variant"):
-                if getattr(self, name) != getattr(Settings, name):
-                    raise RunError(f"--{name.replace('_', '-')} is for small images, not for photographs")
-            return
-        for name in OF_PHOTOGRAPHS:
-            if getattr(self, name) != getattr(Settings, name):
-                raise RunError(f"--{name.replace('_', '-')} is for photographs, not for {self.dataset}")
-        try:
-            cifar(self.depth, self.block)
-        except ValueError as error:
-            raise RunError(f"--{error}") from error
+        check_ranges(self)
+        check_together(self)
 
-    def _check_schedule(self):
-        length, unit = (self.epochs, "epochs") if self.epochs else (self.steps, "steps")
-        inside = [0, *self.boundaries, length]
-        if sorted(set(inside)) != inside:
-            found = " ".join(map(str, self.boundaries))
-            raise RunError(f"--boundaries ascend and lie within --{unit} {length}; found {found}")
-        if self.schedule == "plateau" and self.boundaries:
-            raise RunError("--boundaries are for --schedule steps; found --schedule plateau, which finds them itself")
-        if self.schedule == "plateau" and self.train_on_all and not self.photographs:
-            raise RunError("--schedule plateau needs the validation error, and --train-on-all leaves none")
-        if self.schedule != "plateau" and self.patience != recipes.PATIENCE:
-            raise RunError(f"--patience {self.patience} is for --schedule plateau")
-        if not self.warmup_epochs:
-            return
-        if self.warmup:
-            raise RunError("--warmup and --warmup-epochs are two ways to begin; give one of them")
-        if self.warmup_epochs >= (self.epochs or math.inf):
-            raise RunError(f"--warmup-epochs is less than --epochs {self.epochs}; found {self.warmup_epochs}")
-        if self.warmup_from >= self.lr:
-            raise RunError(
-                "--warmup-epochs starts from the rate for the paper's batch and is for larger ones; found --batch-size "
-                f"{self.batch_size}, whose --lr {self.lr} is {self.warmup_from} there"
-            )
-
-    def _defaults(self):
+    def defaults(self) -> dict:
         """The values of the settings that are None in the class."""
         recipe = recipes.PHOTOGRAPHS if self.photographs else recipes.SMALL_IMAGES
         deep = (self.depth or recipe["depth"]) >= recipes.WARMUP_DEPTH
@@ -181,8 +209,8 @@ class Settings:
     @property
     def changes(self) -> dict:
         """A dictionary of the settings that affect the result and differ from the defaults for these data."""
-        defaults = {field.name: field.default for field in dataclasses.fields(self)} | self._defaults()
-        found = {name: getattr(self, name) for name in defaults if name not in WITHOUT_EFFECT}
+        defaults = {field.name: field.default for field in dataclasses.fields(self)} | self.defaults()
+        found = deciding({name: getattr(self, name) for name in defaults})
         return {name: value for name, value in found.items() if value != defaults[name]}
 
     def as_json(self) -> dict:
@@ -191,11 +219,23 @@ class Settings:
 
     @property
     def deciding(self) -> dict:
-        """TEMPORARY"""
-        return {name: value for name, value in self.as_json().items() if name not in WITHOUT_EFFECT}
+        """The settings that can change the result, as `as_json` has them."""
+        return deciding(self.as_json())
 
     def check_engine(self, backend: str) -> None:
-        """TEMPORARY"""
+        """RunError if training on this backend cannot do what a setting asks for."""
+        for name, one in options(self).items() if backend == "jax" else ():
+            value = getattr(self, name)
+            if value in one.not_on_jax:
+                shown = "" if value is True else f" {value}"
+                raise RunError(f"{flag(name)}{shown} is not for JAX: {one.not_on_jax[value]}")
+
+    @property
+    def paper_error(self) -> float | None:
+        """The test error in [0, 1] of P1 Table 6 for such a network; None if there is none."""
+        others = {"dataset", *names("network", "weights")} - {"depth"}
+        percent = None if others & self.changes.keys() else recipes.CIFAR10_TEST_ERROR.get(self.depth)
+        return percent and percent / 100
 
     @property
     def architecture(self) -> Architecture:
@@ -209,6 +249,11 @@ class Settings:
     def photographs(self) -> bool:
         """Whether the data set has photographs: a folder, or one of TensorFlow Datasets."""
         return self.dataset not in sources.DATASETS
+
+    @property
+    def images(self) -> str:
+        """Of which kind the data are: "photographs" or "small images"."""
+        return "photographs" if self.photographs else "small images"
 
     @property
     def network(self) -> str:
@@ -252,20 +297,3 @@ class Settings:
     def batch_in_memory(self) -> int:
         """The number of images in one forward pass."""
         return self.batch_size // self.accumulate
-
-
-def program(made: Mapping[str, object] | None) -> str:
-    """Which program of train/ trains so; `made` is as of `environment.circumstances`, or None if it is not known."""
-    return "fit_jax.py" if "jax" in (made or {}) else "fit.py"
-
-
-def flags(values: Mapping[str, object]) -> str:
-    """Settings as a command line: {"depth": 56, "plain": True} is "--depth 56 --plain"."""
-    arguments = []
-    for name, value in values.items():
-        flag = name.replace("_", "-")
-        if isinstance(value, bool):
-            arguments.append(f"--{flag}" if value else f"--no-{flag}")
-        else:
-            arguments += [f"--{flag}", *map(str, value if isinstance(value, (list, tuple)) else [value])]
-    return shlex.join(arguments)

@@ -1,0 +1,77 @@
+"""What the settings of a run have to do with each other."""
+
+import math
+import typing
+
+from keras_resnet.architecture import IMAGENET, cifar
+from keras_resnet.files import RunError
+from keras_resnet.training import recipes
+from keras_resnet.training.options import flag, options
+
+if typing.TYPE_CHECKING:
+    from keras_resnet.training.settings import Settings
+
+
+def check_together(settings: "Settings") -> None:
+    """RunError if settings do not go together, each of which is right alone."""
+    if settings.batch_size % settings.accumulate:
+        raise RunError(
+            f"--batch-size is a multiple of --accumulate; found {settings.batch_size} and {settings.accumulate}"
+        )
+    _check_schedule(settings)
+    if settings.sync_bn and settings.bn_batch_size != settings.batch_size:
+        raise RunError(
+            "--sync-bn normalises the whole batch together, on all devices; leave out --bn-batch-size "
+            f"{settings.bn_batch_size}, or give --batch-size's {settings.batch_size}"
+        )
+    if settings.plain and (settings.activation_order or settings.shortcut_variant):
+        raise RunError("--plain is without shortcuts, which --activation-order and --shortcut-variant of P2 are about")
+    if settings.plain and settings.shortcut != settings.defaults()["shortcut"]:
+        raise RunError(
+            f"--plain is without shortcuts; found --shortcut {settings.shortcut} as well; give one of the two"
+        )
+    if settings.freeze_until and not settings.init_from:
+        raise RunError("--freeze-until keeps layers as they were trained; it needs --init-from")
+    if settings.photographs:
+        v2 = settings.activation_order == "full_preactivation"  # P2 has 200 layers; plain blocks are basic
+        rows = [(n, block) for n, (block, _) in IMAGENET.items() if n < 200 or v2]
+        depths = [n for n, block in rows if block == "basic" or not settings.plain]
+        if settings.depth not in depths:
+            raise RunError(f"--depth is one of {', '.join(map(str, depths))} here; found {settings.depth}")
+        if settings.activation_order not in (None, "original", "full_preactivation"):
+            raise RunError("--activation-order of networks for photographs is original or full_preactivation")
+    for name, one in options(settings).items():
+        if one.data not in (None, settings.images) and getattr(settings, name) != getattr(type(settings), name):
+            found = "photographs" if settings.photographs else settings.dataset
+            raise RunError(f"{flag(name)} is for {one.data}, not for {found}")
+    if settings.photographs:
+        return
+    try:
+        cifar(settings.depth, settings.block)
+    except ValueError as error:
+        raise RunError(f"--{error}") from error
+
+
+def _check_schedule(settings):
+    length, unit = (settings.epochs, "epochs") if settings.epochs else (settings.steps, "steps")
+    inside = [0, *settings.boundaries, length]
+    if sorted(set(inside)) != inside:
+        found = " ".join(map(str, settings.boundaries))
+        raise RunError(f"--boundaries ascend and lie within --{unit} {length}; found {found}")
+    if settings.schedule == "plateau" and settings.boundaries:
+        raise RunError("--boundaries are for --schedule steps; found --schedule plateau, which finds them itself")
+    if settings.schedule == "plateau" and settings.train_on_all and not settings.photographs:
+        raise RunError("--schedule plateau needs the validation error, and --train-on-all leaves none")
+    if settings.schedule != "plateau" and settings.patience != recipes.PATIENCE:
+        raise RunError(f"--patience {settings.patience} is for --schedule plateau")
+    if not settings.warmup_epochs:
+        return
+    if settings.warmup:
+        raise RunError("--warmup and --warmup-epochs are two ways to begin; give one of them")
+    if settings.warmup_epochs >= (settings.epochs or math.inf):
+        raise RunError(f"--warmup-epochs is less than --epochs {settings.epochs}; found {settings.warmup_epochs}")
+    if settings.warmup_from >= settings.lr:
+        raise RunError(
+            "--warmup-epochs starts from the rate for the paper's batch and is for larger ones; found --batch-size "
+            f"{settings.batch_size}, whose --lr {settings.lr} is {settings.warmup_from} there"
+        )

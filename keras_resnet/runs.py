@@ -42,7 +42,7 @@ RESULT_KINDS: Kinds = {
     **dict.fromkeys(("train_error", "seconds"), NUMBER),
     **dict.fromkeys(("val_error", "test_error", "paper_test_error", "waiting", "images_per_second"), NUMBER | None),
     **dict.fromkeys(("train_top5_error", "val_top5_error", "test_top5_error"), NUMBER | None),
-    "made": dict | None,
+    "segments": [dict],
 }
 RESTORE = "Restore it from a copy, or delete the folder and train again."
 

@@ -84,6 +84,7 @@ def card(path: str | os.PathLike, model: keras.Model, library: str = "keras") ->
         f"{split} error": f"{error:.2%}",
         "the paper's test error": f"{paper:.2%}" if (paper := result.get("paper_test_error")) else "–",
         "training error, last epoch": f"{result['train_error']:.2%}",
+        "trained on": "; then ".join(map(_where, result["segments"])),
         "SHA-256 of the weights": weights_sha256(model),
     }
     yaml = "\n".join(f"{key}: {json.dumps(value)}" for key, value in front.items())  # which is YAML, too
@@ -108,6 +109,13 @@ def _command(run):
     kept |= {name: os.path.basename(kept[name]) for name in ("init_from", "colors") if name in kept}
     kept |= {"depth": settings["depth"], "dataset": _data(settings)}
     return command(kept, run.result["segments"][0]["backend"])
+
+
+def _where(segment):
+    """Backend, devices and code of some steps of a run."""
+    versions = f"{segment['backend']} {segment[segment['backend']]}, keras_resnet {segment['commit'] or 'not in git'}"
+    together = f"{segment['normalized_together']} images normalised together"
+    return f"steps {segment['from']} to {segment['to']} on {', '.join(segment['devices'])}: {versions}, {together}"
 
 
 def _data(settings):

@@ -22,12 +22,38 @@ if typing.TYPE_CHECKING:
     from keras_resnet.experiments import figures
 
 
+BACKENDS = {"tensorflow": "TensorFlow", "jax": "JAX"}
+
+
+def made_with(record: dict) -> str:
+    """On which backend a run was trained, and how many images it normalised together: "JAX, 64"."""
+    found = [f"{BACKENDS[one['backend']]}, {one['normalized_together']}" for one in record["segments"]]
+    return "; then ".join(dict.fromkeys(found))
+
+
+def trained_on(record: dict) -> str:
+    """Backend and devices of a run: "JAX on NVIDIA H200", or "TensorFlow on 1 CPU core; then TensorFlow on ..."."""
+    found = []
+    for one in record["segments"]:
+        count = f"{len(one['devices'])} x " * (len(one["devices"]) > 1)
+        found.append(f"{BACKENDS[one['backend']]} on {count}{one['devices'][0]}")
+    return "; then ".join(dict.fromkeys(found))
+
+
 class Entry(typing.NamedTuple):
-    """A row of an experiment and its runs under the same conditions, sorted by seed; there may be none."""
+    """A row of an experiment and runs of it that can be averaged, sorted by seed; there may be none.
+
+    They have the same conditions and were `made_with` the same.
+    """
 
     row: tables.Row
     conditions: dict
     records: list[dict]
+
+    @property
+    def made_with(self) -> str:
+        """As of each run."""
+        return made_with(self.records[0])
 
     @property
     def errors(self) -> list[float]:
@@ -45,7 +71,8 @@ def entries(experiment: Experiment, records: Sequence[dict]) -> list[Entry]:
                 conditions = dict(record["conditions"])
                 if experiment.dataset is None:
                     conditions["data"] = record["settings"]["dataset"]
-                groups.setdefault(json.dumps(conditions, sort_keys=True), (conditions, []))[1].append(record)
+                key = json.dumps([conditions, made_with(record)], sort_keys=True)
+                groups.setdefault(key, (conditions, []))[1].append(record)
         by_steps = sorted(groups.values(), key=lambda group: -_steps(group[1][0]))
         by_seed = lambda record: record["settings"]["seed"]
         found += [Entry(row, conditions, sorted(runs, key=by_seed)) for conditions, runs in by_steps]
@@ -57,12 +84,19 @@ def entries(experiment: Experiment, records: Sequence[dict]) -> list[Entry]:
 def groups(found: Sequence[Entry]) -> list[list[Entry]]:
     """Lists of entries with the same conditions, without those that have no runs; the conditions of most rows first.
 
-    Among equally common conditions the longest schedule comes first.
+    Among equally common conditions the longest schedule comes first. A row is in a list once: with the backend that has
+    most runs of it, and with another one in another list.
     """
     by_conditions: dict[str, list[Entry]] = {}
-    for entry in found:
+    for entry in sorted(found, key=lambda entry: -len(entry.records)):
+        conditions, turn = json.dumps(entry.conditions, sort_keys=True), 0
+        while any(entry.row == other.row for other in by_conditions.get(f"{conditions}{turn}", ())):
+            turn += 1
         if entry.records:
-            by_conditions.setdefault(json.dumps(entry.conditions, sort_keys=True), []).append(entry)
+            by_conditions.setdefault(f"{conditions}{turn}", []).append(entry)
+    order = [entry.row for entry in found]
+    for entries_of in by_conditions.values():
+        entries_of.sort(key=lambda entry: order.index(entry.row))
     return sorted(by_conditions.values(), key=lambda group: (-len(group), -_steps(group[0].records[0])))
 
 
@@ -87,7 +121,8 @@ def command(name: str, entry: Entry, conditions: dict) -> str:
     seeds = max((record["settings"]["seed"] for record in entry.records), default=0) + 1
     if seeds > 1:
         options["seeds"] = seeds
-    return f"python train/reproduce.py {name} {flags(options)}"
+    backend = "KERAS_BACKEND=jax " * (bool(entry.records) and entry.records[0]["segments"][0]["backend"] == "jax")
+    return f"{backend}python train/reproduce.py {name} {flags(options)}"
 
 
 def draw(experiment: Experiment, group: Sequence[Entry]) -> "figures.Figure | None":
@@ -154,6 +189,9 @@ def _schedule(experiment, entry):
     others = {name: value for name, value in entry.conditions.items() if name not in ("steps", "data")}
     if "data" in entry.conditions:
         found.append(entry.conditions["data"])
+    together = {one["normalized_together"] for record in entry.records for one in record["segments"]}
+    if together != {entry.records[0]["settings"]["bn_batch_size"]}:
+        found.append(f"{' and '.join(map(str, sorted(together)))} images normalised together")
     return ", ".join([*found, *([flags(others)] if others else [])])
 
 
@@ -195,7 +233,7 @@ def _picture(experiment, figure):
     return f'<img src="{source}" alt="{html.escape(experiment.title)}: figure; the table has its numbers">'
 
 
-COLUMNS = ("network", "parameters", "the paper", "here", "validation", "runs", "conditions", "command")
+COLUMNS = ("network", "parameters", "the paper", "here", "validation", "runs", "trained on", "conditions", "command")
 
 
 def _section(name, experiment, found, pictures):
@@ -211,10 +249,12 @@ def _section(name, experiment, found, pictures):
             ours(entry.errors),
             ours(validation),
             str(len(results)) if results else "–",
+            "; ".join(dict.fromkeys(f"{entry.made_with.split(',')[0]}, {devices(one)}" for one in entry.records))
+            or "–",
             _schedule(experiment, entry) if results else "–",
         ]
         code = _code(command(name, entry, most_shared))
-        data = [f'<td class="{"" if i in (0, 6) else "number"}">{html.escape(c)}</td>' for i, c in enumerate(cells)]
+        data = [f'<td class="{"" if i in (0, 6, 7) else "number"}">{html.escape(c)}</td>' for i, c in enumerate(cells)]
         rows.append(f"<tr{'' if results else ' class=missing'}>{''.join(data)}<td>{code}</td></tr>")
     measured = next(entry.records[0]["measured_on"] for entry in found if entry.records)
     heads = "".join(f"<th>{column}</th>" for column in COLUMNS)
@@ -222,7 +262,8 @@ def _section(name, experiment, found, pictures):
 <h2>{html.escape(experiment.title)} <small>{html.escape(experiment.source)}</small></h2>
 {pictures}
 <div class="wide"><table><caption>Error in %, on {html.escape(measured)}; ± is the standard deviation over runs with
-different seeds.</caption><thead><tr>{heads}</tr></thead><tbody>
+different seeds. Runs on TensorFlow and on JAX, which have other random numbers, are not averaged.
+</caption><thead><tr>{heads}</tr></thead><tbody>
 {os.linesep.join(rows)}
 </tbody></table></div></section>"""
 

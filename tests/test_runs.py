@@ -37,10 +37,19 @@ def finished(tmp_path_factory):
     result |= {
         **errors,
         "warm_at_step": 0,
-        "normalized_together": 64,
         "damaged_files": 0,
         "waiting": None,
-        "made": None,
+        "segments": [
+            {
+                "from": 0,
+                "to": 2,
+                "backend": "tensorflow",
+                "tensorflow": "2",
+                "commit": "0123456",
+                "normalized_together": 64,
+                "devices": ["1 CPU core"],
+            }
+        ],
     }
     folder.mkdir()
     content = {"args": settings, "result": result, "classes": shapes.CLASSES, "data": {"train": "5, 0123456789ab"}}
@@ -148,7 +157,6 @@ def test_a_name_that_is_near_to_nothing():
 def program(monkeypatch):
     """A function that runs a program in this process, and returns what it ended with: None, or its message."""
     monkeypatch.syspath_prepend(str(ROOT / "train"))
-    monkeypatch.setenv("KERAS_BACKEND", "tensorflow")  # which importing fit_jax changes
     monkeypatch.setattr(sources, "SHAPES_EXAMPLES", {"train": 50, "test": 20})
     monkeypatch.setattr(sources, "VALIDATION_EXAMPLES", {"shapes": 10})
 
@@ -163,17 +171,15 @@ def program(monkeypatch):
     return run
 
 
-TRAINED = ("--dataset", "shapes", "--depth", "8", "--name", "run")
 WORDS = {
     "convert": ("runs/run", f"folder{os.sep}"),
     "evaluate": ("runs/run", "--verbose", "0"),
     "export": ("runs/run", "--output", "out"),
-    "fit": (*TRAINED, "--strategy", "none"),
-    "fit_jax": TRAINED,
+    "fit": ("--dataset", "shapes", "--depth", "8", "--name", "run", "--strategy", "none"),
 }
 READ = {  # by which programs, of a finished run
-    "args.json": ("evaluate", "export", "fit", "fit_jax", "reproduce"),
-    "result.json": ("convert", "export", "fit", "fit_jax", "reproduce"),
+    "args.json": ("evaluate", "export", "fit", "reproduce"),
+    "result.json": ("convert", "export", "fit", "reproduce"),
     "classes.json": ("convert", "evaluate", "export"),
     "model.keras": (*WORDS, "reproduce"),
 }
@@ -232,7 +238,7 @@ def test_a_run_that_is_not_finished_holds_no_network(run, program):
 
 WRONG = {
     "args.json": {"dataset": 7, "depth": "8", "seed": None, "data_dir": ["a"], "train_on_all": "yes"},
-    "result.json": {"test_error": "none", "settings": [], "made": 3, "parameters": None, "seconds": {}},
+    "result.json": {"test_error": "none", "settings": [], "segments": 3, "parameters": None, "seconds": {}},
 }
 
 
@@ -260,9 +266,7 @@ def test_fields_that_are_missing_are_named_or_not_needed(run, program, name, fil
     expected = {
         ("evaluate", "args.json"): "runs/run is not of a run that says its data; give --data",
         ("fit", "args.json"): "runs/run holds a run with other settings",
-        ("fit_jax", "args.json"): "runs/run holds a run with other settings",
         ("fit", "result.json"): "runs/run/result.json is damaged: it has no '",
-        ("fit_jax", "result.json"): "runs/run/result.json is damaged: it has no '",
         ("convert", "result.json"): "a card is written for a finished run, with result.json",
     }
     assert expected.get((name, file), "") in (said or ""), said

@@ -17,18 +17,27 @@ def choose(*accepted):
     If there is none, or the library or a package is missing, the program ends with a message that says what to do.
     """
     installed = [name for name in accepted if not environment.missing(name)]
-    chosen = os.environ.setdefault("KERAS_BACKEND", (installed or accepted)[0])
-    if chosen not in accepted:
+    chosen = os.environ.get("KERAS_BACKEND")
+    if chosen not in (None, *accepted):
         sys.exit(
-            f"{arguments.program} runs on {' or '.join(NAMES[name] for name in accepted)}; KERAS_BACKEND is {chosen}. "
-            f"Unset it, or choose {' or '.join(accepted)}."
+            f"{arguments.program} runs on {_listed(accepted, 'or')}; KERAS_BACKEND is {chosen}. Unset it, or choose "
+            f"{' or '.join(accepted)}."
         )
+    if not chosen and len(accepted) > 1 and (not installed or environment.missing("keras")):
+        sys.exit(
+            f"{arguments.program} needs Keras and one of its backends {_listed(accepted, 'and')}: pip install keras, "
+            f"and {' or '.join(', '.join(accepted).rsplit(', ', 1))}"
+        )
+    os.environ["KERAS_BACKEND"] = chosen = chosen or (installed or accepted)[0]
     if lacking := environment.needed("keras", chosen):
-        others = [name for name in accepted if name != chosen]
-        sys.exit(f"{arguments.program} {lacking}" + f"; KERAS_BACKEND chooses {' or '.join(others)}" * bool(others))
+        sys.exit(f"{arguments.program} {lacking}" + "; KERAS_BACKEND chooses it" * (len(accepted) > 1))
     try:
         if chosen == "tensorflow":
             environment.import_quietly("tensorflow", arguments.load_library)
         arguments.load_library()
     except ModuleNotFoundError as error:  # of what TensorFlow itself needs
         sys.exit(f"{arguments.program} needs the package {environment.install(error.name)}")
+
+
+def _listed(backends, word):
+    return f" {word} ".join(", ".join(NAMES[name] for name in backends).rsplit(", ", 1))

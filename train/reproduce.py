@@ -32,10 +32,10 @@ INTERRUPTED = 130  # the status after SIGINT, as in shells
 
 
 def parse(words=None):
-    names = "\n".join(
+    listed = "\n".join(
         f"    {name:<22}{experiment.title}, {experiment.source}" for name, experiment in tables.EXPERIMENTS.items()
     )
-    parser = arguments.parser(__doc__ % names, allow_abbrev=False)
+    parser = arguments.parser(__doc__ % listed, allow_abbrev=False)
     add = parser.add_argument
     add("name", metavar="NAME", choices=tables.EXPERIMENTS, help="name of the experiment")
     add("--only", nargs="+", metavar="NETWORK", help="networks, as the experiment names them (default: all)")

@@ -249,8 +249,7 @@ def _section(name, experiment, found, pictures):
             ours(entry.errors),
             ours(validation),
             str(len(results)) if results else "–",
-            "; ".join(dict.fromkeys(f"{entry.made_with.split(',')[0]}, {devices(one)}" for one in entry.records))
-            or "–",
+            "; ".join(dict.fromkeys(map(trained_on, entry.records))) or "–",
             _schedule(experiment, entry) if results else "–",
         ]
         code = _code(command(name, entry, most_shared))

@@ -300,8 +300,7 @@ class Engine:
             images = np.pad(images, [(0, lacking), *[(0, 0)] * 3])
             labels = np.pad(labels.astype("int32"), (0, lacking), constant_values=-1)
             sums += np.asarray(self.testers[network](*weights, *map(self.devices.shared, (images, labels))))
-        *sums, count = sums
-        return dict(zip(self.measures, [float(total / count) for total in sums], strict=True))
+        return dict(zip(self.measures, (sums[:-1] / sums[-1]).tolist(), strict=True))
 
     def _held_out(self, part, parts):
         if not self.task.in_memory:

@@ -56,6 +56,7 @@ class Engine(typing.Protocol):
     which steps have waited for batches; None if batches are made where they are used.
     """
 
+    network: keras.Model
     measures: tuple[str, ...]
     together: int
     note: str

@@ -46,7 +46,10 @@ def schedule_of(settings: Settings, examples: int) -> schedules.Steps | schedule
         RunError: the rate would be divided during the warm-up.
     """
     steps = settings.length(examples)
-    warmup = {"warmup_rate": recipes.WARMUP_RATE if settings.warmup else None, "warmup_error": recipes.WARMUP_ERROR}
+    warmup: dict = {
+        "warmup_rate": recipes.WARMUP_RATE if settings.warmup else None,
+        "warmup_error": recipes.WARMUP_ERROR,
+    }
     if settings.warmup_epochs:
         warmup_steps = settings.steps_in(settings.warmup_epochs, examples)
         warmup |= {"warmup_rate": settings.warmup_from, "warmup_steps": warmup_steps}

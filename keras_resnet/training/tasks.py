@@ -76,8 +76,8 @@ def small_images(folder: Folder) -> Task:
 
         return batches
 
-    held_out = {"validation": source.validation, "test": source.test}
-    held_out = {name: evaluation(split) for name, split in held_out.items() if split is not None}
+    splits = {"validation": source.validation, "test": source.test}
+    held_out = {name: evaluation(split) for name, split in splits.items() if split is not None}
     return Task(source.classes, len(source.train.labels), build, training, held_out, (source, mean), set())
 
 

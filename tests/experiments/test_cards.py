@@ -29,7 +29,6 @@ HOME = "/home/somebody/data"  # where the data of a run were
 def program(monkeypatch):
     """A function from a program's name to its module."""
     monkeypatch.syspath_prepend(str(ROOT / "train"))
-    monkeypatch.setenv("KERAS_BACKEND", "tensorflow")  # which importing fit_jax changes
     return importlib.import_module
 
 
@@ -67,22 +66,24 @@ def of_photographs(folder):
 
 
 def command(text):
-    return shlex.split(re.search(r"\| command \| `python train/(.*)` \|", text)[1])
+    return shlex.split(re.search(r"\| command \| `(?:KERAS_BACKEND=jax )?python train/(.*)` \|", text)[1])
 
 
 @pytest.mark.parametrize("folder", SHIPPED, ids=lambda folder: folder.name)
 def test_the_command_of_a_card_trains_the_same_again(folder, program):
     """Its program takes it, and what decides the result is as in the record of the run."""
     settings = json.loads((folder / "args.json").read_text())
-    name, *words = command(cards.card(folder.name, runs.load_model(folder)))
-    made = json.loads((folder / "result.json").read_text()).get("made", {})
-    assert name == ("fit_jax.py" if "jax" in made else "fit.py")
-    options = vars(program(name[:-3]).parse(words))
+    text = cards.card(folder.name, runs.load_model(folder))
+    name, *words = command(text)
+    (segment,) = json.loads((folder / "result.json").read_text())["segments"]
+    assert name == "fit.py" and ("KERAS_BACKEND=jax python" in text) == (segment["backend"] == "jax")
+    assert f"steps 0 to 64000 on {segment['devices'][0]}: {segment['backend']} " in text
+    options = vars(program("fit").parse(words))
     found = Settings(**{key: value for key, value in options.items() if key in Settings.__dataclass_fields__})
     record = json.loads((ROOT / experiments.RESULTS / f"{settings['name']}.json").read_text())
-    described = experiments.describe(found, name)
+    described = experiments.describe(found, segment["backend"])
     assert {**described["settings"], **record["settings"]} == {**record["settings"], **described["settings"]}
-    assert described["conditions"] == record["conditions"]
+    assert described["conditions"] == record["conditions"] and record["segments"] == [segment]
 
 
 def test_a_deep_network_that_was_not_warmed_up_is_not_warmed_up_again(run, program):

@@ -17,7 +17,8 @@ from keras_resnet.experiments.tables import EXPERIMENTS, Experiment, Row
 from keras_resnet.files import RunError
 from keras_resnet.training import folder, recipes
 from keras_resnet.training.checkpoint import Stopped
-from keras_resnet.training.settings import Settings, flags
+from keras_resnet.training.options import flags
+from keras_resnet.training.settings import Settings
 
 
 @pytest.fixture

@@ -15,6 +15,8 @@ from keras_resnet.experiments import experiments, report
 from keras_resnet.experiments.tables import EXPERIMENTS
 from keras_resnet.files import RunError
 
+CPU = "TensorFlow on 1 CPU core"
+
 
 def made_up(experiment, settings, error):
     """A record as `experiments.run` writes it, of a run that nobody made."""
@@ -34,7 +36,14 @@ def made_up(experiment, settings, error):
         "response_std": {f"layer{i}": float(rng.uniform(0.2, 1)) for i in range(layers)},
         "result": {"parameters": 1000 * settings.depth, "val_error": None if settings.train_on_all else error + 0.01},
         "history": history,
+        "segments": [segment(settings.bn_batch_size, steps)],
     }
+
+
+def segment(together, steps, backend="tensorflow", *devices):
+    """Where the steps of a run were made."""
+    made = {"commit": "0123456", "python": "3", "keras": "3", backend: "2", "devices": [*devices] or ["1 CPU core"]}
+    return {"from": 0, "to": steps, "backend": backend, "normalized_together": together, **made}
 
 
 def runs(name, error, only=None, **options):
@@ -75,27 +84,49 @@ def test_the_tables_show_our_numbers_beside_the_papers(tmp_path):
     fig6 = "python train/reproduce.py fig6 --only"
     validation, all_images, short = "11.00", "–", "8,000 of 64,000 steps"
     assert cells(page, "fig6", "ResNet-20") == [
-        ["ResNet-20", "20,000", "8.75", "8.75", all_images, "1", "64,000 steps, --train-on-all"]
+        ["ResNet-20", "20,000", "8.75", "8.75", all_images, "1", CPU, "64,000 steps, --train-on-all"]
         + [f"{fig6} ResNet-20 --train-on-all"],
-        ["ResNet-20", "20,000", "8.75", "10.00", validation, "1", short, f"{fig6} ResNet-20 --steps 8000"],
+        ["ResNet-20", "20,000", "8.75", "10.00", validation, "1", CPU, short, f"{fig6} ResNet-20 --steps 8000"],
     ]
     assert cells(page, "fig6", "ResNet-56") == [
-        ["ResNet-56", "56,000", "6.97", "12.00 ± 2.00", "11.00 ± 0.00", "3", "64,000 steps"]
+        ["ResNet-56", "56,000", "6.97", "12.00 ± 2.00", "11.00 ± 0.00", "3", CPU, "64,000 steps"]
         + [f"{fig6} ResNet-56 --seeds 3"]
     ]
     # What is missing would be run as most of the others were.
     assert cells(page, "fig6", "plain-44") == [
-        ["plain-44", *["–"] * 6, f"{fig6} plain-44 --steps 8000"],
+        ["plain-44", *["–"] * 7, f"{fig6} plain-44 --steps 8000"],
     ]
     assert cells(page, "table6", "ResNet-110")[0][2] == "6.43 (6.61 ± 0.16)"
     assert cells(page, "shortcuts", "ResNet-20-A")[1][3] == "10.00"  # the same run as in fig6
     (table3,) = cells(page, "table3", "ResNet-34-C")
     assert table3[2:4] == ["24.19", "30.00"]
-    assert table3[6] == f"1,000 of 600,000 steps, {tmp_path.name}, --accumulate 2"
-    assert "--steps 1000 --accumulate 2 --data" in table3[7]
+    assert table3[7] == f"1,000 of 600,000 steps, {tmp_path.name}, --accumulate 2"
+    assert "--steps 1000 --accumulate 2 --data" in table3[8]
     text = re.sub("<.*?>", "", page)
     assert "P1 Fig. 4: python train/reproduce.py fig4 --data IMAGENET" in text
     assert "P2 Table 1: python train/reproduce.py identity-shortcuts" in text
+
+
+def test_runs_of_another_backend_or_with_other_parts_are_not_averaged(tmp_path):
+    """Their rows stand beside each other, with the command that trained them; a run that was moved says so."""
+    records = runs("fig6", 0.1, ["ResNet-20"], seeds=4)
+    for record, error in zip(records, (0.10, 0.12, 0.20, 0.30), strict=True):
+        record["error"] = error
+    records[2]["segments"] = [segment(64, 64_000, "jax", "NVIDIA H200", "NVIDIA H200")]
+    records[3]["segments"] = [segment(64, 10), {**segment(16, 64_000, "tensorflow", "NVIDIA L4"), "from": 10}]
+    report.write(records, str(tmp_path))
+    found = cells((tmp_path / "report.html").read_text(), "fig6", "ResNet-20")
+    assert sorted((row[3], row[5], row[6]) for row in found) == [
+        ("11.00 ± 1.41", "2", CPU),
+        ("20.00", "1", "JAX on 2 x NVIDIA H200"),
+        ("30.00", "1", f"{CPU}; then TensorFlow on NVIDIA L4"),
+    ]
+    commands = {row[3]: row[-1] for row in found}
+    assert commands["20.00"].startswith("KERAS_BACKEND=jax python train/reproduce.py fig6 --only ResNet-20")
+    assert commands["11.00 ± 1.41"].startswith("python train/reproduce.py")
+    assert "16 and 64 images normalised together" in found[[row[3] for row in found].index("30.00")][7]
+    first, *others = report.groups(report.entries(EXPERIMENTS["fig6"], records))
+    assert [len(entry.records) for entry in first] == [2] and len(others) == 2
 
 
 def test_every_experiment_is_drawn_from_comparable_runs(tmp_path):
@@ -237,7 +268,11 @@ def test_a_foreign_record_runs_no_script(tmp_path):
     """Every text of a record that comes from elsewhere."""
     script = "<script>alert(1)</script>"
     (record,) = runs("table2", 0.3, ["plain-18"], dataset=str(tmp_path), steps=1000)
-    record |= {"measured_on": script, "command": script, "made": {"commit": script}}
+    record |= {
+        "measured_on": script,
+        "command": script,
+        "segments": [{**segment(64, 2, "jax", script), "commit": script}],
+    }
     record["settings"] |= {"dataset": script, "colors": script}
     record["conditions"] |= {"colors": script, "data": "$x_1^{2$ & {a} \udcff"}
     report.write([record], str(tmp_path))

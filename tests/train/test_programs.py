@@ -15,13 +15,13 @@ from conftest import ROOT
 import keras_resnet
 from keras_resnet import choices, evaluation, normalization
 from keras_resnet.data import sources
-from keras_resnet.experiments.tables import DECIDED
 from keras_resnet.files import own_line
 from keras_resnet.serving import formats
+from keras_resnet.training.settings import names
 from keras_resnet.weights import readers
 
 PROGRAMS = ("colors", "convert", "evaluate", "export", "fit", "report", "reproduce", "tune")
-EVERY = ("benchmark", "fit_jax", *PROGRAMS)
+EVERY = ("benchmark", *PROGRAMS)
 FRAMEWORKS = {"h5py", "jax", "keras", "matplotlib", "tensorflow", "tensorflow_datasets", "torch"}
 
 
@@ -92,7 +92,7 @@ def test_help_shows_every_default_and_choice(program, monkeypatch, name):
 def test_every_setting_has_a_flag_and_an_experiment_takes_all_but_its_own(program, monkeypatch):
     monkeypatch.setattr(argparse.ArgumentParser, "parse_args", lambda self, words: self)
     fit, reproduce = ({action.dest for action in program(name).parse([])._actions} for name in ("fit", "reproduce"))
-    assert fit - reproduce == {*DECIDED, "export", "profile"} - {"name"}  # of the experiment
+    assert fit - reproduce == {*names("network", "weights"), "dataset", "seed", "export", "profile"}
     assert {"strategy", "batch_size", "skip_damaged", "sync_bn", "jit", "checkpoint_every", "deterministic"} < reproduce
 
 

@@ -15,9 +15,9 @@ from conftest import ROOT, images, randomize, write_cifar10
 import keras_resnet
 from keras_resnet import evaluation, normalization, runs
 from keras_resnet.data import sources
-from keras_resnet.experiments import experiments, report, tables
+from keras_resnet.experiments import experiments, report
 from keras_resnet.files import RunError
-from keras_resnet.training.settings import Settings
+from keras_resnet.training.settings import Settings, names
 from keras_resnet.weights import WeightsError, published, readers
 
 FOLDERS = [pathlib.Path(path).parent for path in published.shipped().values()]
@@ -194,7 +194,7 @@ def test_what_the_package_brings_is_what_its_records_say():
 def row(folder, results):
     """What docs/weights.md says of a shipped network."""
     record = record_of(folder, results)
-    decides = lambda one: [one["conditions"], *(one["settings"][name] for name in ("dataset", *tables.NETWORK))]
+    decides = lambda one: [one["conditions"], *(one["settings"][name] for name in ("dataset", *names("network")))]
     seeds = [100 * other["error"] for other in experiments.load(results) if decides(other) == decides(record)]
     paper = json.loads((folder / "result.json").read_text())["paper_test_error"]
     name = json.loads((folder / "args.json").read_text())["name"]

@@ -27,6 +27,7 @@ import arguments
 from keras_resnet.experiments import experiments, report, tables
 from keras_resnet.files import ResNetError, RunError
 from keras_resnet.training.command_line import add_settings
+from keras_resnet.training.settings import names
 
 INTERRUPTED = 130  # the status after SIGINT, as in shells
 

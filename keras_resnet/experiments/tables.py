@@ -5,6 +5,7 @@ Networks" (arXiv 1603.05027).
 """
 
 import dataclasses
+import os
 import typing
 from collections.abc import Iterable
 
@@ -193,6 +194,8 @@ def identity(settings: Settings) -> str:
     """A name with all settings that affect a run's result: "cifar10-resnet-20-steps-16000-seed-0"."""
     elsewhere = ("dataset", "depth", "plain", "activation_order", "shortcut_variant", "steps", "seed")
     rest = {name: value for name, value in settings.changes.items() if name not in elsewhere}
+    if "colors" in rest:
+        rest["colors"] = os.path.basename(rest["colors"])  # a path is no name of a folder
     rest |= {"seed": settings.seed} if settings.epochs else {"steps": settings.steps, "seed": settings.seed}
     words = flags(rest).replace("--", "").replace(" ", "-").replace("_", "-")
     return f"{settings.data}-{settings.network.lower()}-{words}"

@@ -195,6 +195,12 @@ def test_data_that_changed(tmp_path, reproduce, terminated_at, capsys):
     assert "another" not in data.read_text() and len(os.listdir(tmp_path / "results")) == 1
 
 
+def test_colours_in_a_folder_are_part_of_a_name(tmp_path):
+    options = {"dataset": str(tmp_path), "colors": str(tmp_path / "DIR" / "colors.npz")}
+    (_, found), *_ = EXPERIMENTS["fig4"].settings(["plain-18"], **options)
+    assert "colors-colors.npz" in found.name and found.colors == options["colors"]
+
+
 def test_the_program(tmp_path, reproduce, monkeypatch, capsys):
     """Finishes, goes on with other networks when one fails, and does nothing when it is called again."""
     (tmp_path / "runs").mkdir()

@@ -1,3 +1,4 @@
+import contextlib
 import csv
 import errno
 import fcntl
@@ -20,7 +21,7 @@ from keras_resnet import files, schedules
 from keras_resnet.data import imagenet, records, shapes, sources
 from keras_resnet.data.parts import Parts
 from keras_resnet.files import RunError
-from keras_resnet.training import Settings, history, loop, objective, precision, recipes, tasks, train
+from keras_resnet.training import Settings, hardware, history, loop, objective, precision, recipes, tasks, train
 from keras_resnet.training.checkpoint import Stopped
 from keras_resnet.training.folder import Folder
 
@@ -142,6 +143,40 @@ def test_epochs_and_boundaries_have_one_unit(tmp_path, small_shapes):
     result = train(settings(tmp_path, steps=None, epochs=2, boundaries=(1,)), verbose=0)
     assert result["steps"] == 18 and [r["step"] for r in rows(tmp_path)] == ["9", "18"]
     assert [float(r["learning_rate"]) for r in rows(tmp_path)] == [0.01, 0.001]
+
+
+def test_a_run_of_a_single_step_has_the_whole_rate(tmp_path, small_shapes):
+    assert train(settings(tmp_path, steps=1), verbose=0)["images_per_second"] is None  # its only step was compiled
+    assert [float(row["learning_rate"]) for row in rows(tmp_path)] == [0.01]
+    assert train(settings(tmp_path / "two", steps=2), verbose=0)["images_per_second"] > 0
+
+
+def test_epochs_of_a_run_whose_data_have_changed(tmp_path, small_shapes, monkeypatch, terminated_at):
+    """Stopped in its second epoch of nine steps, it goes on with epochs of seven, and misses none."""
+    with terminated_at(12), pytest.raises(Stopped):
+        train(settings(tmp_path), verbose=0)
+    monkeypatch.setattr(sources, "SHAPES_EXAMPLES", {"train": 7 * 16 + 32, "test": 48})
+    with pytest.raises(RunError, match="has changed since this run was begun"):
+        train(settings(tmp_path), verbose=0)
+    train(settings(tmp_path, data_changed=True), verbose=0)
+    assert [(row["epoch"], row["step"]) for row in rows(tmp_path)] == [
+        ("1", "9"),
+        ("2", "14"),
+        ("3", "21"),
+        ("4", "24"),
+    ]
+    assert [float(row["learning_rate"]) for row in rows(tmp_path)] == [0.01, 0.01, 0.001, 0.0001]
+
+
+def test_where_a_run_was_trained_is_kept(tmp_path, small_shapes, terminated_at, monkeypatch):
+    """The same circumstances are one segment, others another, from the step on at which they began."""
+    for stop_at, cores in ((3, 1), (7, 1), (13, 2), (None, 1)):
+        monkeypatch.setattr(hardware, "cores_in_words", lambda cores=cores: f"{cores} CPU cores")
+        with terminated_at(stop_at), contextlib.suppress(Stopped):
+            result = train(settings(tmp_path), verbose=0)
+    found = [(one["from"], one["to"], one["devices"]) for one in result["segments"]]
+    assert found == [(0, 7, ["1 CPU cores"]), (7, 13, ["2 CPU cores"]), (13, 24, ["1 CPU cores"])]
+    assert all(one["backend"] == BACKEND and one["normalized_together"] == 16 for one in result["segments"])
 
 
 def test_a_run_of_an_older_version_goes_on(tmp_path, small_shapes, terminated_at):

@@ -154,7 +154,7 @@ def fit(schedule, epochs):
 
     class Show(keras.callbacks.Callback):
         def on_train_batch_end(self, batch, logs=None):
-            rates.append(float(keras.ops.convert_to_numpy(model.optimizer.learning_rate)))
+            rates.append(float(keras.ops.convert_to_numpy(self.model.optimizer.learning_rate)))
             logs["error"] = epochs[(len(rates) - 1) // 8][0]
 
         def on_epoch_end(self, epoch, logs=None):

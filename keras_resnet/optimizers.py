@@ -129,8 +129,9 @@ class _Schedule(keras.callbacks.Callback):
 
     def _take_up(self, rate):
         """If nobody restored the state, infers it from the optimizer's last learning rate."""
-        warm = self.rule.rate(self.step - 1, {**self.state, "warm_at_step": 0})
-        if self.state["warm_at_step"] is None and math.isclose(rate, warm, rel_tol=1e-3):
+        # It is that of the last iteration or, saved behind this callback, already that of the next one.
+        warm = [self.rule.rate(step, {**self.state, "warm_at_step": 0}) for step in (self.step - 1, self.step)]
+        if self.state["warm_at_step"] is None and any(math.isclose(rate, other, rel_tol=1e-3) for other in warm):
             self.state["warm_at_step"] = self.step
 
     def on_train_batch_begin(self, batch, logs=None):

@@ -335,12 +335,12 @@ def test_another_model_starts_at_the_beginning():
 
 
 @pytest.mark.parametrize("place", ["before", "behind"])
-@pytest.mark.parametrize("stopped", [70, 140])
-def test_backup_and_restore(tmp_path, place, stopped):
+@pytest.mark.parametrize("stopped, boundary", [(70, 80), (140, 80), (140, 128)])
+def test_backup_and_restore(tmp_path, place, stopped, boundary):
     """A fit goes on behind the last whole epoch, in a new process if need be; the first one ends the warm-up."""
-    expected = fit(StepSchedule(0.1, (80, 150), warmup_rate=0.01, steps=160), lambda step: 0.5)
+    expected = fit(StepSchedule(0.1, (boundary, 150), warmup_rate=0.01, steps=160), lambda step: 0.5)
     for again in (False, True):
-        schedule = StepSchedule(0.1, (80, 150), warmup_rate=0.01, steps=160)
+        schedule = StepSchedule(0.1, (boundary, 150), warmup_rate=0.01, steps=160)
         backup = {place: [keras.callbacks.BackupAndRestore(tmp_path)]}
         stop_at = None if again else stopped
         rates = fit(schedule, lambda step: 0.5, **backup, stop_at=stop_at)

@@ -154,7 +154,7 @@ def fit(schedule, epochs):
 
     class Show(keras.callbacks.Callback):
         def on_train_batch_end(self, batch, logs=None):
-            rates.append(float(keras.ops.convert_to_numpy(model.optimizer.learning_rate)))
+            rates.append(float(keras.ops.convert_to_numpy(self.model.optimizer.learning_rate)))
             logs["error"] = epochs[(len(rates) - 1) // 8][0]
 
         def on_epoch_end(self, epoch, logs=None):
@@ -166,7 +166,7 @@ def fit(schedule, epochs):
     return rates
 
 
-EPOCHS = [*zip([0.9] + [0.7] * 8, [0.9, 0.8, 0.7, 0.7, None, 0.65, 0.66, 0.66, 0.6], strict=True)]
+EPOCHS = [*zip([0.9] + [0.7] * 11, [0.9, 0.8, 0.7, 0.7, None, 0.65, 0.66, 0.66, 0.6, 0.6, 0.6, 0.6], strict=True)]
 
 
 @pytest.mark.parametrize("warmup", [{}, {"warmup_rate": 0.02}, {"warmup_rate": 0.02, "warmup_steps": 11}])
@@ -183,4 +183,5 @@ def test_the_callback_has_the_rates_of_its_rule_at_all_steps(rule, callback, opt
         if rule.finished(state):
             break
     assert fit(schedule, EPOCHS) == pytest.approx(expected, rel=1e-6)
+    assert rule.finished(state) == isinstance(rule, Plateau) and len(expected) == 8 * (epoch + 1)
     assert schedule.state == {**state, "trained": True} and len(set(expected)) > 1

@@ -252,7 +252,7 @@ def test_a_run_begun_on_another_backend_is_refused(data, tmp_path):
         (["--depth", "110", "--shortcut-variant", "dropout"], "dropout"),
         (["--batch-size", "130"], "3 parts of the same size on JAX"),
         (["--batch-size", "20000"], "at most the number of training examples, 12800; found 20000"),
-        (["--sync-bn"], "--bn-batch-size 128"),
+        (["--sync-bn"], "--bn-batch-size"),
         (["--jit"], "JAX always compiles"),
         (["--deterministic"], "--deterministic"),
         (["--depth", "21"], "--depth"),

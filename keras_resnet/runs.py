@@ -40,7 +40,9 @@ RESULT_KINDS: Kinds = {
     "settings": SETTINGS_KINDS,
     **dict.fromkeys(("steps", "parameters", "damaged_files"), int),
     **dict.fromkeys(("train_error", "seconds"), NUMBER),
-    **dict.fromkeys(("val_error", "test_error", "paper_test_error", "waiting", "images_per_second"), NUMBER | None),
+    **dict.fromkeys(
+        ("val_error", "test_error", "paper_test_error", "waiting", "images_per_second", "share_of_peak"), NUMBER | None
+    ),
     **dict.fromkeys(("train_top5_error", "val_top5_error", "test_top5_error"), NUMBER | None),
     "segments": [dict],
 }

@@ -21,11 +21,12 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from keras_resnet.analysis import logits
 from keras_resnet.data.parts import Parts, ranges
-from keras_resnet.data.sources import PADDING, Split
+from keras_resnet.data.sources import Split
 from keras_resnet.files import RunError
 from keras_resnet.optimizers import SGD
 from keras_resnet.training import fine_tuning, hardware, mesh, precision, recipes
 from keras_resnet.training.checkpoint import variables_of
+from keras_resnet.training.jax_images import augment, draws_of
 from keras_resnet.training.mesh import AXIS, Devices
 from keras_resnet.training.objective import measures
 from keras_resnet.training.settings import Settings, parts_of
@@ -54,40 +55,6 @@ def devices(settings: Settings) -> Iterator[Devices]:
         ) from error
     with jax.enable_x64(False):
         yield Devices(found, writes(settings.strategy))
-
-
-def augment(images: jax.Array, mean: jax.Array, draws: jax.Array) -> jax.Array:
-    """Random crops of padded and flipped images, as `data.cifar.augment`.
-
-    Args:
-        images: uint8 (batch, height, width, 3).
-        mean: float32 (height, width, 3), which fills the padding.
-        draws: int32 (batch, 3): the crop's corner, (dy, dx) in [0, 8], and whether to flip horizontally, 0 or 1.
-
-    Returns:
-        float32 (batch, height, width, 3).
-    """
-
-    def one(image, draw):
-        dy, dx, flip = draw
-        margins = ((PADDING, PADDING), (PADDING, PADDING), (0, 0))
-        inside = jnp.ones((*image.shape[:2], 1), bool)
-        crops = (jax.lax.dynamic_slice(jnp.pad(x, margins), (dy, dx, 0), x.shape) for x in (image, inside))
-        crop, inside = (jnp.where(flip, x[:, ::-1], x) for x in crops)
-        return jnp.where(inside, crop.astype("float32"), mean)
-
-    return jax.vmap(one)(images, draws)
-
-
-def draws_of(seed: int, epoch: int, examples: int) -> tuple[np.ndarray, np.ndarray]:
-    """The random numbers of an epoch: the order of the examples, int32 (examples,), and draws for `augment`.
-
-    Row i of the draws, int32 (examples, 3), belongs to example i.
-    """
-    generator = np.random.default_rng([seed, epoch])
-    order = generator.permutation(examples)
-    draws = generator.integers(0, [2 * PADDING + 1, 2 * PADDING + 1, 2], (examples, 3))
-    return order.astype("int32"), draws.astype("int32")
 
 
 class Step:
@@ -195,8 +162,10 @@ class Engine:
             split = (source.train.images, source.train.labels.astype("int32"), mean)
             self.data = [devices.copied(x) for x in split]
         else:
+            import tensorflow as tf  # here, because small images do without it
+
+            tf.config.set_visible_devices([], "GPU")  # whose memory is for JAX
             self.waited, self.next, self.batches = 0.0, -1, iter(())
-            hide_gpus_from_tensorflow()
 
     def _parts(self):
         """The number of parts of what is in memory at a time, on all devices."""
@@ -326,10 +295,3 @@ class Engine:
     def profile(self, folder: str) -> Iterator[None]:
         with jax.profiler.trace(folder):
             yield
-
-
-def hide_gpus_from_tensorflow() -> None:
-    """Leaves the GPUs' memory to JAX, while TensorFlow reads images on the CPU."""
-    import tensorflow as tf
-
-    tf.config.set_visible_devices([], "GPU")

@@ -7,10 +7,7 @@ after about a second, so that signals are heard. All that happens between two sp
 import contextlib
 import dataclasses
 import functools
-import importlib
 import math
-import types
-import typing
 import zlib
 
 import keras
@@ -21,80 +18,17 @@ from keras_resnet.files import RunError, own_line
 from keras_resnet.runs import MODEL
 from keras_resnet.training import tasks
 from keras_resnet.training.checkpoint import Checkpoint, Stopped, StopSignals
+from keras_resnet.training.engine import Devices, Engine, engine_of, writes
 from keras_resnet.training.folder import Folder
 from keras_resnet.training.history import BOARD, Board, History, Progress
 from keras_resnet.training.objective import schedule_of
 from keras_resnet.training.result import write_result
 from keras_resnet.training.settings import Settings
 
+__all__ = ["train", "writes"]
+
 SPAN_SECONDS = 1.0  # of a span in which nothing happens, about
 SKIPPED = 10  # steps before those that are profiled, because graphs are traced in the first ones
-ENGINES = {"tensorflow": "keras_resnet.training.tensorflow", "jax": "keras_resnet.training.jax"}
-
-
-class Devices(typing.Protocol):
-    """The devices that train together, in one or several processes.
-
-    `count` is their number, in all processes; `names` is for records and `str` for people. `writes` says whether this
-    process is the one that writes files.
-    """
-
-    count: int
-    names: list[str]
-    writes: bool
-
-    def exchange(self, *numbers: int) -> np.ndarray:
-        """The integers of all processes, a row for each, once all have called this: (processes, numbers)."""
-        ...
-
-
-class Engine(typing.Protocol):
-    """How a backend trains a network, up to its logits, on the batches of a task.
-
-    `measures` are the names of what a step measures, the loss first. `together` is the number of images that batch
-    normalisation sees together, and `note` a sentence for people on why, or "". `waited` is the time in seconds for
-    which steps have waited for batches; None if batches are made where they are used.
-    """
-
-    network: keras.Model
-    measures: tuple[str, ...]
-    together: int
-    note: str
-    waited: float | None
-
-    def variables(self) -> dict[str, keras.Variable]:
-        """What a checkpoint holds, as `checkpoint.variables_of` names it."""
-        ...
-
-    def run(self, first: int, rates: np.ndarray) -> np.ndarray:
-        """Trains the steps from `first` on, each at its rate; returns the means over each batch, (steps, measures)."""
-        ...
-
-    def evaluate(self, network: keras.Model, part: str) -> dict[str, float]:
-        """The means of a network's measures over the task's images of this part, by their names."""
-        ...
-
-    def profile(self, folder: str) -> typing.ContextManager:
-        """Inside this context, what is computed is traced into a folder, for TensorBoard."""
-        ...
-
-
-def engine_of(settings: Settings) -> types.ModuleType:
-    """The module of the engine for Keras' backend, with its `devices`, `writes` and `Engine`.
-
-    Raises:
-        RunError: there is none, or it cannot do what a setting asks for.
-    """
-    backend = keras.backend.backend()
-    if backend not in ENGINES:
-        raise RunError(f"networks are trained on {' or '.join(ENGINES)}; KERAS_BACKEND is {backend}")
-    settings.check_engine(backend)
-    return importlib.import_module(ENGINES[backend])
-
-
-def writes(settings: Settings) -> bool:
-    """Whether this process writes the files of a run: it is alone, or the first of those that train it."""
-    return engine_of(settings).writes(settings.strategy)
 
 
 def train(settings: Settings, verbose: int = 1, profile: int = 0) -> dict:

@@ -8,6 +8,7 @@ import keras
 
 from keras_resnet import analysis
 from keras_resnet.runs import RESULT
+from keras_resnet.training import hardware
 from keras_resnet.training.history import History, clock
 from keras_resnet.training.objective import errors
 from keras_resnet.training.settings import Settings
@@ -38,6 +39,7 @@ def write_result(
     last |= {f"test_{name}": round(value, 5) for name, value in evaluated.items()}
     names = [f"{part}_{name}" for name in errors(saved.output.shape[-1]) for part in ("train", "val", "test")]
     images = settings.batch_size * state["timed_steps"]
+    speed = round(images / state["timed_seconds"], 1) if images else None  # none beside the first
     result = {
         "settings": settings.as_json(),
         "steps": rows[-1]["step"],
@@ -47,13 +49,24 @@ def write_result(
         "warm_at_step": warm_at_step,
         "damaged_files": damaged,
         "waiting": round(state["waited"] / max(state["timed_seconds"], 1e-9), 3) if "waiting" in rows[-1] else None,
-        "images_per_second": round(images / state["timed_seconds"], 1) if images else None,  # none beside the first
+        "images_per_second": speed,
+        "share_of_peak": speed and _share_of_peak(settings, saved, speed, segments[-1]["devices"]),
         "seconds": round(state["seconds"], 1),
         "segments": segments,
     }
     history.draw(result["test_error"])
     history.folder.write_json(RESULT, result, indent=2)
     return result
+
+
+def _share_of_peak(settings, saved, speed, devices):
+    """The share of the devices' arithmetic that training used; None if theirs is not known."""
+    peak = hardware.peak(devices[0], settings.mixed_precision or "float32")
+    if not peak:
+        return None
+    shape = (settings.image_size, settings.image_size, 3) if settings.photographs else None
+    operations = 6 * analysis.count_macs(saved, shape)  # for an image: one pass forward, two back
+    return round(speed * operations / (peak * len(devices)), 4)
 
 
 def summary(settings: Settings, result: Mapping[str, typing.Any]) -> str:
@@ -67,6 +80,7 @@ def summary(settings: Settings, result: Mapping[str, typing.Any]) -> str:
         ("test error", percent(result["test_error"])),
         *((f"{part} error, top 5", percent(result[key])) for part, key in TOP5.items() if result.get(key) is not None),
         ("images/s while training", "-" if speed is None else f"{speed:.0f}"),
+        *((("of the devices' arithmetic", percent(share)),) if (share := result.get("share_of_peak")) else ()),
         ("waiting for data, of the time of the steps", percent(result.get("waiting"))),
         ("wall time", clock(result["seconds"])),
     ]

@@ -35,7 +35,8 @@ import jax, keras, keras_resnet, numpy as np
 from keras_resnet.data import sources
 from keras_resnet.optimizers import SGD
 from keras_resnet.training import mesh, precision
-from keras_resnet.training.jax import Step, augment
+from keras_resnet.training.jax import Step
+from keras_resnet.training.jax_images import augment
 
 folder, parts, turns, kind = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
 data = np.load(f"{folder}/data.npz")
@@ -117,7 +118,7 @@ def test_the_random_numbers_of_an_epoch():
     """Each example once; every corner and both directions as often as the others; another epoch has others."""
     code = """if True:
         import numpy as np
-        from keras_resnet.training.jax import draws_of
+        from keras_resnet.training.jax_images import draws_of
         order, draws = draws_of(3, 7, 60_000)
         assert np.array_equal(np.sort(order), np.arange(60_000)) and not np.array_equal(order, np.arange(60_000))
         for column, values in zip(draws.T, (9, 9, 2)):

@@ -15,14 +15,14 @@ import pytest
 from PIL import Image
 
 from keras_resnet.data import shapes, sources
-from keras_resnet.training import Settings, loop, train
+from keras_resnet.training import Settings, engine, loop, train
 from keras_resnet.training.checkpoint import Stopped
 from keras_resnet.training.folder import CHECKPOINT, RESULT
 
 # Processes that have imported everything before they are asked for.
 context = multiprocessing.get_context("forkserver")
 BACKEND = keras.backend.backend()  # test_jax.py runs these tests on JAX
-context.set_forkserver_preload(["keras_resnet.training.loop", loop.ENGINES[BACKEND]])
+context.set_forkserver_preload(["keras_resnet.training.loop", engine.ENGINES[BACKEND]])
 
 SHAPES = {"dataset": "shapes", "depth": 8, "batch_size": 64, "steps": 210, "checkpoint_every": 7, "warmup": True}
 PHOTOGRAPHS = {"depth": 18, "batch_size": 8, "steps": 20, "checkpoint_every": 1, "image_size": 32, "lr": 0.01}

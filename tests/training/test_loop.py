@@ -21,12 +21,12 @@ from keras_resnet import files, schedules
 from keras_resnet.data import imagenet, records, shapes, sources
 from keras_resnet.data.parts import Parts
 from keras_resnet.files import RunError
-from keras_resnet.training import Settings, hardware, history, loop, objective, precision, recipes, tasks, train
+from keras_resnet.training import Settings, engine, hardware, history, loop, objective, precision, recipes, tasks, train
 from keras_resnet.training.checkpoint import Stopped
 from keras_resnet.training.folder import Folder
 
 BACKEND = keras.backend.backend()  # test_jax.py runs these tests on JAX
-ENGINE = importlib.import_module(loop.ENGINES[BACKEND]).Engine
+ENGINE = importlib.import_module(engine.ENGINES[BACKEND]).Engine
 for_tensorflow = pytest.mark.skipif(BACKEND != "tensorflow", reason="that is for TensorFlow")
 
 

@@ -11,20 +11,20 @@ from benchmarks.common import IMAGENET, as_fit_runs, as_keras_is, batch, keras_s
 from benchmarks.turns import ENDLESS, take_turns
 
 from keras_resnet import analysis
-from keras_resnet.training import Settings, hardware, loop, tasks, train
+from keras_resnet.training import Settings, engine, hardware, loop, tasks, train
 
 
 def fit(turn, depth, batch_size, mixed_precision):
     """fit.py's loop: augmentation, history, progress bar, checkpoints; photographs are one batch in memory."""
-    engine = importlib.import_module(loop.ENGINES[keras.backend.backend()]).Engine
-    run = engine.run
+    ours = importlib.import_module(engine.ENGINES[keras.backend.backend()]).Engine
+    run = ours.run
 
     def in_turn(self, first, rates):
         means = run(self, first, rates)
         turn(len(rates))
         return means
 
-    engine.run, loop.Loop.next_pace = in_turn, lambda self, count, seconds: turn.steps
+    ours.run, loop.Loop.next_pace = in_turn, lambda self, count, seconds: turn.steps
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
         options = {"depth": depth, "batch_size": batch_size, "mixed_precision": mixed_precision, "strategy": "none"}
         options |= {"steps": ENDLESS, "output": folder, "schedule": "steps"}
@@ -115,5 +115,5 @@ def measure(options):
 
 def described():
     """The device for people, and its peak by precision, operations/s, or None."""
-    with importlib.import_module(loop.ENGINES[keras.backend.backend()]).devices(Settings(strategy="none")) as devices:
+    with importlib.import_module(engine.ENGINES[keras.backend.backend()]).devices(Settings(strategy="none")) as devices:
         return devices, {name: hardware.peak(devices.names[0], name) for name in ("float32", "bfloat16")}

@@ -4,6 +4,8 @@
     python train/reproduce.py fig6 --steps 8000               an eighth of the schedule
     python train/reproduce.py fig6 --only plain-20 ResNet-20  two of its networks
     python train/reproduce.py table6 --only ResNet-110 --seeds 5 --train-on-all     as the paper's 6.61 +- .16
+    KERAS_BACKEND=jax python train/reproduce.py table6 --only ResNet-20 ResNet-56 --seeds 5 --at-a-time 5 --seconds 840
+                                                              five at a time on one GPU, for a quarter of an hour
     python train/reproduce.py fig4 --data IMAGENET            photographs in IMAGENET/{train,val}/CLASS/
     python train/reproduce.py table3 --data imagenet2012 --accumulate 8             TensorFlow Datasets, 32 at a time
 
@@ -24,7 +26,7 @@ import sys
 
 import arguments
 
-from keras_resnet.experiments import experiments, report, tables
+from keras_resnet.experiments import experiments, report, several, tables
 from keras_resnet.files import ResNetError, RunError
 from keras_resnet.training.command_line import add_settings
 from keras_resnet.training.settings import names
@@ -42,6 +44,8 @@ def parse(words=None):
     add("--only", nargs="+", metavar="NETWORK", help="networks, as the experiment names them (default: all)")
     add("--seeds", type=int, default=1, help="runs of each network (default 1)")
     add("--data", metavar="DATA", help="photographs: a folder, or a data set of TensorFlow Datasets")
+    add("--at-a-time", type=int, default=1, metavar="RUNS", help="runs at the same time, each in a process (default 1)")
+    add("--seconds", type=float, metavar="S", help="after which runs are stopped and saved; the next call goes on")
     add("--results", default=experiments.RESULTS, metavar="DIR", help="folder of the results (default %(default)s)")
     # What an experiment decides, or has another flag for, is no flag here.
     add_settings(parser, (*names("network", "weights"), "dataset", "seed", "name"))
@@ -72,11 +76,19 @@ def table(experiment, errors):
 def main():
     options = vars(parse())
     name, only, seeds, data = (options.pop(key) for key in ("name", "only", "seeds", "data"))
-    results, verbose = options.pop("results"), options.pop("verbose")
+    results, verbose, at_a_time, seconds = (options.pop(key) for key in ("results", "verbose", "at_a_time", "seconds"))
     experiment, errors, failures = tables.EXPERIMENTS[name], [], []
     try:
         runs = experiment.settings(only, seeds, data, **options)
+        if at_a_time < 1:
+            raise RunError(f"--at-a-time is positive; found {at_a_time}")
+        left = []
+        if at_a_time > 1 or seconds is not None:
+            wanted = [settings for _, settings in runs if not experiments.recorded(settings, results)]
+            left = several.train(wanted, at_a_time, seconds)
         for number, (row, settings) in enumerate(runs, 1):
+            if settings in left:
+                continue
             print(f"[{number} of {len(runs)}] {row}, seed {settings.seed}", flush=True)
             try:
                 errors.append((row, experiments.run(settings, results, verbose)["error"]))
@@ -91,6 +103,8 @@ def main():
     except KeyboardInterrupt:  # outside of training, during an evaluation for example
         print("\nstopped; the same command goes on with this network", file=sys.stderr)
         sys.exit(INTERRUPTED)
+    if left:
+        print(f"{len(left)} of {len(runs)} runs are not finished; the same command goes on with them")
     print(f"{table(experiment, errors)}\nin {results}; `python train/report.py --results {results}` draws them")
     if failures:
         sys.exit(f"reproduce.py: {len(failures)} of {len(runs)} runs failed: {', '.join(failures)}")

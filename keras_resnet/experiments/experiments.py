@@ -69,8 +69,8 @@ def run(settings: Settings, folder: Path = RESULTS, verbose: int = 1) -> dict:
     from keras_resnet.training import loop
     from keras_resnet.weights.published import weights_sha256
 
-    path = os.path.join(folder, f"{settings.name}.json")
-    if os.path.exists(path):
+    path = _path(settings, folder)
+    if recorded(settings, folder):
         record = _read(path)
         if "data" in record and os.path.isdir(settings.dataset):
             found = _size(_photographs(settings))
@@ -103,6 +103,15 @@ def run(settings: Settings, folder: Path = RESULTS, verbose: int = 1) -> dict:
     lines = ",\n".join(f"{json.dumps(name)}: {json.dumps(value)}" for name, value in record.items())
     write_whole(path, lambda file: file.write(f"{{\n{lines}\n}}\n".encode()))
     return record
+
+
+def recorded(settings: Settings, folder: Path = RESULTS) -> bool:
+    """Whether a run has its record in a folder."""
+    return os.path.exists(_path(settings, folder))
+
+
+def _path(settings, folder):
+    return os.path.join(folder, f"{settings.name}.json")
 
 
 def _test(settings, model, result):

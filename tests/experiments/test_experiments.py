@@ -5,6 +5,7 @@ import json
 import os
 import re
 import sys
+import time
 
 import pytest
 from conftest import ROOT
@@ -12,9 +13,10 @@ from PIL import Image
 
 from keras_resnet import analysis, evaluation, models
 from keras_resnet.data import folders, imagenet, shapes, sources
-from keras_resnet.experiments import experiments, tables
+from keras_resnet.experiments import experiments, several, tables
 from keras_resnet.experiments.tables import EXPERIMENTS, Experiment, Row
 from keras_resnet.files import RunError
+from keras_resnet.runs import Run
 from keras_resnet.training import folder, recipes
 from keras_resnet.training.checkpoint import Stopped
 from keras_resnet.training.options import flags
@@ -193,6 +195,28 @@ def test_data_that_changed(tmp_path, reproduce, terminated_at, capsys):
     assert re.search("train: 7, another then; .* give --data-changed to go on", capsys.readouterr().err, re.DOTALL)
     assert "resuming from step 2" in reproduce("--only", "ResNet-8", "--data-changed")
     assert "another" not in data.read_text() and len(os.listdir(tmp_path / "results")) == 1
+
+
+@pytest.mark.parametrize("seconds", [None, 4.0])
+def test_several_runs_at_a_time(tmp_path, monkeypatch, capsys, seconds):
+    """All finish, or those that still run after some seconds are saved; then the next call goes on."""
+    monkeypatch.chdir(tmp_path)
+    steps = 12 if seconds is None else 40_000
+    options = {"dataset": "shapes", "depth": 8, "steps": steps, "batch_size": 16, "lr": 0.01, "checkpoint_every": 5}
+    runs = [Settings(**options, strategy="none", seed=seed, name=f"run-{seed}") for seed in range(3)]
+    begun = time.monotonic()
+    left = several.train(runs, 2, seconds and seconds + 20)
+    if seconds is None:
+        assert not left and all(Run(f"runs/run-{seed}").result["steps"] == 12 for seed in range(3))
+        assert capsys.readouterr().out.count("finished after") == 3
+        assert several.train(runs, 2) == []
+        assert "12 steps" in (tmp_path / "runs" / "run-2" / several.LOG).read_text()
+    else:
+        assert left == runs and time.monotonic() - begun < 60
+        said = (tmp_path / "runs" / "run-0" / several.LOG).read_text()
+        assert "SIGTERM: stopping as soon as the run is saved" in said and "Traceback" not in said
+        assert os.path.exists("runs/run-0/checkpoint/latest.npz") and not os.path.exists("runs/run-2")
+    assert not {"XLA_PYTHON_CLIENT_MEM_FRACTION", "TF_FORCE_GPU_ALLOW_GROWTH"} & os.environ.keys()
 
 
 def test_colours_in_a_folder_are_part_of_a_name(tmp_path):

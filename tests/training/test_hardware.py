@@ -54,7 +54,9 @@ def test_the_share_of_the_peak(monkeypatch):
     network, settings = keras_resnet.CifarResNet(20), Settings(mixed_precision="bfloat16")
     share = result._share_of_peak(settings, network, 100_000.0, ["NVIDIA H100 80GB HBM3"])
     assert share == pytest.approx(100_000 * 6 * 40.8e6 / 989e12, abs=2e-4)
-    assert result._share_of_peak(settings, network, 100_000.0, ["NVIDIA H200"] * 2) == pytest.approx(share / 2, abs=2e-4)
+    assert result._share_of_peak(settings, network, 100_000.0, ["NVIDIA H200"] * 2) == pytest.approx(
+        share / 2, abs=2e-4
+    )
     assert result._share_of_peak(Settings(), network, 100_000.0, ["NVIDIA H200"]) == pytest.approx(2 * share, abs=2e-4)
     assert result._share_of_peak(settings, network, 100_000.0, ["2 CPU cores"]) is None
 

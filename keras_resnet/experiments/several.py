@@ -1,0 +1,83 @@
+"""Several runs at a time, each in a process of its own, within some seconds: for small networks on a large GPU."""
+
+import multiprocessing
+import os
+import signal
+import time
+from collections.abc import Sequence
+
+from keras_resnet.runs import RESULT
+from keras_resnet.training.settings import Settings
+
+LOG = "log.txt"  # in the folder of a run: what it says
+GRACE = 60  # seconds in which a run that was told to stop saves itself
+
+
+def train(runs: Sequence[Settings], at_a_time: int, seconds: float | None = None) -> list[Settings]:
+    """Trains runs, or goes on with them, several at a time; each says what it has to say in its folder, in log.txt.
+
+    Args:
+        runs: their settings, in the order in which they are begun.
+        at_a_time: the largest number of processes. They share the memory of a GPU equally.
+        seconds: None, or when those that still run are told to stop and to save themselves. The next call goes on.
+
+    Returns:
+        Those that are not finished.
+    """
+    begun, context = time.monotonic(), multiprocessing.get_context("spawn")
+    left = [settings for settings in runs if not _finished(settings)]
+    waiting = list(left)
+    running: dict = {}  # settings by process
+    share = {"XLA_PYTHON_CLIENT_MEM_FRACTION": f"{0.9 / at_a_time:.3f}", "TF_FORCE_GPU_ALLOW_GROWTH": "true"}
+    before = {name: os.environ.setdefault(name, value) for name, value in share.items()}
+    try:
+        while waiting or running:
+            for process in [process for process in running if not process.is_alive()]:
+                settings = running.pop(process)
+                how = "finished" if _finished(settings) else f"ended with status {process.exitcode}; see {LOG}"
+                print(f"{settings.folder}: {how} after {time.monotonic() - begun:.0f} s", flush=True)
+            if seconds is not None and time.monotonic() - begun > seconds:
+                _stop(running)
+                break
+            while waiting and len(running) < at_a_time:
+                settings = waiting.pop(0)
+                process = context.Process(target=_work, args=(settings,))
+                process.start()
+                running[process] = settings
+            time.sleep(0.2)
+    except BaseException:
+        _stop(running)
+        raise
+    finally:
+        for name, value in share.items():
+            if before[name] == value:
+                del os.environ[name]
+    return [settings for settings in left if not _finished(settings)]
+
+
+def _finished(settings):
+    return os.path.exists(os.path.join(settings.folder, RESULT))
+
+
+def _stop(running):
+    """Tells processes to stop and waits until they have saved their runs."""
+    for process in running:
+        process.terminate()
+    until = time.monotonic() + GRACE
+    for process in running:
+        process.join(max(0, until - time.monotonic()))
+        process.kill()
+
+
+def _work(settings):
+    """In a process of its own: a run, whose output goes to its folder."""
+    from keras_resnet.training.command_line import errors_told
+    from keras_resnet.training.loop import train
+
+    os.makedirs(settings.folder, exist_ok=True)
+    log = os.open(os.path.join(settings.folder, LOG), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, which ends all
+    with errors_told("run"):
+        train(settings, verbose=2)

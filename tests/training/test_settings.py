@@ -63,6 +63,17 @@ def test_a_wrong_value_is_refused_at_the_door(changes, message):
         Settings(**changes)
 
 
+@pytest.mark.parametrize("name", [one.name for one in FIELDS if one.type in (int, float, int | None)])
+def test_every_number_has_a_range(name):
+    """That of the depth is which networks there are."""
+    expected = {"depth": "is 6n.2 .*", "seed": "is 0 to 2147483647", "weight_decay": "is 0 or positive"}
+    with pytest.raises(RunError, match=rf"^{flag(name)} {expected.get(name, 'is positive')}; found -1\b"):
+        Settings(**{name: -1})
+    if name not in expected:
+        with pytest.raises(RunError, match=f"^{flag(name)} is positive; found 0"):
+            Settings(**{name: 0})
+
+
 def test_numbers_and_paths_of_other_types_become_those_of_json(tmp_path):
     one = {"depth": np.int64(56), "lr": np.float64(0.5), "weight_decay": 0, "output": tmp_path}
     one |= {"steps": np.int32(9), "boundaries": [np.int64(3), 6]}

@@ -36,6 +36,10 @@ SETTINGS_KINDS: Kinds = {
     **dict.fromkeys(("plain", "train_on_all"), bool),
     **{"dataset": str, "data_dir": str | None, "name": str | None},
 }
+SEGMENT_KINDS: Kinds = {
+    **dict.fromkeys(("from", "to", "normalized_together"), int),
+    **{"backend": str, "devices": [str], "commit": str | None},
+}
 RESULT_KINDS: Kinds = {
     "settings": SETTINGS_KINDS,
     **dict.fromkeys(("steps", "parameters", "damaged_files"), int),
@@ -44,7 +48,7 @@ RESULT_KINDS: Kinds = {
         ("val_error", "test_error", "paper_test_error", "waiting", "images_per_second", "share_of_peak"), NUMBER | None
     ),
     **dict.fromkeys(("train_top5_error", "val_top5_error", "test_top5_error"), NUMBER | None),
-    "segments": [dict],
+    "segments": [SEGMENT_KINDS],
 }
 RESTORE = "Restore it from a copy, or delete the folder and train again."
 
@@ -67,7 +71,7 @@ def read_json(path: Path, kinds: Kinds, advice: str = RESTORE) -> Fields:
 
     Args:
         path: of the file.
-        kinds: of fields, each a type; a dictionary of kinds, for an object; or a list with one type, for a list that
+        kinds: of fields, each a type; a dictionary of kinds, for an object; or a list with one kind, for a list that
             is not empty. The fields need not be there, and there may be others.
         advice: what to do if the file is damaged, a sentence.
 
@@ -94,9 +98,14 @@ def _check(content, kinds, path, advice, what="it"):
     if not isinstance(content, dict):
         raise RunError(f'{path} is damaged: {what} is {content!r:.40}, where {{"name": value}} belongs. {advice}')
     for name, kind in kinds.items():
-        if name in content and isinstance(kind, Mapping):
+        if name not in content:
+            continue
+        if isinstance(kind, Mapping):
             _check(content[name], kind, path, advice, f"its {name!r}")
-        elif name in content and not _is(content[name], kind):
+        elif _is(content[name], [object]) and isinstance(kind, list) and isinstance(kind[0], Mapping):
+            for one in content[name]:
+                _check(one, kind[0], path, advice, f"one of its {name!r}")
+        elif not _is(content[name], kind):
             raise RunError(f"{path} is damaged: its {name!r} is {content[name]!r:.40}. {advice}")
 
 

@@ -238,7 +238,7 @@ def test_a_run_that_is_not_finished_holds_no_network(run, program):
 
 WRONG = {
     "args.json": {"dataset": 7, "depth": "8", "seed": None, "data_dir": ["a"], "train_on_all": "yes"},
-    "result.json": {"test_error": "none", "settings": [], "segments": 3, "parameters": None, "seconds": {}},
+    "result.json": {"test_error": "none", "settings": [], "segments": [], "parameters": None, "seconds": {}},
 }
 
 
@@ -248,6 +248,25 @@ def test_a_field_of_another_kind_is_named(run, file, field):
     (run / file).write_text(json.dumps(content))
     with pytest.raises(RunError, match=f"{file} is damaged: its '{field}' is "):
         _ = Run(run).settings, Run(run).result
+
+
+@pytest.mark.parametrize(
+    "changes, said",
+    [
+        ({"to": "2"}, "its 'to' is '2'"),
+        ({"devices": []}, "its 'devices' is "),
+        ({"devices": [1]}, "its 'devices' is "),
+        ({"backend": None}, "its 'backend' is None"),
+        ({"normalized_together": 6.5}, "its 'normalized_together' is 6.5"),
+        (None, "one of its 'segments' is None"),
+    ],
+)
+def test_a_segment_of_another_kind_is_named(run, changes, said):
+    result = json.loads((run / "result.json").read_text())
+    result["segments"].append(changes and {**result["segments"][0], **changes})
+    (run / "result.json").write_text(json.dumps(result))
+    with pytest.raises(RunError, match=f"result.json is damaged: {re.escape(said)}"):
+        _ = Run(run).result
 
 
 @pytest.mark.parametrize("names", [["a", 2], {"a": 1}, [], "ab"])

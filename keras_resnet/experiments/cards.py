@@ -54,7 +54,7 @@ def card(path: str | os.PathLike, model: keras.Model, library: str = "keras") ->
     result, classes = run.result, run.classes
     if not (result and classes):
         raise RunError(f"a card is written for a finished run, with {RESULT} and {CLASSES}, which {path} does not have")
-    settings, folder = result["settings"], pathlib.Path(run.folder).resolve()
+    settings, segments, folder = result["settings"], result.get("segments", []), pathlib.Path(run.folder).resolve()
     name, ours = folder.name, folder.parent == SHIPPED.resolve()
     identifier, title = DATASETS.get(settings["dataset"], (None, _data(settings)))
     split = "validation" if result["test_error"] is None else "test"
@@ -80,11 +80,11 @@ def card(path: str | os.PathLike, model: keras.Model, library: str = "keras") ->
         "network": f"{network}, {result['parameters']:,} parameters",
         "data": f"{title}, {images}",
         "classes": ", ".join(classes),
-        "command": f"`{_command(run)}`",
+        "command": f"`{_command(run, segments)}`",
         f"{split} error": f"{error:.2%}",
         "the paper's test error": f"{paper:.2%}" if (paper := result.get("paper_test_error")) else "–",
         "training error, last epoch": f"{result['train_error']:.2%}",
-        "trained on": "; then ".join(map(_where, result["segments"])),
+        "trained on": "; then ".join(map(_where, segments)) or "not known, with an older version",
         "SHA-256 of the weights": weights_sha256(model),
     }
     yaml = "\n".join(f"{key}: {json.dumps(value)}" for key, value in front.items())  # which is YAML, too
@@ -97,7 +97,7 @@ def card(path: str | os.PathLike, model: keras.Model, library: str = "keras") ->
     )
 
 
-def _command(run):
+def _command(run, segments):
     """What trains the network again: the settings that decide the result and are not the paper's.
 
     A folder of photographs has its name in place of its path, as in the records.
@@ -108,7 +108,7 @@ def _command(run):
     kept = {name: settings[name] for name in deciding(usual) if settings.get(name) not in (None, [], usual[name])}
     kept |= {name: os.path.basename(kept[name]) for name in ("init_from", "colors") if name in kept}
     kept |= {"depth": settings["depth"], "dataset": _data(settings)}
-    return command(kept, run.result["segments"][0]["backend"])
+    return command(kept, segments[0]["backend"] if segments else None)
 
 
 def _where(segment):

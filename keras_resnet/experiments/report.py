@@ -16,6 +16,7 @@ from keras_resnet.experiments import experiments, tables
 from keras_resnet.experiments.tables import Experiment
 from keras_resnet.files import Path, RunError, write_whole
 from keras_resnet.training import recipes
+from keras_resnet.training.options import command as command_of
 from keras_resnet.training.options import flags
 
 if typing.TYPE_CHECKING:
@@ -27,7 +28,7 @@ BACKENDS = {"tensorflow": "TensorFlow", "jax": "JAX"}
 
 def made_with(record: dict) -> str:
     """On which backend a run was trained, and how many images it normalised together: "JAX, 64"."""
-    found = [f"{BACKENDS[one['backend']]}, {one['normalized_together']}" for one in record["segments"]]
+    found = [f"{_backend(one)}, {one['normalized_together']}" for one in record["segments"]]
     return "; then ".join(dict.fromkeys(found))
 
 
@@ -36,8 +37,12 @@ def trained_on(record: dict) -> str:
     found = []
     for one in record["segments"]:
         count = f"{len(one['devices'])} x " * (len(one["devices"]) > 1)
-        found.append(f"{BACKENDS[one['backend']]} on {count}{one['devices'][0]}")
+        found.append(f"{_backend(one)} on {count}{one['devices'][0]}")
     return "; then ".join(dict.fromkeys(found))
+
+
+def _backend(segment):
+    return BACKENDS.get(segment["backend"], segment["backend"])
 
 
 class Entry(typing.NamedTuple):
@@ -49,11 +54,6 @@ class Entry(typing.NamedTuple):
     row: tables.Row
     conditions: dict
     records: list[dict]
-
-    @property
-    def made_with(self) -> str:
-        """As of each run."""
-        return made_with(self.records[0])
 
     @property
     def errors(self) -> list[float]:
@@ -121,8 +121,8 @@ def command(name: str, entry: Entry, conditions: dict) -> str:
     seeds = max((record["settings"]["seed"] for record in entry.records), default=0) + 1
     if seeds > 1:
         options["seeds"] = seeds
-    backend = "KERAS_BACKEND=jax " * (bool(entry.records) and entry.records[0]["segments"][0]["backend"] == "jax")
-    return f"{backend}python train/reproduce.py {name} {flags(options)}"
+    backend = entry.records[0]["segments"][0]["backend"] if entry.records else None
+    return command_of(options, backend, f"reproduce.py {name}")
 
 
 def draw(experiment: Experiment, group: Sequence[Entry]) -> "figures.Figure | None":

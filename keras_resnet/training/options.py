@@ -65,9 +65,9 @@ def flags(values: Mapping[str, object]) -> str:
     return shlex.join(arguments)
 
 
-def command(values: Mapping[str, object], backend: str | None = None) -> str:
-    """The command that trains with these settings, on this backend if it is not TensorFlow."""
-    return f"{f'KERAS_BACKEND={backend} ' * (backend == 'jax')}python train/fit.py {flags(values)}"
+def command(values: Mapping[str, object], backend: str | None = None, program: str = "fit.py") -> str:
+    """The command that trains with these settings on this backend, by default TensorFlow; by a program of train/."""
+    return f"{f'KERAS_BACKEND={backend} ' * (backend == 'jax')}python train/{program} {flags(values)}"
 
 
 def type_of(field: dataclasses.Field) -> tuple[type, bool]:
@@ -76,11 +76,16 @@ def type_of(field: dataclasses.Field) -> tuple[type, bool]:
     return found[0], typing.get_origin(field.type) is tuple
 
 
-def check_types(settings: typing.Any) -> None:
-    """RunError if the value of a setting has another type, or is none of its choices. None stands for the default."""
+def typed(settings: typing.Any) -> dict[str, typing.Any]:
+    """The values of the settings in Python's own types, which JSON has, and lists as tuples. None is for the default.
+
+    Raises:
+        RunError: a value has another type, or is none of the choices.
+    """
+    found = {}
     for field in dataclasses.fields(settings):
-        kind, several = type_of(field)
-        value, choices = getattr(settings, field.name), field.metadata["option"].choices
+        (kind, several), value = type_of(field), getattr(settings, field.name)
+        choices = field.metadata["option"].choices
         if several and not isinstance(value, (tuple, list)):
             raise RunError(f"{flag(field.name)} is a list; found {value!r}")
         for one in value if several else [] if value is None and field.default is None else [value]:
@@ -88,6 +93,9 @@ def check_types(settings: typing.Any) -> None:
                 raise RunError(f"{flag(field.name)} is of the type {kind.__name__}; found {one!r}")
             if choices and one not in choices:
                 raise RunError(f"{flag(field.name)} is one of {', '.join(choices)}; found {one!r}")
+        own = os.fspath if kind is str else kind
+        found[field.name] = tuple(map(own, value)) if several else None if value is None else own(value)
+    return found
 
 
 def check_ranges(settings: typing.Any) -> None:

@@ -16,10 +16,10 @@ from keras_resnet.training.options import (
     POSITIVE,
     SEED,
     check_ranges,
-    check_types,
     flag,
     option,
     options,
+    typed,
 )
 from keras_resnet.training.rules import check_together
 
@@ -177,9 +177,8 @@ class Settings:
 
     def __post_init__(self) -> None:
         """Fills in defaults that depend on the data; RunError if a setting is out of range, DataError without data."""
-        check_types(self)
-        for name in ("without", "boundaries"):
-            object.__setattr__(self, name, tuple(getattr(self, name)))
+        for name, value in typed(self).items():
+            object.__setattr__(self, name, value)
         if self.photographs and not os.path.isdir(self.dataset):
             sources.find(self.dataset, self.data_dir)
         if self.data_dir is not None and self.dataset == "shapes":

@@ -121,6 +121,27 @@ def test_a_card_of_ones_own_run(run):
     assert "\n# mine\n" in text and "uoft-cs/cifar10" in text
 
 
+def test_a_card_says_where_each_part_of_a_run_was_trained(run):
+    segments = json.loads((run / "result.json").read_text())["segments"]
+    moved = {"from": 100, "backend": "jax", "jax": "0.9", "devices": ["NVIDIA L4"] * 2, "commit": None}
+    segments = [{**segments[0], "to": 100}, {**segments[0], **moved, "normalized_together": 32}]
+    edit(run / "result.json", segments=segments)
+    text = cards.card(run, runs.load_model(run))
+    assert (
+        "| trained on | steps 0 to 100 on 2 CPU cores: tensorflow 2.21.0, keras_resnet 5cb1161, "
+        "64 images normalised together; then steps 100 to 64000 on NVIDIA L4, NVIDIA L4: jax 0.9, "
+        "keras_resnet not in git, 32 images normalised together |"
+    ) in text
+    assert "`python train/fit.py " in text  # as the run was begun
+
+
+def test_a_card_of_an_older_run_does_not_know_where_it_was_trained(run):
+    result = json.loads((run / "result.json").read_text())
+    del result["segments"]
+    (run / "result.json").write_text(json.dumps(result))
+    assert "| trained on | not known, with an older version |" in cards.card(run, runs.load_model(run))
+
+
 def test_a_card_of_photographs_invents_no_data_set(run, program):
     huggingface_hub = pytest.importorskip("huggingface_hub", reason="huggingface_hub is not installed")
     of_photographs(run)

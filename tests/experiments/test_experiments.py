@@ -11,7 +11,7 @@ import pytest
 from conftest import ROOT
 from PIL import Image
 
-from keras_resnet import analysis, evaluation, models
+from keras_resnet import analysis, environment, evaluation, models
 from keras_resnet.data import folders, imagenet, shapes, sources
 from keras_resnet.experiments import experiments, several, tables
 from keras_resnet.experiments.tables import EXPERIMENTS, Experiment, Row
@@ -61,14 +61,28 @@ def test_a_run_is_recorded_and_never_repeated(tmp_path, tiny, monkeypatch):
         experiments.run(plain, results)
 
 
-def test_a_run_that_was_cut_goes_on(tmp_path, tiny, terminated_at, capsys):
+def test_a_run_that_was_cut_goes_on(tmp_path, tiny, terminated_at, capsys, monkeypatch):
     settings = tiny_settings(tiny, tmp_path)[0]
     with terminated_at(5), pytest.raises(Stopped):
         experiments.run(settings, str(tmp_path / "results"), verbose=0)
     assert not os.listdir(tmp_path / "results")
-    experiments.run(settings, str(tmp_path / "results"), verbose=0)
+    here = environment.circumstances
+    monkeypatch.setattr(environment, "circumstances", lambda devices: {**here(devices), "devices": ["NVIDIA L4"]})
+    record = experiments.run(settings, str(tmp_path / "results"), verbose=0)
     assert "resuming from step 5" in capsys.readouterr().out
-    assert len(os.listdir(tmp_path / "results")) == 1
+    (name,) = os.listdir(tmp_path / "results")
+    assert json.loads((tmp_path / "results" / name).read_text())["segments"] == record["segments"]
+    first, second = record["segments"]
+    assert (first["from"], first["to"], second["from"], second["to"]) == (0, 5, 5, 12)
+    assert second["devices"] == ["NVIDIA L4"] != first["devices"] and first["backend"] == "tensorflow"
+
+
+def test_a_process_that_does_not_write_leaves_no_record(tmp_path, tiny, monkeypatch):
+    settings = tiny_settings(tiny, tmp_path)[0]
+    record = experiments.run(settings, str(tmp_path / "results"), verbose=0)
+    monkeypatch.setattr("keras_resnet.training.loop.writes", lambda settings: False)
+    assert experiments.run(settings, str(tmp_path / "others"), verbose=0) == record
+    assert not (tmp_path / "others").exists()
 
 
 def test_photographs_are_tested_with_ten_crops(tmp_path):

@@ -125,6 +125,7 @@ def test_runs_of_another_backend_or_with_other_parts_are_not_averaged(tmp_path):
     assert commands["20.00"].startswith("KERAS_BACKEND=jax python train/reproduce.py fig6 --only ResNet-20")
     assert commands["11.00 ± 1.41"].startswith("python train/reproduce.py")
     assert "16 and 64 images normalised together" in found[[row[3] for row in found].index("30.00")][7]
+    assert report.command("fig6", report.Entry(EXPERIMENTS["fig6"].rows[0], {}, []), {}).startswith("python train/")
     first, *others = report.groups(report.entries(EXPERIMENTS["fig6"], records))
     assert [len(entry.records) for entry in first] == [2] and len(others) == 2
 

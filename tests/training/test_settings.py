@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 
+import numpy as np
 import pytest
 
 from keras_resnet.files import RunError
@@ -62,9 +63,30 @@ def test_a_wrong_value_is_refused_at_the_door(changes, message):
         Settings(**changes)
 
 
-def test_numbers_of_other_types_are_numbers():
-    numpy = pytest.importorskip("numpy")
-    assert Settings(depth=numpy.int64(56), lr=1).depth == 56
+@pytest.mark.parametrize("name", [one.name for one in FIELDS if one.type in (int, float, int | None)])
+def test_every_number_has_a_range(name):
+    """That of the depth is which networks there are."""
+    expected = {"depth": "is 6n.2 .*", "seed": "is 0 to 2147483647", "weight_decay": "is 0 or positive"}
+    with pytest.raises(RunError, match=rf"^{flag(name)} {expected.get(name, 'is positive')}; found -1\b"):
+        Settings(**{name: -1})
+    if name not in expected:
+        with pytest.raises(RunError, match=f"^{flag(name)} is positive; found 0"):
+            Settings(**{name: 0})
+
+
+def test_numbers_and_paths_of_other_types_become_those_of_json(tmp_path):
+    one = {"depth": np.int64(56), "lr": np.float64(0.5), "weight_decay": 0, "output": tmp_path}
+    one |= {"steps": np.int32(9), "boundaries": [np.int64(3), 6]}
+    other = {"depth": 56, "lr": 0.5, "weight_decay": 0.0, "output": str(tmp_path), "steps": 9, "boundaries": (3, 6)}
+    found = Settings(**one)
+    assert found == Settings(**other) and found.as_json() == Settings(**other).as_json()
+    assert [type(getattr(found, name)) for name in ("depth", "lr", "weight_decay", "output")] == [
+        int,
+        float,
+        float,
+        str,
+    ]
+    assert type(found.boundaries[0]) is int and Settings(dataset=tmp_path, depth=18).photographs
 
 
 @pytest.mark.parametrize("name, changes", [("train_on_all", True), ("block", "bottleneck")])

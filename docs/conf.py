@@ -1,0 +1,33 @@
+"""The site, for Sphinx: `make site` writes it to site/. It works from a folder, by a double click, and from any host."""
+
+import os
+import pathlib
+import sys
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+os.environ.setdefault("KERAS_BACKEND", "tensorflow")
+HERE = pathlib.Path(__file__).parent
+sys.path[:0] = [str(HERE.parent), str(HERE / "site")]
+
+import made
+
+project = html_title = "Deep residual networks in Keras"
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.githubpages", "sphinx_copybutton"]
+exclude_patterns = ["results"]
+templates_path = ["site"]
+default_role = "code"  # docstrings have Markdown's single backticks
+autodoc_preserve_defaults = True
+maximum_signature_line_length = 80
+myst_heading_anchors = 3
+highlight_language = "none"
+
+html_theme = "furo"
+html_static_path = ["site/static", "made/static", "../keras_resnet/serving/page"]
+html_css_files = ["demo.css", "site.css"]
+html_additional_pages = {"404": "404.html"}
+html_copy_source = html_show_sphinx = html_show_copyright = False
+html_theme_options = {"navigation_with_keys": True}
+
+
+def setup(app):
+    app.connect("builder-inited", lambda app: made.write(HERE / "made"))

@@ -13,7 +13,7 @@ import made
 
 project = html_title = "Deep residual networks in Keras"
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.githubpages", "sphinx_copybutton"]
-exclude_patterns = ["results"]
+exclude_patterns = ["made"]
 templates_path = ["site"]
 default_role = "code"  # docstrings have Markdown's single backticks
 autodoc_preserve_defaults = True

@@ -26,6 +26,7 @@ html_static_path = ["site/static", "made/static", "../keras_resnet/serving/page"
 html_css_files = ["demo.css", "site.css"]
 html_additional_pages = {"404": "404.html"}
 html_copy_source = html_show_sphinx = html_show_copyright = False
+html_show_search_summary = False  # for which a page would fetch others, which from a folder it may not
 html_theme_options = {"navigation_with_keys": True}
 
 

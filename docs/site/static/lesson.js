@@ -115,7 +115,7 @@ function axes(width, right, top, horizontal, vertical, title) {
 }
 
 function ticks(end) {
-  const rough = end / 5, power = 10 ** Math.floor(Math.log10(rough));
+  const rough = end / 6, power = 10 ** Math.floor(Math.log10(rough));
   const step = [1, 2, 5, 10].find((each) => each * power >= rough) * power;
   return Array.from({ length: Math.floor(end / step) + 1 }, (_, k) => Number((k * step).toPrecision(6)));
 }

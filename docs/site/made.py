@@ -85,8 +85,8 @@ P1 is [Deep Residual Learning for Image Recognition](https://arxiv.org/abs/1512.
 [Identity Mappings in Deep Residual Networks](https://arxiv.org/abs/1603.05027). Errors are in %, on the 10,000 test
 images of CIFAR-10, which are used once, at the end; ± is the standard deviation over seeds. Networks are comparable if
 their conditions are the same: a shortened schedule divides the learning rate by 10 at the same fractions of its length,
-and its errors are not comparable with the paper's. The paper trains on all 50,000 images, as runs with `--train-on-all`;
-the others are trained on 45,000, and their curves show the error on the other 5,000."""
+and its errors are not comparable with the paper's. The paper trains on all 50,000 images, as runs with
+`--train-on-all`; the others are trained on 45,000, and their curves show the error on the other 5,000."""
 
 
 def svg(figure):
@@ -123,7 +123,10 @@ def not_run(name, entries):
 
 def every_run(records):
     """The commands, with a button each that copies it, by networks; the longest schedule first."""
-    lines = ["## The commands", "Each makes the run of its caption, with one more flag where the data are: `--data-dir`."]
+    lines = [
+        "## The commands",
+        "Each makes the run of its caption, with one more flag where the data are: `--data-dir`.",
+    ]
     for record in sorted(records, key=lambda record: (_name(record), -record["history"]["step"][-1])):
         made = record["made"]
         backend = next(f"{name} {made[name]}" for name in ("tensorflow", "jax") if name in made)

@@ -52,9 +52,11 @@ def page(folder: pathlib.Path) -> str:
     import jupytext
     import nbformat
     from nbconvert import MarkdownExporter
+    from nbconvert.preprocessors import CoalesceStreamsPreprocessor
 
     notebook = nbformat.read(NOTEBOOK, 4) if finished() else jupytext.read(SOURCE)
-    text, resources = MarkdownExporter().from_notebook_node(notebook)
+    exporter = MarkdownExporter(preprocessors=[CoalesceStreamsPreprocessor(enabled=True)])
+    text, resources = exporter.from_notebook_node(notebook)
     for name, content in resources["outputs"].items():
         folder.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(content)

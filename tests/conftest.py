@@ -70,7 +70,7 @@ MAY_SKIP = (
     "kserve is not installed",
     "node is not installed",
     "chromium is not installed",
-    "is for pages of the site",  # Sphinx, Playwright and axe-core, in the extra `docs`
+    "is for pages of the site",  # the extra `docs`; Playwright and axe-core for its tests, which .ci/run installs
     "that is for TensorFlow",  # the tests of the optimizer run again on the other backends
     "Keras has none on PyTorch",
 )

@@ -133,6 +133,24 @@ def test_every_run_is_shown_with_its_command(site):
     assert sorted(run["error"] for run in shown) == sorted(round(100 * record["error"], 2) for record in records)
 
 
+def test_the_walkthrough_is_run_again_only_if_its_inputs_changed(tmp_path, monkeypatch, capsys):
+    needs("jupytext", "nbconvert", "nbclient", "ipykernel")
+    monkeypatch.syspath_prepend(str(ROOT / "docs" / "site"))
+    walkthrough = importlib.import_module("walkthrough")
+    monkeypatch.setattr(walkthrough, "SOURCE", tmp_path / "source.py")
+    monkeypatch.setattr(walkthrough, "NOTEBOOK", tmp_path / "notebook.ipynb")
+    walkthrough.SOURCE.write_text("# %% [markdown]\n# # Title\n#\n# Text.\n\n# %%\nprint(6 * 7)\nprint('yes')\n")
+    assert "make walkthrough" in walkthrough.page(tmp_path)
+    walkthrough.main()
+    assert capsys.readouterr().out == "cell 1 of 1: print(6 * 7)\n"
+    page = walkthrough.page(tmp_path)
+    assert page.startswith("# Title\n\nText.") and "    42\n    yes\n" in page and "make walkthrough" not in page
+    walkthrough.main()
+    assert "is up to date" in capsys.readouterr().out
+    walkthrough.SOURCE.write_text(walkthrough.SOURCE.read_text() + "print('more')\n")
+    assert "make walkthrough" in walkthrough.page(tmp_path) and not walkthrough.finished()
+
+
 # ---- In a browser ----
 
 
@@ -263,6 +281,11 @@ def test_the_lesson_draws_what_is_chosen(site, tab):
         "Without shortcuts, 56 layers are worse than 20: 12.91 % test error, not 9.11 %. "
         "With shortcuts, 56 layers are better than 20: 6.84 % test error, not 8.19 %."
     )
+    tab.get_by_label("What layers change").check()
+    assert said.inner_text().startswith(
+        "Without shortcuts, responses are 0.57 on average with 56 layers, 0.85 with 20."
+    )
+    tab.get_by_label("Training").check()
     tab.get_by_label("without", exact=True).uncheck()
     assert tab.locator("#lesson path").count() == 3 and said.inner_text().startswith("With shortcuts")
     tab.get_by_label("2,560").check()

@@ -5,6 +5,11 @@ const lesson = document.getElementById("lesson");
 const HEIGHT = 360, LEFT = 44, RIGHT = 92, TOP = 12, BOTTOM = 40; // of a picture, and its margins
 const LABEL = 16; // height of a curve's name
 const PICTURES = { training: drawTraining, responses: drawResponses, errors: drawErrors };
+const MEASURES = {
+  training: ({ error }) => error,
+  responses: ({ responses }) => mean(responses),
+  errors: ({ error }) => error,
+};
 const CHOICES = {
   picture: ["Show", "radio", { training: "Training", responses: "What layers change", errors: "Errors, every seed" }],
   depth: ["Layers", "checkbox", Object.fromEntries(unique("depth").map((depth) => [depth, String(depth)]))],
@@ -52,7 +57,7 @@ function runs(all = false) {
   const [depths, kinds, [steps]] = ["depth", "kind", "steps"].map(chosen);
   return RECORDS.filter((record) => (
     depths.includes(String(record.depth)) && kinds.includes(record.plain ? "plain" : "residual")
-    && record.steps === Number(steps) && (all || /-\d+$/.test(record.name))
+    && record.steps === Number(steps) && (all || isPlainOrA(record))
   ));
 }
 
@@ -63,28 +68,34 @@ function draw() {
   const target = lesson.querySelector(".picture");
   target.replaceChildren(found.length ? PICTURES[picture](found, target.clientWidth)
     : element("p", {}, "There is no such run. Choose other layers, shortcuts or steps."));
-  lesson.querySelector(".said").textContent = found.length ? sentence(found) : "";
+  lesson.querySelector(".said").textContent = found.length ? sentence(found, picture) : "";
 }
 
-function sentence(found) {
-  const best = (plain) => {
-    const errors = found.filter((record) => record.plain === plain && /-\d+$/.test(record.name));
-    const mean = unique("depth").map((depth) => [depth, average(errors.filter((each) => each.depth === depth))]);
-    return mean.filter(([, error]) => !Number.isNaN(error));
-  };
+// What the shallowest and the deepest of the networks do, without shortcuts and with.
+function sentence(found, picture) {
   const told = [[true, "Without shortcuts"], [false, "With shortcuts"]].map(([plain, how]) => {
-    const errors = best(plain);
-    if (!errors.length) return "";
-    const [[few, first], [many, last]] = [errors[0], errors.at(-1)];
+    const alike = found.filter((record) => record.plain === plain && isPlainOrA(record));
+    if (!alike.length) return "";
+    const depths = alike.map(({ depth }) => depth), [few, many] = [Math.min(...depths), Math.max(...depths)];
+    const value = (depth) => mean(alike.filter((record) => record.depth === depth).map(MEASURES[picture]));
+    const [first, last] = [value(few), value(many)];
+    if (picture === "responses") {
+      return few === many ? `${how}, responses are ${first.toFixed(2)} on average with ${few} layers.`
+        : `${how}, responses are ${last.toFixed(2)} on average with ${many} layers, ${first.toFixed(2)} with ${few}.`;
+    }
     if (few === many) return `${how}, ${few} layers: ${first.toFixed(2)} % test error.`;
-    const change = last > first ? "worse" : "better";
-    return `${how}, ${many} layers are ${change} than ${few}: ${last.toFixed(2)} % test error, not ${first.toFixed(2)} %.`;
+    const change = last > first ? "worse" : "better", both = `${last.toFixed(2)} % test error, not ${first.toFixed(2)} %`;
+    return `${how}, ${many} layers are ${change} than ${few}: ${both}.`;
   });
   return told.filter(Boolean).join(" ");
 }
 
-function average(records) {
-  return records.reduce((sum, record) => sum + record.error, 0) / records.length;
+function isPlainOrA({ name }) { // and not a network with shortcuts B or C
+  return /-\d+$/.test(name);
+}
+
+function mean(values) {
+  return values.reduce((sum, value) => sum + value, 0) / values.length;
 }
 
 function svg(tag, attributes, ...children) {
@@ -120,18 +131,23 @@ function ticks(end) {
   return Array.from({ length: Math.floor(end / step) + 1 }, (_, k) => Number((k * step).toPrecision(6)));
 }
 
+function kind({ depth, plain }) {
+  return `depth-${depth}${plain ? " plain" : ""}`;
+}
+
 function line(picture, points, record) {
   const path = points.map(([x, y], i) => `${i ? "L" : "M"}${x.toFixed(1)} ${y.toFixed(1)}`).join("");
-  picture.append(svg("path", { d: path, class: `curve depth-${record.depth}${record.plain ? " plain" : ""}` },
+  picture.append(svg("path", { d: path, class: `curve ${kind(record)}` },
     svg("title", {}, `${record.name}, seed ${record.seed}`)));
 }
 
-// Names at the curves' ends, moved apart where they would overlap.
-function names(picture, ends, width) {
-  let last = HEIGHT - BOTTOM + LABEL;
-  for (const [y, record] of ends.sort(([one], [other]) => other - one)) {
-    last = Math.min(y + 4, last - LABEL);
-    picture.append(svg("text", { x: width - RIGHT + 12, y: last, class: `name depth-${record.depth}` }, record.name));
+// Names at the curves' ends (x, y), moved apart where they would overlap.
+function names(picture, ends) {
+  let before = [];
+  for (const [x, y, record] of ends.sort(([one, up], [other, down]) => one - other || down - up)) {
+    const height = x === before[0] ? Math.min(y + 4, before[1] - LABEL) : Math.min(y + 4, HEIGHT - BOTTOM);
+    picture.append(svg("text", { x: x + 10, y: height, class: `name depth-${record.depth}` }, record.name));
+    before = [x, height];
   }
 }
 
@@ -148,9 +164,9 @@ function drawTraining(found, width) {
     const points = record.at.map((step, i) => [step, record.training[i]]).filter(([, error]) => error <= top);
     line(picture, points.map(([step, error]) => place(step, error)), record);
     const [x, y] = place(record.steps, record.error);
-    picture.append(svg("circle", { cx: x, cy: y, r: 4.5, class: `depth-${record.depth}${record.plain ? " plain" : ""}` }));
+    picture.append(svg("circle", { cx: x, cy: y, r: 4.5, class: kind(record) }));
   }
-  names(picture, firsts(found).map((record) => [place(0, record.error)[1], record]), width);
+  names(picture, firsts(found).map((record) => [...place(record.steps, record.error), record]));
   return figure(picture, "Lines: error on the training images. Points: error on the test images, at the end. "
     + "Dashed and hollow: without shortcuts.");
 }
@@ -162,31 +178,36 @@ function drawResponses(found, width) {
   const [picture, place] = axes(width, longest, 1.05 * most, "3x3 layer", "standard deviation", "Responses of layers");
   for (const record of shown) {
     line(picture, record.responses.map((value, i) => place(i + 1, value)), record);
-    const [x, y] = place(record.responses.length, record.responses.at(-1));
-    picture.append(svg("text", { x: x + 6, y: y + 4, class: `name depth-${record.depth}` }, record.name));
   }
+  const end = ({ responses }) => place(responses.length, responses.at(-1));
+  names(picture, shown.map((record) => [...end(record), record]));
   return figure(picture, "How much the output of each layer varies, after batch normalisation and before the addition: "
     + "Fig. 7 of the paper. Dashed: without shortcuts.");
 }
 
-function drawErrors(found, width) {
-  const top = 1.05 * Math.max(...found.map(({ error }) => error)), wide = Math.max(120, width - 330);
-  const body = element("tbody"), place = (error) => 6 + (error / top) * (wide - 12);
+function drawErrors(found) {
+  const top = 1.05 * Math.max(...found.map(({ error }) => error)), body = element("tbody");
+  const place = (error) => `${(100 * error) / top}%`;
   for (const { name, depth, plain, paper } of firsts(found)) {
     const errors = found.filter((record) => record.name === name).map(({ error }) => error);
-    const strip = svg("svg", { width: wide, height: 20, "aria-hidden": "true" });
-    strip.append(svg("line", { x1: 0, x2: wide, y1: 10, y2: 10, class: "grid" }));
-    if (paper) strip.append(svg("line", { x1: place(parseFloat(paper)), x2: place(parseFloat(paper)), y1: 2, y2: 18, class: "paper" }));
+    const strip = svg("svg", { width: "100%", height: 20, "aria-hidden": "true" });
+    strip.append(svg("line", { x1: 0, x2: "100%", y1: 10, y2: 10, class: "grid" }));
+    if (paper) {
+      const x = place(parseFloat(paper));
+      strip.append(svg("line", { x1: x, x2: x, y1: 2, y2: 18, class: "paper" }));
+    }
     for (const error of errors) {
-      strip.append(svg("circle", { cx: place(error), cy: 10, r: 4.5, class: `depth-${depth}${plain ? " plain" : ""}` }));
+      strip.append(svg("circle", { cx: place(error), cy: 10, r: 4.5, class: kind({ depth, plain }) }));
     }
     const cells = [paper ?? "", errors.map((error) => error.toFixed(2)).join(", "), strip];
-    body.append(element("tr", {}, element("th", { scope: "row" }, name), ...cells.map((cell) => element("td", {}, cell))));
+    const row = element("tr", {}, element("th", { scope: "row" }, name));
+    row.append(...cells.map((cell) => element("td", {}, cell)));
+    body.append(row);
   }
   const heads = ["network", "the paper", "here", `from 0 to ${top.toFixed(0)} %`];
   const head = element("thead", {}, element("tr", {}, ...heads.map((text) => element("th", { scope: "col" }, text))));
-  return figure(element("table", {}, head, body), "Test error in %. Points: a run each. Line: the paper, whose schedule "
-    + "has 64,000 steps.");
+  const caption = "Test error in %. Points: a run each. Line: the paper, whose schedule has 64,000 steps.";
+  return figure(element("table", {}, head, body), caption);
 }
 
 function figure(content, caption) {

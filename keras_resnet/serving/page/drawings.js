@@ -155,7 +155,9 @@ const DRAWINGS = {
   },
   "A deer": (draw) => {
     sky(draw, "#b4c79a", "#d3dcb4", 150);
-    for (let k = 0; k < 16; k++) disc(draw, k % 2 ? "#7d9660" : "#8fa772", (k * 61) % 256, 40 + ((k * 47) % 90), 26, 34);
+    for (let k = 0; k < 16; k++) {
+      disc(draw, k % 2 ? "#7d9660" : "#8fa772", (k * 61) % 256, 40 + ((k * 47) % 90), 26, 34);
+    }
     fill(draw, "#8b9a4f", box(0, 150, 256, 106));
     for (const [x, colour] of [[66, "#6f4a28"], [84, "#8c6237"], [146, "#6f4a28"], [162, "#8c6237"]]) {
       fill(draw, colour, [x, 150, x + 13, 150, x + 9, 232, x + 2, 232]);
@@ -183,7 +185,9 @@ const DRAWINGS = {
   "A sailing boat": (draw) => {
     sky(draw, "#86b9e0", "#e2eff7", 170);
     fill(draw, "#2c6a92", box(0, 170, 256, 86));
-    for (let k = 0; k < 30; k++) fill(draw, "#6299ba", box((k * 89) % 250, 200 + ((k * 37) % 52), 10 + (k % 4) * 6, 1.5));
+    for (let k = 0; k < 30; k++) {
+      fill(draw, "#6299ba", box((k * 89) % 250, 200 + ((k * 37) % 52), 10 + (k % 4) * 6, 1.5));
+    }
     fill(draw, "#4a3424", box(126, 22, 4, 140));
     fill(draw, "#f5f2ea", [134, 26, 134, 152, 212, 152]);
     fill(draw, "#e3ded0", [122, 40, 122, 152, 56, 152]);

@@ -11,10 +11,17 @@ test: $(ENVIRONMENT)
 	.venv/bin/mypy
 	.venv/bin/python -m pytest -n 2 --dist worksteal
 
+# The site without its walkthrough takes half a minute: make pages.
+site: walkthrough pages
+
+pages: $(ENVIRONMENT)
+	.venv/bin/pip install --quiet --editable ".[docs]"
+	.venv/bin/sphinx-build -q -W --keep-going -d docs/made/trees docs site
+	@echo "site/index.html is the first page"
+
 walkthrough: $(ENVIRONMENT)
 	.venv/bin/pip install --quiet --editable ".[docs]"
-	.venv/bin/jupytext --to ipynb docs/walkthrough.py
-	.venv/bin/jupyter nbconvert --execute --inplace docs/walkthrough.ipynb
+	.venv/bin/python docs/site/walkthrough.py
 	.venv/bin/jupyter nbconvert --to html docs/walkthrough.ipynb
 
 $(ENVIRONMENT): setup.cfg
@@ -22,4 +29,4 @@ $(ENVIRONMENT): setup.cfg
 	.venv/bin/pip install --quiet --editable ".[test]"
 	touch $@
 
-.PHONY: demo test walkthrough
+.PHONY: demo test site pages walkthrough

@@ -150,8 +150,8 @@ def CifarResNet(
             either, "bare_ends_preactivation" (kuangliu's).
         shortcut_variant: a variant of the shortcut in P2 Table 1: None, "constant_scaling", "exclusive_gate",
             "shortcut_gate" or "dropout". The 1x1 convolution of that table is option C.
-        classes, input_shape, include_top, weights, input_tensor, pooling, classifier_activation, name, stride_in,
-            shortcut_initializer, normalization, output_stride: as of `ResNet50`.
+        classes, input_shape, include_top, weights, input_tensor, pooling, name: as of `ResNet50`.
+        classifier_activation, stride_in, shortcut_initializer, normalization, output_stride: the same.
 
     Returns:
         A `keras.Model`. Input: (batch, 32, 32, 3), float. Output: (batch, classes) probabilities.

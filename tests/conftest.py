@@ -72,6 +72,7 @@ MAY_SKIP = (
     "kserve is not installed",
     "node is not installed",
     "chromium is not installed",
+    "is for pages of the site",  # the extra `docs`; Playwright and axe-core for its tests, which .ci/run installs
     "that is for TensorFlow",  # the tests of the optimizer run again on the other backends
     "Keras has none on PyTorch",
 )
@@ -191,6 +192,25 @@ def randomize(model, seed=0):
         else:
             value = rng.normal(0, 0.2, variable.shape)
         variable.assign(value.astype("float32"))
+
+
+def rounded(model, batch_norm=True):
+    """The network with its weights in float16, as in a page, batch normalisations as a scale and an offset."""
+    from keras_resnet.graphs import fold
+
+    copy = fold(model, batch_norm=batch_norm)
+    half = lambda array: array.astype("float16").astype("float32")
+    for layer in copy.layers:
+        weights = layer.get_weights()
+        if isinstance(layer, keras.layers.BatchNormalization):
+            scale = weights[0] / np.sqrt(weights[3].astype("float64") + 1e-5)
+            offset = weights[1] - weights[2] * scale
+            weights = [scale, offset, np.zeros_like(scale), np.full_like(scale, 1 - 1e-5)]
+            weights[:2] = half(scale), half(offset)
+        else:
+            weights = [half(array) for array in weights]
+        layer.set_weights(weights)
+    return copy
 
 
 def by_hand(x, kernel, strides):

@@ -40,7 +40,7 @@ def default_crop(paths: Sequence[Path], models: Sequence[keras.Model]) -> int:
 
     Args:
         paths: the paths from which they were loaded.
-        models: the `keras.Model`s.
+        models: the loaded `keras.Model` objects.
 
     Returns:
         The size in training, if they were trained on photographs; otherwise the models' input size; otherwise the

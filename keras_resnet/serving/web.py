@@ -6,6 +6,7 @@ The network is described by its architecture and its tensors; page/network.js wa
 import base64
 import json
 import pathlib
+import re
 from collections.abc import Sequence
 
 import keras
@@ -23,14 +24,21 @@ from keras_resnet.weights.tensors import architecture_of
 
 NAME = "index.html"
 FOLDER = pathlib.Path(__file__).with_name("page")
-SCRIPTS = ("network.js", "picture.js", "drawings.js", "page.js")
 ROUGH = 0.1  # by which rounded weights may change a probability
 
 
 def page(
     model: keras.Model, classes: Sequence[str], crop: int, about: dict, batch_norm: bool = True
 ) -> tuple[str, float]:
-    """The page of a network.
+    """The page of a network: the content of an HTML file; arguments and the rest as of `describe`."""
+    described, difference = describe(model, classes, crop, about, batch_norm)
+    return _assemble(described), difference
+
+
+def describe(
+    model: keras.Model, classes: Sequence[str], crop: int, about: dict, batch_norm: bool = True
+) -> tuple[dict, float]:
+    """What page/network.js needs of a network, its weights included.
 
     Args:
         model: a classifier of this package with the 3x3 stem. Input: (batch, height, width, 3), RGB in [0, 255].
@@ -41,7 +49,7 @@ def page(
         batch_norm: whether to fold batch normalisations into the convolutions.
 
     Returns:
-        The content of an HTML file, and the largest difference of a probability that comes from rounding the weights to
+        A dictionary for JSON, and the largest difference of a probability that comes from rounding the weights to
         float16, measured on noise.
 
     Raises:
@@ -77,7 +85,7 @@ def page(
         "tensors": [(name, tensor.shape) for name, tensor in tensors.items()],
         "float16": base64.b64encode(b"".join(tensor.tobytes() for tensor in tensors.values())).decode(),
     }
-    return _assemble(described), difference
+    return described, difference
 
 
 def _expressible(model, crop):
@@ -140,10 +148,8 @@ def _normalization(network):
 
 def _assemble(described):
     """The page in one file: a browser that opens it from a folder cannot fetch others."""
-    html = (FOLDER / "page.html").read_text("utf-8")
-    style = (FOLDER / "style.css").read_text("utf-8")
-    html = html.replace('<link rel="stylesheet" href="style.css">', f"<style>\n{style}</style>")
-    for name in SCRIPTS:
-        script = (FOLDER / name).read_text("utf-8")
-        html = html.replace(f'<script src="{name}"></script>', f"<script>\n{script}</script>")
+    read = lambda name: (FOLDER / name).read_text("utf-8")
+    html = read("page.html").replace("  DEMO\n", read("demo.html"))
+    html = re.sub(r'<link rel="stylesheet" href="(.*)">', lambda match: f"<style>\n{read(match[1])}</style>", html)
+    html = re.sub(r'<script src="(.*)">', lambda match: f"<script>\n{read(match[1])}", html)
     return html.replace("NETWORK", json.dumps(described, separators=(",", ":")).replace("<", "\\u003c"))

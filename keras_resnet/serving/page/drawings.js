@@ -137,6 +137,82 @@ const DRAWINGS = {
     disc(draw, "#120c08", 204, 64, 4, 4);
     disc(draw, "#4d2c14", 230, 90, 9, 8);
   },
+  "A dog": (draw) => {
+    sky(draw, "#cfe0ea", "#e9eef0", 140);
+    fill(draw, "#86a45c", box(0, 140, 256, 116));
+    disc(draw, "#b98a52", 128, 226, 60, 60);
+    disc(draw, "#f0e6d6", 128, 222, 30, 44);
+    disc(draw, "#c39559", 128, 112, 62, 60);
+    disc(draw, "#f0e6d6", 128, 140, 36, 34);
+    for (const side of [-1, 1]) {
+      disc(draw, "#6d4626", 128 + side * 62, 108, 20, 50);
+      disc(draw, "#1d1512", 128 + side * 24, 98, 8, 9);
+      disc(draw, "#ffffff", 128 + side * 24 + 2, 95, 2.5, 2.5);
+    }
+    disc(draw, "#1d1512", 128, 128, 14, 10);
+    fill(draw, "#1d1512", box(126, 136, 4, 18));
+    disc(draw, "#d2686f", 128, 164, 9, 13);
+  },
+  "A deer": (draw) => {
+    sky(draw, "#b4c79a", "#d3dcb4", 150);
+    for (let k = 0; k < 16; k++) {
+      disc(draw, k % 2 ? "#7d9660" : "#8fa772", (k * 61) % 256, 40 + ((k * 47) % 90), 26, 34);
+    }
+    fill(draw, "#8b9a4f", box(0, 150, 256, 106));
+    for (const [x, colour] of [[66, "#6f4a28"], [84, "#8c6237"], [146, "#6f4a28"], [162, "#8c6237"]]) {
+      fill(draw, colour, [x, 150, x + 13, 150, x + 9, 232, x + 2, 232]);
+    }
+    disc(draw, "#a07242", 116, 140, 62, 30);
+    disc(draw, "#f1e9da", 58, 136, 12, 14);
+    disc(draw, "#c9a679", 118, 160, 44, 10);
+    fill(draw, "#a07242", [146, 134, 174, 78, 196, 84, 178, 150]);
+    fill(draw, "#a87a49", [170, 88, 180, 66, 200, 66, 226, 88, 220, 98, 196, 100]);
+    fill(draw, "#8c6237", [176, 70, 154, 58, 166, 78]);
+    disc(draw, "#17110c", 196, 76, 4, 4);
+    disc(draw, "#17110c", 223, 91, 5, 5);
+    draw.strokeStyle = "#5a4128";
+    draw.lineWidth = 5;
+    for (const [x, lean] of [[180, -1], [192, 1]]) {
+      draw.beginPath();
+      draw.moveTo(x, 68);
+      draw.lineTo(x + lean * 14, 40);
+      draw.lineTo(x + lean * 12, 14);
+      draw.moveTo(x + lean * 14, 40);
+      draw.lineTo(x + lean * 32, 26);
+      draw.stroke();
+    }
+  },
+  "A sailing boat": (draw) => {
+    sky(draw, "#86b9e0", "#e2eff7", 170);
+    fill(draw, "#2c6a92", box(0, 170, 256, 86));
+    for (let k = 0; k < 30; k++) {
+      fill(draw, "#6299ba", box((k * 89) % 250, 200 + ((k * 37) % 52), 10 + (k % 4) * 6, 1.5));
+    }
+    fill(draw, "#4a3424", box(126, 22, 4, 140));
+    fill(draw, "#f5f2ea", [134, 26, 134, 152, 212, 152]);
+    fill(draw, "#e3ded0", [122, 40, 122, 152, 56, 152]);
+    fill(draw, "#7c2f22", [40, 164, 222, 164, 196, 198, 66, 198]);
+    fill(draw, "#e9e4da", box(40, 160, 182, 6));
+  },
+  "A fire engine": (draw) => {
+    sky(draw, "#c3d2dc", "#e6ebee", 160);
+    fill(draw, "#7f8083", box(0, 160, 256, 96));
+    disc(draw, "#515255", 128, 222, 116, 10);
+    fill(draw, "#b8221d", box(14, 96, 156, 92));
+    fill(draw, "#8f1814", box(14, 150, 156, 8));
+    fill(draw, "#f2efe8", box(14, 140, 156, 8));
+    for (let k = 0; k < 4; k++) fill(draw, "#d9dadb", box(24 + k * 36, 106, 28, 28));
+    fill(draw, "#c9cbcd", box(10, 84, 166, 6));
+    for (let k = 0; k < 11; k++) fill(draw, "#8d9092", box(18 + k * 14, 78, 3, 12));
+    fill(draw, "#c72a24", [174, 92, 224, 92, 242, 134, 244, 190, 174, 190]);
+    fill(draw, "#2a3845", [182, 102, 218, 102, 230, 134, 182, 134]);
+    fill(draw, "#3f7fd8", box(190, 80, 20, 12));
+    fill(draw, "#2c2d30", box(14, 186, 230, 12));
+    for (const x of [50, 96, 208]) {
+      disc(draw, "#1b1c1f", x, 202, 23, 23);
+      disc(draw, "#b3b6ba", x, 202, 10, 10);
+    }
+  },
 };
 
 function fill(draw, colour, corners) {

@@ -1,13 +1,14 @@
 "use strict";
-// The page: takes a picture, asks the network, and shows what it says.
+// The page: takes a picture, asks one network or several, and shows what they say.
 
 const TOP = 3; // classes that are shown
 const SIDE = 320; // of the picture on the page, in pixels
 const EVIDENCE = [225, 0, 140]; // its colour, red, green and blue
 const find = (id) => document.getElementById(id);
-const network = decode(JSON.parse(find("network").textContent));
-const { size, classes } = network;
-let answer; // for the picture that is shown: {picture, probabilities, features}
+const LOADED = {}; // the networks of the files that were loaded, by name
+let size = 32; // of what the networks see
+let panels = []; // one for each network
+let shown; // the picture: {picture, name, seen}
 let stream; // of the camera, while it is on
 
 // ---- What comes in ----
@@ -44,13 +45,17 @@ function pixels(picture) {
 }
 
 function look(picture, name) {
-  const seen = pixels(picture), before = answer;
-  const start = performance.now();
-  const found = forward(network, seen);
-  answer = { ...found, picture, name, milliseconds: performance.now() - start };
+  const before = shown;
+  shown = { picture, name, seen: pixels(picture) };
   find("message").textContent = "";
-  show(seen);
-  if (before) find("answer").scrollIntoView({ block: "nearest" }); // on a telephone it is below the drawings
+  paintSeen();
+  ask();
+  if (before) find("panels").scrollIntoView({ block: "nearest" }); // on a telephone it is below the drawings
+}
+
+function ask() {
+  const said = panels.map((panel) => panel.look());
+  find("spoken").textContent = said.length ? `${shown.name}: ${said.join("; ")}.` : "";
 }
 
 function complain(sentence) {
@@ -60,63 +65,83 @@ function complain(sentence) {
 
 // ---- What is shown ----
 
-function show(seen) {
-  const { probabilities, milliseconds, name } = answer;
-  const best = classes.map((_, k) => k).sort((one, other) => probabilities[other] - probabilities[one]).slice(0, TOP);
-  find("classes").replaceChildren(...best.map((k, place) => row(k, probabilities[k], place === 0)));
-  const said = best.map((k) => `${classes[k]} ${percent(probabilities[k])}`).join(", ");
-  find("spoken").textContent = `${name}: ${said}.`;
-  find("time").textContent = `${name}, answered in ${Math.max(1, Math.round(milliseconds))} ms on this machine.`;
-  paintSeen(seen);
-  paintPicture();
-}
+// A network's answer, in a copy of the template.
+class Panel {
+  constructor(network, place) {
+    this.network = network;
+    this.place = place;
+    this.element = find("panel").content.firstElementChild.cloneNode(true);
+    const { depth, shortcut, parameters, test_error: error } = network;
+    this.name = `${shortcut ? "ResNet" : "plain"}-${depth}`;
+    const wrong = typeof error === "number" ? `, wrong on ${percent(error)} of its test images` : "";
+    this.find("h3").textContent = `${this.name}, ${shortcut ? "with shortcuts" : "without shortcuts"}`;
+    this.find(".about").textContent = `${parameters.toLocaleString("en")} parameters${wrong}`;
+  }
 
-function row(k, probability, checked) {
-  const [label, radio, name, number, bar] = ["label", "input", "span", "span", "span"].map(
-    (tag) => document.createElement(tag)
-  );
-  Object.assign(radio, { type: "radio", name: "class", value: k, checked });
-  radio.addEventListener("change", paintPicture);
-  [name.textContent, number.textContent] = [classes[k], percent(probability)];
-  [name.className, number.className, bar.className] = ["name", "number", "bar"];
-  bar.style.setProperty("--share", probability);
-  label.append(radio, name, number, bar);
-  return label;
+  find(selector) {
+    return this.element.querySelector(selector);
+  }
+
+  look() {
+    const { classes } = this.network, start = performance.now();
+    Object.assign(this, forward(this.network, shown.seen));
+    const milliseconds = Math.max(1, Math.round(performance.now() - start));
+    const order = classes.map((_, k) => k).sort((one, other) => this.probabilities[other] - this.probabilities[one]);
+    const best = order.slice(0, TOP);
+    this.find(".classes").replaceChildren(...best.map((k, i) => this.row(k, i === 0)));
+    this.find(".time").textContent = `${shown.name}, answered in ${milliseconds} ms on this machine.`;
+    this.paint();
+    return `${this.name}: ${best.map((k) => `${classes[k]} ${percent(this.probabilities[k])}`).join(", ")}`;
+  }
+
+  row(k, checked) {
+    const [label, radio, name, number, bar] = ["label", "input", "span", "span", "span"].map(
+      (tag) => document.createElement(tag)
+    );
+    Object.assign(radio, { type: "radio", name: `class-${this.place}`, value: k, checked });
+    radio.addEventListener("change", () => this.paint());
+    [name.textContent, number.textContent] = [this.network.classes[k], percent(this.probabilities[k])];
+    [name.className, number.className, bar.className] = ["name", "number", "bar"];
+    bar.style.setProperty("--share", this.probabilities[k]);
+    label.append(radio, name, number, bar);
+    return label;
+  }
+
+  // The square that the network sees, and over it the evidence for the chosen class.
+  paint() {
+    const { picture, name } = shown, k = Number(this.find("input:checked").value), choice = this.network.classes[k];
+    const canvas = this.find("canvas"), draw = canvas.getContext("2d");
+    const { width, height, left, top } = crop(picture.width, picture.height, size);
+    const [across, down] = [picture.width / width, picture.height / height];
+    draw.fillStyle = "white";
+    draw.fillRect(0, 0, SIDE, SIDE);
+    draw.imageSmoothingQuality = "high";
+    draw.drawImage(picture, left * across, top * down, size * across, size * down, 0, 0, SIDE, SIDE);
+    const map = evidence(this.network, this.features, k), overlay = find("overlay").checked;
+    if (overlay) draw.drawImage(coloured(map), 0, 0);
+    const speaks = Math.max(...map) > 0 ? `The deeper the magenta, the more this place speaks for “${choice}”.`
+      : `No place speaks for “${choice}”.`;
+    this.find("figcaption").textContent = overlay ? speaks : "";
+    canvas.setAttribute("aria-label", overlay ? `${name}, with ${this.name}'s evidence for ${choice}` : name);
+  }
 }
 
 function percent(probability) {
   return `${(100 * probability).toFixed(1)} %`;
 }
 
-function paintSeen(seen) {
+function paintSeen() {
   const canvas = find("seen"), draw = canvas.getContext("2d");
   [canvas.width, canvas.height] = [size, size];
   const image = draw.createImageData(size, size);
   for (let i = 0; i < size * size; i++) {
-    for (let c = 0; c < 3; c++) image.data[4 * i + c] = Math.round(seen[3 * i + c]);
+    for (let c = 0; c < 3; c++) image.data[4 * i + c] = Math.round(shown.seen[3 * i + c]);
     image.data[4 * i + 3] = 255;
   }
   draw.putImageData(image, 0, 0);
-  canvas.setAttribute("aria-label", `${answer.name} at ${size} by ${size} pixels`);
-}
-
-// The square that the network sees, and over it the evidence for the chosen class.
-function paintPicture() {
-  const { picture, name } = answer, k = Number(document.querySelector("[name=class]:checked").value);
-  const draw = find("picture").getContext("2d");
-  const { width, height, left, top } = crop(picture.width, picture.height, size);
-  const [across, down] = [picture.width / width, picture.height / height];
-  draw.fillStyle = "white";
-  draw.fillRect(0, 0, SIDE, SIDE);
-  draw.imageSmoothingQuality = "high";
-  draw.drawImage(picture, left * across, top * down, size * across, size * down, 0, 0, SIDE, SIDE);
-  const map = evidence(network, answer.features, k);
-  const shown = find("overlay").checked;
-  if (shown) draw.drawImage(coloured(map), 0, 0);
-  const speaks = Math.max(...map) > 0 ? `The deeper the magenta, the more this place speaks for “${classes[k]}”.`
-    : `No place speaks for “${classes[k]}”.`;
-  find("legend").textContent = shown ? speaks : "";
-  find("picture").setAttribute("aria-label", shown ? `${name}, with the evidence for ${classes[k]}` : name);
+  canvas.setAttribute("aria-label", `${shown.name} at ${size} by ${size} pixels`);
+  find("seen-caption").textContent =
+    `${shown.name} as a network sees it: ${size} × ${size} pixels, each the average of the pixels it covers.`;
 }
 
 // The evidence as a picture: nothing where it is not positive. The value at (i, j) belongs to the network's pixel
@@ -171,21 +196,48 @@ async function shoot() {
   look(picture, "The camera's picture");
 }
 
-// ---- The start ----
+// ---- The networks ----
 
-function describe() {
-  const { depth, shortcut, parameters, test_error: error, block: kind } = network;
-  const name = shortcut ? `ResNet-${depth}` : `A plain network of ${depth} layers`;
-  document.title = find("title").textContent = `${name} looks at your picture`;
-  const names = classes.slice(0, 20).join(", ") + (classes.length > 20 ? " …" : "");
-  const known = `It knows ${classes.length} classes: ${names}.`;
-  const wrong = typeof error === "number" ? ` It is wrong on ${percent(error)} of its test images.` : "";
-  const what = shortcut ? `A residual network with ${depth} layers` : `A network with ${depth} layers and no shortcuts`;
-  find("about").textContent = `${what} and ${parameters.toLocaleString("en")} parameters. ${known}${wrong}`;
-  find("seen-caption").textContent =
-    `What the network sees: ${size} × ${size} pixels, each the average of the pixels it covers.`;
-  find("program").textContent = block.toString();
+function use(networks) {
+  size = networks[0].size;
+  panels = networks.map((network, place) => new Panel(network, place));
+  find("panels").replaceChildren(...panels.map((panel) => panel.element));
+  if (shown) ask();
 }
+
+// A network from a file of a script, because a page that was opened from a folder can read no other. Its weights are
+// decoded once.
+async function load({ name, address }) {
+  if (!LOADED[name]) {
+    await new Promise((resolve, reject) => {
+      const script = document.createElement("script");
+      Object.assign(script, { src: address, onload: resolve, onerror: reject });
+      document.head.append(script);
+    });
+    LOADED[name] = decode(LOADED[name]);
+  }
+  return LOADED[name];
+}
+
+// A button for networks that are loaded together when somebody asks for them.
+function choice({ label, networks }) {
+  const button = document.createElement("button");
+  Object.assign(button, { type: "button", textContent: label });
+  button.setAttribute("aria-pressed", "false");
+  button.addEventListener("click", async () => {
+    button.textContent = "Loading …";
+    try {
+      use(await Promise.all(networks.map(load)));
+      for (const each of find("choices").children) each.setAttribute("aria-pressed", String(each === button));
+    } catch {
+      complain("The files of these networks could not be loaded.");
+    }
+    button.textContent = label;
+  });
+  return button;
+}
+
+// ---- The start ----
 
 function examples() {
   for (const [name, drawing] of Object.entries(DRAWINGS)) {
@@ -201,13 +253,13 @@ function examples() {
   }
 }
 
-describe();
+find("program").textContent = block.toString();
 examples();
 find("file").addEventListener("change", (event) => {
   given(event.target.files);
   event.target.value = ""; // so that the same file can be chosen again
 });
-find("overlay").addEventListener("change", paintPicture);
+find("overlay").addEventListener("change", () => panels.forEach((panel) => panel.paint()));
 find("camera").addEventListener("click", useCamera);
 find("shoot").addEventListener("click", shoot);
 find("stop").addEventListener("click", closeCamera);
@@ -218,5 +270,16 @@ for (const kind of ["dragenter", "dragover", "dragleave", "drop"]) {
   });
 }
 document.addEventListener("drop", (event) => given(event.dataTransfer.files));
-document.addEventListener("paste", (event) => given(event.clipboardData.files));
+document.addEventListener("paste", (event) => {
+  if (!event.target.closest?.("input, textarea")) given(event.clipboardData.files);
+});
+if (find("network")) { // a page of one network, which is part of it
+  const network = decode(JSON.parse(find("network").textContent)), { classes } = network;
+  const names = classes.slice(0, 20).join(", ") + (classes.length > 20 ? " …" : "");
+  find("classes-known").textContent = `It knows ${classes.length} classes: ${names}.`;
+  use([network]);
+  document.title = find("title").textContent = `${panels[0].name} looks at your picture`;
+} else {
+  find("choices").append(...CHOICES.map(choice));
+}
 find("examples").querySelector("button").click();

@@ -1,0 +1,182 @@
+"""What the site shows and other places know: networks, figures, records, the walkthrough as it was last run.
+
+Everything is written below docs/made, which git ignores, before Sphinx reads the pages.
+"""
+
+import io
+import json
+import pathlib
+import shutil
+
+import walkthrough
+
+from keras_resnet.experiments import EXPERIMENTS, load, report
+from keras_resnet.runs import Run
+from keras_resnet.serving import web
+from keras_resnet.training.settings import flags
+
+DOCS = pathlib.Path(__file__).parents[1]
+NETWORKS = ("cifar10-resnet-20", "cifar10-plain-20", "cifar10-resnet-56", "cifar10-plain-56")
+NOT_RUN = "Not run yet:"
+
+
+def write(folder: pathlib.Path) -> None:
+    records = load(DOCS / "results")
+    files = {**networks(), **results(records), **lesson(records), "walkthrough.md": walkthrough.page(folder)}
+    for name, content in files.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        content = content.encode() if isinstance(content, str) else content
+        if not path.exists() or path.read_bytes() != content:  # Sphinx reads again what has changed
+            path.write_bytes(content)
+    for name in ("network.js", "picture.js", "drawings.js", "page.js", "demo.css"):
+        shutil.copy(web.FOLDER / name, folder / "static")
+
+
+def networks():
+    """Each as a script, which a page that was opened from a folder may load, and the page that loads them."""
+    files, choices = {}, []
+    for name in NETWORKS:
+        run = Run(name)
+        model = run.load_model()
+        described, _ = web.describe(model, run.classes, model.input_shape[1], run.result)
+        script = f"LOADED[{json.dumps(name)}] = {json.dumps(described, separators=(',', ':'))};\n"
+        files[f"static/networks/{name}.js"] = script
+    for residual, plain in zip(NETWORKS[::2], NETWORKS[1::2], strict=True):
+        pair = [{"name": name, "address": f"_static/networks/{name}.js"} for name in (residual, plain)]
+        size = sum(len(files[f"static/networks/{name}.js"]) for name in (residual, plain)) / 1e6
+        choices.append({"label": f"{residual.rpartition('-')[2]} layers ({size:.1f} MB)", "networks": pair})
+    scripts = "".join(f'<script src="_static/{name}.js"></script>\n' for name in ("network", "picture", "drawings"))
+    files["demo.html"] = (
+        f"{(web.FOLDER / 'demo.html').read_text('utf-8')}{scripts}"
+        f'<script>const CHOICES = {json.dumps(choices)};</script>\n<script src="_static/page.js"></script>\n'
+    )
+    return files
+
+
+# ---- The results ----
+
+
+def results(records):
+    files, sections, missing, above = {}, [], [], set()
+    for name, experiment in EXPERIMENTS.items():
+        entries = report.entries(experiment, records)
+        if not any(entry.records for entry in entries):
+            data = "" if experiment.dataset else " --data IMAGENET"
+            missing.append(f"- {experiment.title}, {experiment.source}: `python train/reproduce.py {name}{data}`")
+            continue
+        lines = [f"## {experiment.title} ({experiment.source})"]
+        for number, group in enumerate(report.groups(entries), 1):
+            if figure := report.draw(experiment, group):
+                file = f"figures/{name}-{number}.svg"
+                files[file] = svg(figure)
+                lines.append(f"![{experiment.title}, as the table has it in numbers]({file})")
+        lines += [*table(entries, above), *not_run(name, entries)]
+        sections.append("\n\n".join(lines))
+    files["runs.md"] = "\n\n".join([INTRODUCTION, *sections, "## Experiments that were not run", "\n".join(missing)])
+    files["runs.md"] += "\n\n" + every_run(records)
+    files["depth.md"] = depth(records)
+    return files
+
+
+INTRODUCTION = """# Every run
+
+P1 is [Deep Residual Learning for Image Recognition](https://arxiv.org/abs/1512.03385), P2
+[Identity Mappings in Deep Residual Networks](https://arxiv.org/abs/1603.05027). Errors are in %, on the 10,000 test
+images of CIFAR-10, which are used once, at the end; ± is the standard deviation over seeds. Networks are comparable if
+their conditions are the same: a shortened schedule divides the learning rate by 10 at the same fractions of its length,
+and its errors are not comparable with the paper's. The paper trains on all 50,000 images, as runs with
+`--train-on-all`; the others are trained on 45,000, and their curves show the error on the other 5,000."""
+
+
+def svg(figure):
+    data = io.BytesIO()
+    figure.savefig(data, format="svg", metadata={"Date": None})
+    return data.getvalue()
+
+
+def table(entries, above):
+    """The rows of an experiment; those that another table has `above` are not repeated."""
+    rows = ["| network | the paper | here | runs | steps | other conditions |", "|---|--:|--:|--:|--:|---|"]
+    repeated = []
+    for row, conditions, records in entries:
+        files = tuple(record["command"] for record in records)
+        if not records:
+            continue
+        if files in above:
+            repeated.append(row.name)
+            continue
+        above.add(files)
+        others = {name: value for name, value in conditions.items() if name != "steps"}
+        steps = int(records[0]["history"]["step"][-1])
+        error = report.ours([100 * record["error"] for record in records])
+        cells = (row.name, row.paper or "", f"**{error}**", len(records), f"{steps:,}", f"`{flags(others)}`")
+        rows.append(f"| {' | '.join(map(str, cells))} |")
+    again = f"Above already: {', '.join(dict.fromkeys(repeated))}." if repeated else ""
+    return (["\n".join(rows)] if len(rows) > 2 else []) + ([again] if again else [])
+
+
+def not_run(name, entries):
+    rows = [entry.row.name for entry in entries if not entry.records]
+    return [f"{NOT_RUN} `python train/reproduce.py {name} --only {' '.join(rows)}`"] if rows else []
+
+
+def every_run(records):
+    """The commands, with a button each that copies it, by networks; the longest schedule first."""
+    lines = [
+        "## The commands",
+        "Each makes the run of its caption, with one more flag where the data are: `--data-dir`.",
+    ]
+    for record in sorted(records, key=lambda record: (_name(record), -record["history"]["step"][-1])):
+        made = record["made"]
+        backend = next(f"{name} {made[name]}" for name in ("tensorflow", "jax") if name in made)
+        machine = f"{', '.join(made['devices'])}, {backend}, Keras {made['keras']}, commit {made['commit']}"
+        hours = f"{record['result']['seconds'] / 60:,.0f} minutes"
+        caption = f"{_name(record)}: {100 * record['error']:.2f} %, {hours} on {machine}"
+        lines.append(f"```{{code-block}} sh\n:caption: {caption}\n\n{record['command']}\n```")
+    return "\n\n".join(lines) + "\n"
+
+
+def _name(record):
+    settings = record["settings"]
+    shortcut = "" if settings["plain"] or settings["shortcut"] == "A" else f"-{settings['shortcut']}"
+    return f"{'plain' if settings['plain'] else 'ResNet'}-{settings['depth']}{shortcut}"
+
+
+def depth(records):
+    """The first page's table: what depth does without and with shortcuts, on the whole schedule."""
+    group = report.groups(report.entries(EXPERIMENTS["fig6"], records))[0]
+    found = {entry.row.name: entry for entry in group}
+    rows = ["| layers | plain, here | residual, here | residual, the paper |", "|--:|--:|--:|--:|"]
+    for layers in sorted({entry.row.network["depth"] for entry in group}):
+        plain, residual = found.get(f"plain-{layers}"), found.get(f"ResNet-{layers}")
+        ours = [report.ours(entry.errors) if entry else "" for entry in (plain, residual)]
+        rows.append(f"| {layers} | {ours[0]} | **{ours[1]}** | {residual.row.paper if residual else ''} |")
+    return "\n".join(rows) + "\n"
+
+
+# ---- The lesson ----
+
+
+def lesson(records):
+    """The records as a script; curves in %, with four digits."""
+    papers = {row.name: row.paper for row in EXPERIMENTS["table6"].rows}
+    short = lambda values: [float(f"{100 * value:.4g}") for value in values]
+    found = []
+    for record in records:
+        history, name = record["history"], _name(record)
+        found.append(
+            {
+                "name": name,
+                "depth": record["settings"]["depth"],
+                "plain": record["settings"]["plain"],
+                "steps": int(history["step"][-1]),
+                "seed": record["settings"]["seed"],
+                "error": round(100 * record["error"], 2),
+                "paper": papers.get(name),
+                "at": [int(step) for step in history["step"]],
+                "training": short(history["error"]),
+                "responses": list(record["response_std"].values()),
+            }
+        )
+    return {"static/records.js": f'"use strict";\nconst RECORDS = {json.dumps(found, separators=(",", ":"))};\n'}

@@ -13,7 +13,7 @@ import walkthrough
 from keras_resnet.experiments import EXPERIMENTS, load, report
 from keras_resnet.runs import Run
 from keras_resnet.serving import web
-from keras_resnet.training.settings import flags
+from keras_resnet.training.options import flags
 
 DOCS = pathlib.Path(__file__).parents[1]
 NETWORKS = ("cifar10-resnet-20", "cifar10-plain-20", "cifar10-resnet-56", "cifar10-plain-56")
@@ -97,7 +97,8 @@ def svg(figure):
 
 def table(entries, above):
     """The rows of an experiment; those that another table has `above` are not repeated."""
-    rows = ["| network | the paper | here | runs | steps | other conditions |", "|---|--:|--:|--:|--:|---|"]
+    rows = ["| network | the paper | here | runs | trained on | steps | other conditions |"]
+    rows.append("|---|--:|--:|--:|---|--:|---|")
     repeated = []
     for row, conditions, records in entries:
         files = tuple(record["command"] for record in records)
@@ -110,7 +111,8 @@ def table(entries, above):
         others = {name: value for name, value in conditions.items() if name != "steps"}
         steps = int(records[0]["history"]["step"][-1])
         error = report.ours([100 * record["error"] for record in records])
-        cells = (row.name, row.paper or "", f"**{error}**", len(records), f"{steps:,}", f"`{flags(others)}`")
+        where = "; ".join(dict.fromkeys(map(report.trained_on, records)))
+        cells = (row.name, row.paper or "", f"**{error}**", len(records), where, f"{steps:,}", f"`{flags(others)}`")
         rows.append(f"| {' | '.join(map(str, cells))} |")
     again = f"Above already: {', '.join(dict.fromkeys(repeated))}." if repeated else ""
     return (["\n".join(rows)] if len(rows) > 2 else []) + ([again] if again else [])
@@ -128,9 +130,8 @@ def every_run(records):
         "Each makes the run of its caption, with one more flag where the data are: `--data-dir`.",
     ]
     for record in sorted(records, key=lambda record: (_name(record), -record["history"]["step"][-1])):
-        made = record["made"]
-        backend = next(f"{name} {made[name]}" for name in ("tensorflow", "jax") if name in made)
-        machine = f"{', '.join(made['devices'])}, {backend}, Keras {made['keras']}, commit {made['commit']}"
+        (made,) = record["segments"][-1:]
+        machine = f"{report.trained_on(record)} {made[made['backend']]}, Keras {made['keras']}, commit {made['commit']}"
         hours = f"{record['result']['seconds'] / 60:,.0f} minutes"
         caption = f"{_name(record)}: {100 * record['error']:.2f} %, {hours} on {machine}"
         lines.append(f"```{{code-block}} sh\n:caption: {caption}\n\n{record['command']}\n```")

@@ -171,7 +171,7 @@ class Loop:
         """Trains until the steps or the learning rates are used up. A signal ends it with Stopped, once it is saved."""
         state, engine, history, schedule = self.state, self.engine, self.history, self.schedule
         progress, board = Progress(self.steps, self.steps_per_epoch, verbose), Board(self.folder)
-        traced = range(state.step + SKIPPED, state.step + SKIPPED + profile)
+        traced, tracing = range(state.step + SKIPPED, state.step + SKIPPED + profile), contextlib.ExitStack()
         pace, saved = 1, state.step
         while True:
             number, pace = self.agreed(signals.received or 0, pace)
@@ -184,8 +184,11 @@ class Loop:
             rates = np.array([schedule.rate(step, state.schedule) for step in span], "float32")
             history.begin(rates[0])
             waited = engine.waited or 0.0
-            with engine.profile(self.folder.path(f"{BOARD}/train")) if span[0] in traced else contextlib.nullcontext():
-                measured = engine.run(span[0], rates)
+            if span.start == traced.start and traced and self.folder.writes:
+                tracing.enter_context(engine.profile(self.folder.path(f"{BOARD}/train")))
+            measured = engine.run(span.start, rates)
+            if span.stop >= traced.stop:
+                tracing.close()
             seconds = history.add(count, (engine.waited or 0.0) - waited)
             pace = self.next_pace(count, seconds)
 

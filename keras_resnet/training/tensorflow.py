@@ -189,7 +189,8 @@ class Engine:
         self.rate: float | None = None
         self.batches: Iterator | None = None
         self.next = 0
-        self.testers: dict = {}
+        self.testers: dict = {}  # by network
+        self.held_out: dict = {}  # by part
 
     def _note(self, settings):
         """Where a run differs from what its user may expect."""
@@ -226,7 +227,9 @@ class Engine:
         return np.stack([means.numpy() for means in found])  # only now the host waits for the device
 
     def evaluate(self, network: keras.Model, part: str) -> dict[str, float]:
-        data = self.devices.distribute(self.task.held_out[part](self.devices.parts()))
+        if part not in self.held_out:
+            self.held_out[part] = self.devices.distribute(self.task.held_out[part](self.devices.parts()))
+        data = self.held_out[part]
         if network not in self.testers:
             self.testers[network] = self._tester(network, data.element_spec)
         *sums, count = sum(self.testers[network](*batch).numpy().astype("float64") for batch in data)

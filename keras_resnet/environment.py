@@ -75,10 +75,11 @@ def needed(*names: str) -> str | None:
     return f"needs the package{'s' * (len(absent) > 1)} {install(*absent)}" if absent else None
 
 
-def import_quietly(name: str, before: Callable[[], object] = lambda: None) -> None:
-    """Imports TensorFlow, or a package that does, without the lines about its build that TensorFlow logs then.
+def import_tensorflow(before: Callable[[], object] = lambda: None) -> None:
+    """Imports TensorFlow without the lines about its build that it logs then; what it says of errors is lost, too.
 
-    `before` is called first, and is as quiet. Nothing happens if TensorFlow has been imported.
+    `before` is called first, and is as quiet. Nothing happens if TensorFlow has been imported. Where Keras has another
+    backend, TensorFlow leaves the GPUs and their memory to that one.
     """
     if "tensorflow" in sys.modules:
         return
@@ -90,8 +91,13 @@ def import_quietly(name: str, before: Callable[[], object] = lambda: None) -> No
     os.dup2(nowhere, 2)
     try:
         before()
-        importlib.import_module(name)
-        importlib.import_module("tensorflow").config.list_physical_devices()  # which logs, too
+        import tensorflow as tf
+
+        tf.config.list_physical_devices()  # which logs, too
+        import keras
+
+        if keras.backend.backend() != "tensorflow":
+            tf.config.set_visible_devices([], "GPU")
     finally:
         sys.stderr.flush()
         os.dup2(stderr, 2)

@@ -33,7 +33,7 @@ def choose(*accepted):
         sys.exit(f"{arguments.program} {lacking}" + "; KERAS_BACKEND chooses it" * (len(accepted) > 1))
     try:
         if chosen == "tensorflow":
-            environment.import_quietly("tensorflow", arguments.load_library)
+            environment.import_tensorflow(arguments.load_library)
         arguments.load_library()
     except ModuleNotFoundError as error:  # of what TensorFlow itself needs
         sys.exit(f"{arguments.program} needs the package {environment.install(error.name)}")

@@ -85,7 +85,8 @@ def main():
         left = []
         if at_a_time > 1 or seconds is not None:
             wanted = [settings for _, settings in runs if not experiments.recorded(settings, results)]
-            left = several.train(wanted, at_a_time, seconds)
+            left, failed = several.train(wanted, at_a_time, seconds)
+            failures += [settings.name for settings in failed]
         for number, (row, settings) in enumerate(runs, 1):
             if settings in left:
                 continue
@@ -103,8 +104,8 @@ def main():
     except KeyboardInterrupt:  # outside of training, during an evaluation for example
         print("\nstopped; the same command goes on with this network", file=sys.stderr)
         sys.exit(INTERRUPTED)
-    if left:
-        print(f"{len(left)} of {len(runs)} runs are not finished; the same command goes on with them")
+    if len(left) > len(failures):
+        print(f"{len(left) - len(failures)} of {len(runs)} runs are not finished; the same command goes on with them")
     print(f"{table(experiment, errors)}\nin {results}; `python train/report.py --results {results}` draws them")
     if failures:
         sys.exit(f"reproduce.py: {len(failures)} of {len(runs)} runs failed: {', '.join(failures)}")

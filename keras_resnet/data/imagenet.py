@@ -26,6 +26,7 @@ from keras_resnet.files import own_line, reason
 
 DAMAGED, UNREADABLE = "damaged image file", "unreadable image file"  # in errors, followed by name and reason as JSON
 NOTHING = "no image of a batch can be read"
+TEST_BATCH = 64  # images
 
 
 def augment(
@@ -229,7 +230,7 @@ def training_batches(
 
 
 def center_batches(
-    files: Examples, *, batch_size: int = 64, image_size: int = IMAGE_SIZE, skipped: set[str] | None = None,
+    files: Examples, *, batch_size: int = TEST_BATCH, image_size: int = IMAGE_SIZE, skipped: set[str] | None = None,
     parts: Parts = WHOLE,
 ) -> tf.data.Dataset:  # fmt: skip
     """Every example once and in order: the center crop of P1 3.4, from a shorter side of 256 for crops of 224.

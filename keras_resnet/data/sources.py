@@ -143,8 +143,8 @@ def _cifar(name, data_dir):
 
 
 def _tfds(name, data_dir):
+    environment.import_tensorflow()  # which reading needs, on other backends, too
     builder = prepared(name, data_dir)
-    environment.import_quietly("tensorflow")  # which reading needs, on other backends, too
     import tensorflow_datasets as tfds  # here, because it is slow to import and other data sets do not need it
 
     splits = []

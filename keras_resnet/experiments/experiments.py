@@ -13,7 +13,7 @@ import os
 from keras_resnet.data import sources
 from keras_resnet.experiments.tables import Experiment, Row
 from keras_resnet.files import Path, RunError, write_whole
-from keras_resnet.runs import NUMBER, RESULT_KINDS, SETTINGS_KINDS, Run, read_json
+from keras_resnet.runs import NUMBER, RESULT_KINDS, SEGMENT_KINDS, SETTINGS_KINDS, Run, read_json
 from keras_resnet.training import recipes
 from keras_resnet.training.options import command
 from keras_resnet.training.settings import Settings, names
@@ -28,7 +28,7 @@ RECORD_KINDS = {
     **{
         "settings": SETTINGS_KINDS,
         "conditions": dict,
-        "segments": [dict],
+        "segments": [SEGMENT_KINDS],
         "result": RESULT_KINDS,
         "response_std": dict,
     },
@@ -55,7 +55,7 @@ def run(settings: Settings, folder: Path = RESULTS, verbose: int = 1) -> dict:
     Args:
         settings: a `Settings` of `Experiment.settings`.
         folder: the folder of the results.
-        verbose: as in `run.train`.
+        verbose: as in `loop.train`.
 
     Returns:
         The record in FOLDER/NAME.json: what was trained, its `error` in [0, 1] (CIFAR-10: on the test images;
@@ -63,7 +63,7 @@ def run(settings: Settings, folder: Path = RESULTS, verbose: int = 1) -> dict:
         responses.
 
     Raises:
-        RunError, DataError, Stopped: as in `run.train`. RunError also if the result is of another data folder of the
+        RunError, DataError, Stopped: as in `loop.train`. RunError also if the result is of another data folder of the
             same name.
     """
     from keras_resnet.training import loop
@@ -168,7 +168,8 @@ def load(folder: Path = RESULTS) -> list[dict]:
 def _read(path):
     record = read_json(path, RECORD_KINDS, "Delete it to make it anew.")
     if missing := [name for name in RECORD if name not in record]:
-        raise RunError(f"{path} is no result of train/reproduce.py: it has no {', '.join(missing)}")
+        kind = "of an older version" if "made" in record else "no result of train/reproduce.py"
+        raise RunError(f"{path} is {kind}: it has no {', '.join(missing)}")
     return record
 
 

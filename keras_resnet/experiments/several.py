@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import signal
+import sys
 import time
 from collections.abc import Sequence
 
@@ -13,28 +14,36 @@ LOG = "log.txt"  # in the folder of a run: what it says
 GRACE = 60  # seconds in which a run that was told to stop saves itself
 
 
-def train(runs: Sequence[Settings], at_a_time: int, seconds: float | None = None) -> list[Settings]:
+def train(
+    runs: Sequence[Settings], at_a_time: int, seconds: float | None = None
+) -> tuple[list[Settings], list[Settings]]:
     """Trains runs, or goes on with them, several at a time; each says what it has to say in its folder, in log.txt.
 
     Args:
         runs: their settings, in the order in which they are begun.
-        at_a_time: the largest number of processes. They share the memory of a GPU equally.
+        at_a_time: the largest number of processes. On JAX they share the memory of a GPU equally, on TensorFlow each
+            takes what it needs.
         seconds: None, or when those that still run are told to stop and to save themselves. The next call goes on.
 
     Returns:
-        Those that are not finished.
+        Those that are not finished, and those of them that failed.
     """
     begun, context = time.monotonic(), multiprocessing.get_context("spawn")
     left = [settings for settings in runs if not _finished(settings)]
-    waiting = list(left)
+    waiting, failed = list(left), []
     running: dict = {}  # settings by process
+    usual = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     share = {"XLA_PYTHON_CLIENT_MEM_FRACTION": f"{0.9 / at_a_time:.3f}", "TF_FORCE_GPU_ALLOW_GROWTH": "true"}
-    before = {name: os.environ.setdefault(name, value) for name, value in share.items()}
+    before = {name for name in share if name in os.environ}
+    os.environ.update({name: value for name, value in share.items() if name not in before})
     try:
         while waiting or running:
             for process in [process for process in running if not process.is_alive()]:
                 settings = running.pop(process)
-                how = "finished" if _finished(settings) else f"ended with status {process.exitcode}; see {LOG}"
+                how = "finished"
+                if not _finished(settings):
+                    how = f"ended with status {process.exitcode}; see {LOG}"
+                    failed.append(settings)
                 print(f"{settings.folder}: {how} after {time.monotonic() - begun:.0f} s", flush=True)
             if seconds is not None and time.monotonic() - begun > seconds:
                 _stop(running)
@@ -49,10 +58,11 @@ def train(runs: Sequence[Settings], at_a_time: int, seconds: float | None = None
         _stop(running)
         raise
     finally:
-        for name, value in share.items():
-            if before[name] == value:
+        for name in share:
+            if name not in before:
                 del os.environ[name]
-    return [settings for settings in left if not _finished(settings)]
+        signal.signal(signal.SIGTERM, usual)
+    return [settings for settings in left if not _finished(settings)], failed
 
 
 def _finished(settings):

@@ -62,7 +62,7 @@ def is_chief(name: str = "auto") -> bool:
 
 
 class Devices:
-    """The replicas of a strategy, as `loop.Devices`. `here` is the number of those of this process."""
+    """The replicas of a strategy, as `engine.Devices`. `here` is the number of those of this process."""
 
     def __init__(self, strategy: tf.distribute.Strategy, writes: bool = True):
         self.strategy = strategy
@@ -70,7 +70,7 @@ class Devices:
         self.processes = _workers(strategy)
         self.here = self.count // self.processes
         self.writes = writes
-        self.names = (hardware.gpu_names() or [hardware.cores_in_words()]) * self.processes
+        self.names = (hardware.gpu_names()[: self.here] or [hardware.cores_in_words()]) * self.processes
 
     def __str__(self) -> str:
         """For example "2 cores of AMD EPYC", or "4 NVIDIA A100, 2 processes"."""

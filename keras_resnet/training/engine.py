@@ -33,8 +33,9 @@ class Engine(typing.Protocol):
     """How a backend trains a network, up to its logits, on the batches of a task.
 
     `measures` are the names of what a step measures, the loss first. `together` is the number of images that batch
-    normalisation sees together, and `note` a sentence for people on why, or "". `waited` is the time in seconds for
-    which steps have waited for batches; None if batches are made where they are used.
+    normalisation sees together, and `note` what else people should know, for the end of a line and for lines below it.
+    `waited` is the time in seconds for which steps have waited for batches; None if batches are made where they are
+    used.
     """
 
     network: keras.Model

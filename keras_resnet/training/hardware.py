@@ -10,14 +10,14 @@ import subprocess
 import sys
 
 BFLOAT16_UNITS = {"amx_bf16": "AMX", "avx512_bf16": "AVX512-BF16"}  # of processors, by Linux' names of the flags
-# Operations/s of dense matrices in bfloat16, from the makers' data sheets; half of it in TF32, which float32 is there.
-PEAKS = {"H200": 989e12, "H100 80GB HBM3": 989e12, "H100 PCIe": 756e12, "A100": 312e12, "L40S": 362e12, "L4": 121e12}
+# Operations/s of dense matrices in 16 bits, from NVIDIA's data sheets; half of it in TF32, which float32 is there.
+PEAKS = {"H200": 989e12, "H100 80GB HBM3": 989e12, "H100 PCIe": 756e12, "A100": 312e12}
 
 
 def peak(device: str, precision: str) -> float | None:
-    """The largest number of operations/s of a device in "float32" or "bfloat16"; None if it is not known."""
+    """The largest number of operations/s of a device in "float32", "bfloat16" or "float16"; None if it is not known."""
     found = next((value for name, value in PEAKS.items() if name in device), None)
-    return found and (found if precision == "bfloat16" else found / 2)
+    return found and (found / 2 if precision == "float32" else found)
 
 
 def cores() -> int:

@@ -10,6 +10,7 @@ whole batch together.)
 """
 
 import contextlib
+import functools
 import time
 from collections.abc import Iterator
 
@@ -35,26 +36,7 @@ from keras_resnet.training.tasks import Task
 TEST_BATCH = 500  # small images
 IN_FLIGHT = 2  # batches of photographs that are on their way to the devices
 
-writes = mesh.writes
-
-
-@contextlib.contextmanager
-def devices(settings: Settings) -> Iterator[Devices]:
-    """The devices of a run; while it lasts, JAX computes in 32 bits, whatever the environment says.
-
-    The processes of a cluster stay joined.
-    """
-    mesh.join(settings.strategy)
-    try:
-        found = jax.local_devices()[:1] if settings.strategy == "none" else jax.devices()
-    except (AssertionError, RuntimeError) as error:
-        raise RunError(
-            "JAX finds no device"
-            + f" ({error})" * bool(str(error))
-            + '. Unset JAX_PLATFORMS, or install what the device needs, as pip install "jax[cuda13]"'
-        ) from error
-    with jax.enable_x64(False):
-        yield Devices(found, writes(settings.strategy))
+devices, writes = mesh.devices, mesh.writes
 
 
 class Step:
@@ -137,7 +119,7 @@ class Step:
 
 
 class Engine:
-    """As `loop.Engine`."""
+    """As `engine.Engine`. After an error the network cannot be used any more: a step takes its variables' memory."""
 
     def __init__(self, settings: Settings, task: Task, network: keras.Model, devices: Devices):
         self.settings, self.task, self.network, self.devices = settings, task, network, devices
@@ -151,9 +133,8 @@ class Engine:
         self.together = settings.batch_in_memory // self.step.parts
         self.note = self._note()
         # Of this object, so that its data are freed with it.
-        self.one = jax.jit(self._step, donate_argnums=0)
-        self.several = jax.jit(self._several, donate_argnums=0)
-        self.batch = jax.jit(self.step.__call__, donate_argnums=0)
+        compiled = functools.partial(jax.jit, donate_argnums=0, out_shardings=devices.whole)
+        self.one, self.several, self.batch = map(compiled, (self._step, self._several, self.step.__call__))
         self.testers: dict = {}
         self.waited: float | None = None
         self.epoch = -1
@@ -162,9 +143,6 @@ class Engine:
             split = (source.train.images, source.train.labels.astype("int32"), mean)
             self.data = [devices.copied(x) for x in split]
         else:
-            import tensorflow as tf  # here, because small images do without it
-
-            tf.config.set_visible_devices([], "GPU")  # whose memory is for JAX
             self.waited, self.next, self.batches = 0.0, -1, iter(())
 
     def _parts(self):
@@ -262,14 +240,23 @@ class Engine:
         groups = network.trainable_variables, network.non_trainable_variables
         weights = [[self.devices.copied(variable.value) for variable in group] for group in groups]
         parts = Parts(self.devices.processes, range(self.devices.process, self.devices.process + 1))
-        sums, size = np.zeros(len(self.measures) + 1), 0
+        sums, here = np.zeros(len(self.measures) + 1), self.devices.here
+        size = -(-self._largest(part) // here) * here  # of every batch, in every process
         for images, labels in self._held_out(part, parts):
-            size = size or -(-(len(labels) + 1) // self.devices.here) * self.devices.here  # sizes differ by one
-            lacking = size - len(labels)  # of images, so that every batch has the same size
-            images = np.pad(images, [(0, lacking), *[(0, 0)] * 3])
-            labels = np.pad(labels.astype("int32"), (0, lacking), constant_values=-1)
+            labels = labels.astype("int32")
+            if lacking := size - len(labels):
+                images = np.pad(images, [(0, lacking), *[(0, 0)] * 3])
+                labels = np.pad(labels, (0, lacking), constant_values=-1)
             sums += np.asarray(self.testers[network](*weights, *map(self.devices.shared, (images, labels))))
         return dict(zip(self.measures, (sums[:-1] / sums[-1]).tolist(), strict=True))
+
+    def _largest(self, part):
+        """The number of images in the largest batch of `_held_out`, in any process."""
+        if not self.task.in_memory:
+            from keras_resnet.data import imagenet  # here, because it needs TensorFlow
+
+            return imagenet.TEST_BATCH
+        return min(TEST_BATCH, -(-len(getattr(self.task.in_memory[0], part).labels) // self.devices.processes))
 
     def _held_out(self, part, parts):
         if not self.task.in_memory:

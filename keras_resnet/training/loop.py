@@ -55,11 +55,11 @@ def train(settings: Settings, verbose: int = 1, profile: int = 0) -> dict:
     """
     if profile < 0:
         raise RunError(f"--profile is a number of steps; found {profile}")
-    engine = engine_of(settings)
-    with environment.as_shipped(), engine.devices(settings) as devices:
+    backend = engine_of(settings)
+    with environment.as_shipped(), backend.devices(settings) as devices:
         folder = Folder(settings, devices.writes)
         with folder.own():
-            return _train(engine, folder, devices, verbose if folder.writes else 0, profile)
+            return _train(backend, folder, devices, verbose if folder.writes else 0, profile)
 
 
 @dataclasses.dataclass
@@ -91,13 +91,14 @@ def check_same(devices: Devices, value: object, message: str) -> None:
         raise RunError(message)
 
 
-def _train(engines, folder, devices, verbose, profile):
+def _train(backend, folder, devices, verbose, profile):
     settings = folder.settings
     check_same(devices, settings.deciding, "the workers have different settings; start all with the same command")
-    if settings.batch_size % devices.count:
+    if settings.batch_in_memory % devices.count:
+        turns = f", in {settings.accumulate} turns of --accumulate" * (settings.accumulate > 1)
         raise RunError(
-            f"--batch-size is a multiple of the number of devices, {devices.count}, each of which takes its part; "
-            f"found {settings.batch_size}"
+            f"--batch-size is a multiple of the number of devices, {devices.count}, each of which takes its part{turns}"
+            f"; found {settings.batch_size}"
         )
     folder.open()
     devices.exchange(0)  # until the chief has removed files
@@ -108,9 +109,9 @@ def _train(engines, folder, devices, verbose, profile):
     task = tasks.of(folder, verbose)
     network = task.build()
     folder.write_classes(task.classes)
-    engine = engines.Engine(settings, task, network, devices)
+    engine = backend.Engine(settings, task, network, devices)
     loop = Loop(folder, task, engine, devices)
-    with StopSignals() as signals, tasks.errors_named(task), own_line(verbose):
+    with tasks.errors_named(task), own_line(verbose):
         loop.restore(profile)
         loop.state.segments = segments_with(
             loop.state.segments,
@@ -119,10 +120,11 @@ def _train(engines, folder, devices, verbose, profile):
         )
         if verbose:
             print(f"{task.examples} images of {settings.data} on {devices}{engine.note}", flush=True)
-        try:
-            loop.run(signals, verbose, profile)
-        finally:
-            loop.checkpoint.wait()
+        with StopSignals() as signals:
+            try:
+                loop.run(signals, verbose, profile)
+            finally:
+                loop.checkpoint.wait()
 
         saved = task.build()  # the network of the recipe, without the changes for training
         saved.set_weights(network.get_weights())

@@ -3,9 +3,10 @@
 docs/distribution.md describes how to use it.
 """
 
+import contextlib
 import os
 import typing
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import jax
 import numpy as np
@@ -14,6 +15,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from keras_resnet.files import RunError
 from keras_resnet.training import hardware
+from keras_resnet.training.settings import Settings
 
 AXIS = "parts"
 # Of JAX itself and Kubeflow's runtime for it: the address of process 0, their number, and which one this is.
@@ -80,7 +82,7 @@ def join(strategy: str) -> None:
 
 
 class Devices:
-    """Devices that train together, as `loop.Devices`, and arrays on them."""
+    """Devices that train together, as `engine.Devices`, and arrays on them."""
 
     def __init__(self, devices: Sequence[jax.Device], writes: bool = True):
         self.mesh = Mesh(np.array(devices), (AXIS,))
@@ -89,7 +91,9 @@ class Devices:
         self.here = self.count // self.processes
         self.writes = writes
         self.on_cpu = devices[0].platform == "cpu"
-        self.names = [hardware.cores_in_words()] if self.on_cpu else [device.device_kind for device in devices]
+        self.names = [device.device_kind for device in devices]
+        if self.on_cpu:
+            self.names = [hardware.cores_in_words()] * self.processes
         self.whole, self.parts = (NamedSharding(self.mesh, PartitionSpec(*axes)) for axes in ((), (AXIS,)))
 
     def __str__(self) -> str:
@@ -101,7 +105,7 @@ class Devices:
         return f"{found}, {self.processes} processes" if self.processes > 1 else found
 
     def exchange(self, *numbers: int) -> np.ndarray:
-        own = np.array(numbers, "int32" if max(numbers) < 2**31 else "uint32")
+        own = np.array(numbers, "uint32")
         if self.processes == 1:
             return own[None]
         return np.asarray(multihost_utils.process_allgather(own)).reshape(self.processes, -1)
@@ -121,3 +125,28 @@ class Devices:
     def shared(self, x: np.ndarray) -> jax.Array:
         """An array whose first axis is shared by the devices, from the rows of those of this process."""
         return jax.make_array_from_process_local_data(self.parts, x)
+
+
+@contextlib.contextmanager
+def devices(settings: Settings) -> Iterator[Devices]:
+    """The devices of a run; while it lasts, JAX computes in 32 bits, whatever the environment says.
+
+    The processes of a cluster stay joined.
+    """
+    join(settings.strategy)
+    try:
+        found = jax.local_devices()[:1] if settings.strategy == "none" else jax.devices()
+    except (AssertionError, RuntimeError) as error:
+        raise RunError(
+            "JAX finds no device"
+            + f" ({error})" * bool(str(error))
+            + '. Unset JAX_PLATFORMS, or install what the device needs, as pip install "jax[cuda13]"'
+        ) from error
+    if settings.strategy == "auto" and jax.process_count() == 1 and not settings.photographs:
+        fitting = max(1, settings.batch_in_memory // settings.bn_batch_size)
+        if fitting < len(found):
+            together = f"{settings.bn_batch_size} images normalised together"
+            print(f"{fitting} of {len(found)} devices, which {together} keep busy")
+        found = found[:fitting]
+    with jax.enable_x64(False):
+        yield Devices(found, writes(settings.strategy))

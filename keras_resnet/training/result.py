@@ -29,12 +29,13 @@ def write_result(
         history: the run's.
         warm_at_step: the step at which the warm-up was over.
         damaged: the number of files that were skipped.
-        segments: where the run was trained, as `loop.segments_with` lists it.
+        segments: where the run was trained, as `loop.segments_with` lists it; those without a step are left out.
 
     Returns:
         The dictionary in result.json. Errors are in [0, 1].
     """
     rows, state = history.state["rows"], history.state
+    segments = [segment for segment in segments if segment["from"] < segment["to"]]
     last = {**{f"train_{column}": value for column, value in rows[-1].items()}, **rows[-1]}
     last |= {f"test_{name}": round(value, 5) for name, value in evaluated.items()}
     names = [f"{part}_{name}" for name in errors(saved.output.shape[-1]) for part in ("train", "val", "test")]
@@ -50,7 +51,7 @@ def write_result(
         "damaged_files": damaged,
         "waiting": round(state["waited"] / max(state["timed_seconds"], 1e-9), 3) if "waiting" in rows[-1] else None,
         "images_per_second": speed,
-        "share_of_peak": speed and _share_of_peak(settings, saved, speed, segments[-1]["devices"]),
+        "share_of_peak": speed and _share_of_peak(settings, saved, speed, segments),
         "seconds": round(state["seconds"], 1),
         "segments": segments,
     }
@@ -59,8 +60,11 @@ def write_result(
     return result
 
 
-def _share_of_peak(settings, saved, speed, devices):
-    """The share of the devices' arithmetic that training used; None if theirs is not known."""
+def _share_of_peak(settings, saved, speed, segments):
+    """The share of the devices' arithmetic that training used; None if theirs is not known, or the run was moved."""
+    devices = segments[0]["devices"]
+    if any(segment["devices"] != devices for segment in segments):
+        return None
     peak = hardware.peak(devices[0], settings.mixed_precision or "float32")
     if not peak:
         return None

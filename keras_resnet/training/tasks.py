@@ -86,7 +86,7 @@ def photographs(folder: Folder, verbose: int = 0) -> Task:
     settings = folder.settings
     if lacking := environment.needed("tensorflow"):
         raise DataError(f"training on photographs, here {settings.dataset}, {lacking}, on any backend: it reads them")
-    environment.import_quietly("tensorflow")
+    environment.import_tensorflow()
     from keras_resnet.data import imagenet, records
 
     trained = fine_tuning.read(settings)

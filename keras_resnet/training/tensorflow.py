@@ -25,6 +25,8 @@ from keras_resnet.training.objective import measures
 from keras_resnet.training.settings import Settings, parts_of
 from keras_resnet.training.tasks import Task
 
+IN_FLIGHT = 2  # steps that the host may be ahead of the device
+
 writes = distribution.is_chief
 
 
@@ -150,7 +152,7 @@ def moving_statistics(model: keras.Model) -> list[keras.Variable]:
 
 
 class Engine:
-    """As `loop.Engine`."""
+    """As `engine.Engine`."""
 
     def __init__(self, settings: Settings, task: Task, network: keras.Model, devices: Devices):
         self.task = task
@@ -174,7 +176,7 @@ class Engine:
         self.optimizer = optimizer_of(model, settings.lr, settings.weight_decay, settings.mixed_precision)
         in_memory = settings.batch_in_memory // devices.count
         self.parts = parts_of(in_memory, settings.bn_batch_size)
-        self.together = settings.batch_size if settings.sync_bn else -(-in_memory // self.parts)
+        self.together = settings.batch_in_memory if settings.sync_bn else -(-in_memory // self.parts)
         self.step = Step(
             model,
             self.optimizer,
@@ -224,7 +226,9 @@ class Engine:
             images, labels = next(self.batches)
             self.waited += time.perf_counter() - begin
             found.append(self.step(images, labels))
-        return np.stack([means.numpy() for means in found])  # only now the host waits for the device
+            if len(found) > IN_FLIGHT:
+                found[-IN_FLIGHT - 1] = found[-IN_FLIGHT - 1].numpy()  # so long the host waits for the device
+        return np.stack([np.asarray(means) for means in found])
 
     def evaluate(self, network: keras.Model, part: str) -> dict[str, float]:
         if part not in self.held_out:

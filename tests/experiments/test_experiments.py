@@ -219,11 +219,12 @@ def test_several_runs_at_a_time(tmp_path, monkeypatch, capsys, seconds):
     options = {"dataset": "shapes", "depth": 8, "steps": steps, "batch_size": 16, "lr": 0.01, "checkpoint_every": 5}
     runs = [Settings(**options, strategy="none", seed=seed, name=f"run-{seed}") for seed in range(3)]
     begun = time.monotonic()
-    left = several.train(runs, 2, seconds and seconds + 20)
+    left, failed = several.train(runs, 2, seconds and seconds + 20)
+    assert not failed
     if seconds is None:
         assert not left and all(Run(f"runs/run-{seed}").result["steps"] == 12 for seed in range(3))
         assert capsys.readouterr().out.count("finished after") == 3
-        assert several.train(runs, 2) == []
+        assert several.train(runs, 2) == ([], [])
         assert "12 steps" in (tmp_path / "runs" / "run-2" / several.LOG).read_text()
     else:
         assert left == runs and time.monotonic() - begun < 60
@@ -231,6 +232,14 @@ def test_several_runs_at_a_time(tmp_path, monkeypatch, capsys, seconds):
         assert "SIGTERM: stopping as soon as the run is saved" in said and "Traceback" not in said
         assert os.path.exists("runs/run-0/checkpoint/latest.npz") and not os.path.exists("runs/run-2")
     assert not {"XLA_PYTHON_CLIENT_MEM_FRACTION", "TF_FORCE_GPU_ALLOW_GROWTH"} & os.environ.keys()
+
+
+def test_a_run_that_fails_among_several(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    runs = [Settings(dataset="shapes", depth=8, steps=3, batch_size=20_000, strategy="none", name="large")]
+    assert several.train(runs, 2) == (runs, runs)
+    assert "large: ended with status 1; see log.txt" in capsys.readouterr().out
+    assert "--batch-size is at most" in (tmp_path / "runs" / "large" / several.LOG).read_text()
 
 
 def test_colours_in_a_folder_are_part_of_a_name(tmp_path):

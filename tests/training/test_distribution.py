@@ -258,6 +258,10 @@ def test_which_strategy(monkeypatch):
 def test_settings_that_do_not_fit_several_devices(start):
     for changes, message in (
         ({"batch_size": 15}, "--batch-size is a multiple of the number of devices, 2, .*; found 15"),
+        (
+            {"accumulate": 8, "batch_size": 8},
+            "--batch-size is a multiple .* 2, .*, in 8 turns of --accumulate",
+        ),
         ({"jit": True, "sync_bn": True}, "--jit and --sync-bn do not go together on 2 devices"),
         ({"accumulate": 2, "sync_bn": True}, "--accumulate and --sync-bn do not go together on 2 devices"),
     ):

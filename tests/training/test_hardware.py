@@ -51,14 +51,17 @@ def test_the_reason_is_the_log_s_most_serious_line_about_gpus(log, told):
 
 def test_the_share_of_the_peak(monkeypatch):
     """An H100 at 100,000 images/s of ResNet-20: 41 million multiply-adds, three passes."""
-    network, settings = keras_resnet.CifarResNet(20), Settings(mixed_precision="bfloat16")
-    share = result._share_of_peak(settings, network, 100_000.0, ["NVIDIA H100 80GB HBM3"])
-    assert share == pytest.approx(100_000 * 6 * 40.8e6 / 989e12, abs=2e-4)
-    assert result._share_of_peak(settings, network, 100_000.0, ["NVIDIA H200"] * 2) == pytest.approx(
-        share / 2, abs=2e-4
-    )
-    assert result._share_of_peak(Settings(), network, 100_000.0, ["NVIDIA H200"]) == pytest.approx(2 * share, abs=2e-4)
-    assert result._share_of_peak(settings, network, 100_000.0, ["2 CPU cores"]) is None
+    network, bfloat16 = keras_resnet.CifarResNet(20), Settings(mixed_precision="bfloat16")
+
+    def share(settings, *many):
+        return result._share_of_peak(settings, network, 100_000.0, [{"devices": devices} for devices in many])
+
+    one = share(bfloat16, ["NVIDIA H100 80GB HBM3"])
+    assert one == pytest.approx(100_000 * 6 * 40.8e6 / 989e12, abs=2e-4)
+    assert share(bfloat16, ["NVIDIA H200"] * 2) == pytest.approx(one / 2, abs=2e-4)
+    assert share(Settings(), ["NVIDIA H200"]) == pytest.approx(2 * one, abs=2e-4)
+    assert share(bfloat16, ["2 CPU cores"]) is None
+    assert share(bfloat16, ["NVIDIA H200"], ["NVIDIA H200"] * 2) is None  # it was moved
 
 
 @pytest.mark.parametrize(

@@ -347,11 +347,14 @@ def test_two_devices_are_one_with_as_many_parts(tmp_path):
     assert max(abs(a - b).max() for a, b in zip(one, four, strict=True)) > 1
 
 
-def test_more_devices_than_parts_are_refused(tmp_path):
+def test_more_devices_than_parts(tmp_path):
     flags = "--xla_force_host_platform_device_count=4"
-    done = fit(tmp_path, "--dataset", "shapes", "--depth", "8", "--steps", "3", XLA_FLAGS=flags)
+    command = ["--dataset", "shapes", "--depth", "8", "--steps", "2"]
+    done = fit(tmp_path, *command, "--strategy", "mirrored", XLA_FLAGS=flags)
     assert done.returncode == 1 and not os.listdir(tmp_path)
     assert "64 of which are normalised together, keep 2 devices busy, and there are 4. Train one --seed" in done.stderr
+    done = fit(tmp_path, *command, XLA_FLAGS=flags)  # which takes as many as fit
+    assert done.returncode == 0 and "2 of 4 devices" in done.stdout and "as 2 devices" in done.stdout, done.stderr
 
 
 def cluster(folder, *flags, wait=True):

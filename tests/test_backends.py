@@ -136,11 +136,13 @@ def test_ten_steps_are_the_formulas(trained):
     assert distance(found, {name: expected[name] for name in names}) < 1e-6
 
 
-def test_the_programs_are_for_tensorflow(monkeypatch):
-    monkeypatch.setenv("KERAS_BACKEND", "jax")
-    fit = [sys.executable, ROOT / "train" / "fit.py"]
-    found = subprocess.run(fit, capture_output=True, text=True)
-    assert found.returncode == 1 and "KERAS_BACKEND" in found.stderr and "Traceback" not in found.stderr
+@pytest.mark.parametrize("program, others", [("fit.py", "tensorflow or jax"), ("evaluate.py x", "tensorflow")])
+def test_the_programs_say_on_which_backends_they_run(monkeypatch, program, others):
+    monkeypatch.setenv("KERAS_BACKEND", "torch")
+    name, *words = program.split()
+    done = subprocess.run([sys.executable, ROOT / "train" / name, *words], capture_output=True, text=True)
+    assert done.returncode == 1 and done.stderr.startswith(f"{name} runs on TensorFlow")
+    assert done.stderr.endswith(f"KERAS_BACKEND is torch. Unset it, or choose {others}.\n")
 
 
 def test_import_needs_keras_alone():

@@ -63,7 +63,7 @@ class ResNetHyperModel(keras_tuner.HyperModel):
 
             fused.fuse_batch_norm(model)
             fused.fuse_update(optimizer)
-        model.compile(optimizer, loss, metrics, jit_compile=keras.backend.backend() == "jax")
+        model.compile(optimizer, loss, metrics=metrics, jit_compile=keras.backend.backend() == "jax")
         return model
 
     def fit(

@@ -231,7 +231,8 @@ def test_commands_can_be_pasted(tmp_path, monkeypatch):
         pasted = vars(reproduce.parse(words))
         arguments = [pasted.pop(key) for key in ("name", "only", "seeds", "data")]
         assert arguments[0] == name
-        del pasted["results"], pasted["verbose"]
+        for key in ("results", "verbose", "at_a_time", "seconds"):
+            del pasted[key]
         assert EXPERIMENTS[name].settings(*arguments[1:], **pasted) == [(only, settings)]
 
 

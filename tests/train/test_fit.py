@@ -114,7 +114,8 @@ INTERRUPTED = """
 import importlib, runpy, signal, sys
 signal.signal(signal.SIGINT, signal.default_int_handler)  # if the tests' process ignores it
 sys.path.insert(0, sys.argv[1])
-import quiet
+import backend
+backend.choose("tensorflow")
 
 def interrupted(*arguments, **options):
     {before}

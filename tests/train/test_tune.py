@@ -169,7 +169,8 @@ def test_labels_of_a_logarithmic_axis_are_numbers_beside_each_other(rates):
 SMALL = """
 import runpy, sys
 sys.path.insert(0, sys.argv.pop(1))
-import quiet
+import backend
+backend.choose("tensorflow")
 from keras_resnet.data import sources
 sources.SHAPES_EXAMPLES = {"train": 290, "test": 10}
 sources.VALIDATION_EXAMPLES = {"shapes": 30}

@@ -91,8 +91,7 @@ def import_tensorflow(before: Callable[[], object] = lambda: None) -> None:
     os.dup2(nowhere, 2)
     try:
         before()
-        import tensorflow as tf
-
+        tf = importlib.import_module("tensorflow")  # which `import keras_resnet` does without
         tf.config.list_physical_devices()  # which logs, too
         import keras
 

@@ -63,6 +63,7 @@ class ResNetHyperModel(keras_tuner.HyperModel):
 
             fused.fuse_batch_norm(model)
             fused.fuse_update(optimizer)
+        optimizer.build(model.trainable_variables)  # so that a trial can go on from another one's file
         model.compile(optimizer, loss, metrics=metrics, jit_compile=keras.backend.backend() == "jax")
         return model
 

@@ -44,7 +44,7 @@ def test_a_user_of_keras_tuner(tmp_path, data):
     )
     tuner.search(*train, validation_data=validation, callbacks=[Rates()], verbose=0)
     trials = list(tuner.oracle.trials.values())
-    assert {trial.status for trial in trials} == {"COMPLETED"}
+    assert {trial.status for trial in trials} == {"COMPLETED"}, [trial.message for trial in trials]
     for trial, seen in zip(trials, rates, strict=True):
         values = trial.hyperparameters.values
         assert {"shortcut", "lr", "weight_decay", "batch_size", "warmup"} <= values.keys()

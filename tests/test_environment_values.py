@@ -40,7 +40,7 @@ def homes(tmp_path, **values):
 
 
 @pytest.mark.parametrize("floatx", ["float16", pytest.param("float64", marks=pytest.mark.slow)])
-@pytest.mark.parametrize("backend", ["tensorflow", "jax"])
+@pytest.mark.parametrize("backend", ["tensorflow", pytest.param("jax", marks=pytest.mark.slow)])
 def test_keras_json_does_not_change_a_run(tmp_path, backend, floatx):
     pytest.importorskip("jax", reason="jax is not installed")
     found = []
@@ -58,6 +58,7 @@ def test_keras_json_does_not_change_a_run(tmp_path, backend, floatx):
         np.testing.assert_array_equal(ours, theirs)
 
 
+@pytest.mark.slow
 def test_keras_json_does_not_change_an_evaluation_a_conversion_or_an_export(tmp_path):
     keras_resnet.CifarResNet(8, normalization=(127.5, 1.0)).save(tmp_path / "m.keras")
     tables, arrays = [], []

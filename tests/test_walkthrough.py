@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 
+import pytest
 from conftest import ROOT
 
 PAGE = (ROOT / "docs" / "walkthrough.py").read_text()
@@ -21,6 +22,7 @@ def cells():
     ]
 
 
+@pytest.mark.slow
 def test_the_page_runs_and_what_it_asserts_holds(tmp_path):
     page = PAGE
     for long, short in SHORT.items():

@@ -208,7 +208,7 @@ loop.Loop.next_pace = one_step
 """
 
 
-@pytest.mark.parametrize("step", [7, 10])
+@pytest.mark.parametrize("step", [7, pytest.param(10, marks=pytest.mark.slow)])
 def test_a_run_that_was_stopped_ends_as_if_it_had_not_been(whole, data, tmp_path, step):
     """In the middle of an epoch, or at its end."""
     command = [*RUN, "--data-dir", data]
@@ -222,6 +222,7 @@ def test_a_run_that_was_stopped_ends_as_if_it_had_not_been(whole, data, tmp_path
     assert "is finished" in fit(tmp_path, *command).stdout
 
 
+@pytest.mark.slow
 def test_the_warm_up_ends_after_the_epoch_whose_error_is_low_enough(data, tmp_path):
     done = fit(tmp_path, *RUN[:-4], "--steps", 150, "--boundaries", 145, "--warmup", "--data-dir", data)
     assert done.returncode == 0, done.stderr
@@ -419,6 +420,7 @@ def photographs(tmp_path):
     return tmp_path / "photographs"
 
 
+@pytest.mark.slow
 def test_photographs_are_those_of_tensorflow(tmp_path, photographs):
     """The same batches, from the same weights but for the last layer, whose rate is too small to matter."""
     options = {"depth": 18, "batch_size": 8, "bn_batch_size": 4, "steps": 6, "image_size": 32, "lr": 1e-4}
@@ -442,7 +444,7 @@ def test_photographs_are_those_of_tensorflow(tmp_path, photographs):
             break
 
 
-CHOSEN = "start_to_end or goes_on_as_if[13] or accumulating or test_a_killed_run"
+CHOSEN = "start_to_end or test_a_folder_of_photographs"
 
 
 @pytest.mark.parametrize("chosen", [CHOSEN, pytest.param("", marks=pytest.mark.slow)])
@@ -451,4 +453,4 @@ def test_the_tests_of_the_loop_pass_on_jax(chosen):
     command = [sys.executable, "-m", "pytest", "-q", "-n", "0", "-p", "no:cacheprovider", *files, "-k", chosen]
     done = subprocess.run(command, env=os.environ | {"KERAS_BACKEND": "jax"}, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-5000:]
-    assert int(done.stdout.rpartition(" passed")[0].split()[-1]) >= 4
+    assert int(done.stdout.rpartition(" passed")[0].split()[-1]) >= 2

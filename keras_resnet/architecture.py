@@ -9,7 +9,7 @@ import operator
 import typing
 from collections.abc import Collection, Iterator
 
-IMAGE_SIZE = 224  # of the crops of photographs (P1 3.4)
+IMAGE_SIZE = 224  # of the crops of ImageNet (P1 3.4)
 POST = "post"  # the name of the layers after the last block (P2, appendix)
 CONVOLUTIONS = {"basic": 2, "bottleneck": 3}  # in a block
 STEMS = {"7x7": 4, "3x3": 1}  # the stem's convolution, and the stride of the whole stem

@@ -6,9 +6,9 @@ WEIGHTS = (".keras", ".h5", ".safetensors", ".pth", ".pt", ".th", ".bin")
 NORMALIZATIONS = ("caffe", "torch", "cifar10", "cifar100")
 
 # Evaluation (P1 3.4).
-PARTS = ("test", "validation", "all")  # of data
+SPLITS = ("test", "validation", "all")  # of data
 PROTOCOLS = ("center", "10-crop", "multi-scale", "single")
-COLOR_SAMPLE = 10_000  # photographs for the colour statistics
+COLOR_SAMPLE = 10_000  # images for the colour statistics
 
 # Serving.
 FORMATS = ("saved_model", "openvino", "onnx", "litert", "web")

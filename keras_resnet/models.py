@@ -27,7 +27,7 @@ Activation: typing.TypeAlias = str | typing.Callable | None
 
 @dataclasses.dataclass(frozen=True)
 class ResNet:
-    """A residual network for photographs (P1 Table 1, P2 Table 5). Call it to build it: `ResNet50(classes=10)`."""
+    """A residual network for ImageNet (P1 Table 1, P2 Table 5). Call it to build it: `ResNet50(classes=10)`."""
 
     architecture: Architecture
     __name__ = property(lambda self: _public_name(self.architecture))
@@ -89,7 +89,7 @@ class ResNet:
 
 @dataclasses.dataclass(frozen=True)
 class PlainNet:
-    """A plain network for photographs (P1 Table 1). Call it to build it: `PlainNet34(classes=10)`."""
+    """A plain network for ImageNet (P1 Table 1). Call it to build it: `PlainNet34(classes=10)`."""
 
     architecture: Architecture
     __name__ = property(lambda self: _public_name(self.architecture))

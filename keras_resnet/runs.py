@@ -178,34 +178,34 @@ class Run:
             raise RunError(f"{path} is damaged: it is no table of numbers. {RESTORE}") from error
 
     @property
-    def photographs(self) -> bool:
-        """Whether the run was trained on photographs."""
+    def imagenet_style(self) -> bool:
+        """Whether it was trained on an image folder or a set of TensorFlow Datasets, not small images."""
         return self.settings.get("dataset") not in (None, *sources.DATASETS)
 
     @property
     def crop(self) -> int | None:
-        """The size in pixels of the crops of photographs that the run was trained with; None without photographs."""
-        return self.settings["image_size"] if self.photographs else None
+        """The size in pixels of the crops that the run was trained with; None for small images."""
+        return self.settings["image_size"] if self.imagenet_style else None
 
-    def held_out(self, dataset: str, data_dir: Path | None = None) -> "folders.Photographs | None":
+    def held_out(self, dataset: str, data_dir: Path | None = None) -> "folders.Splits | None":
         """The images of `dataset` that the run set aside from training, as `validation` of what is returned.
 
         Args:
-            dataset: a folder of photographs, or a data set of TensorFlow Datasets.
+            dataset: an image folder, or a data set of TensorFlow Datasets.
             data_dir: as in `data.sources.load`.
 
         Returns:
-            The `data.folders.Photographs`; None if the run was not trained on them.
+            The `data.folders.Splits`; None if the run was not trained on them.
 
         Raises:
             RunError: the data have changed since the run was trained, or its files are damaged.
             DataError: the data cannot be loaded.
         """
-        if not self.photographs:
+        if not self.imagenet_style:
             return None
         from keras_resnet.data import records  # here, because it needs TensorFlow
 
-        data = records.photographs(dataset, data_dir, self.settings["seed"])
+        data = records.splits(dataset, data_dir, self.settings["seed"])
         path, trained_on = self._path(DATA), self.settings["dataset"]
         kept = self._object(DATA, {}) if os.path.isfile(path) else None
         if kept == records.describe(data, dataset):
@@ -217,7 +217,7 @@ class Run:
         if same and kept is not None:
             raise RunError(
                 f"{dataset} has changed since {self.path} was trained on it, so which images were set aside is not "
-                "known. --part all tests on all of them, most of which it was trained on."
+                "known. --split all tests on all of them, most of which it was trained on."
             )
         return data if same else None
 

@@ -74,10 +74,10 @@ def test_a_run_is_what_its_folder_says(run):
         assert (found.settings["depth"], found.settings["dataset"], found.settings["seed"]) == (8, "shapes", 0)
         assert found.result["test_error"] == 0.3 and found.classes == shapes.CLASSES
         assert found.history == {"epoch": [1, 2], "step": [1, 2], "loss": [2.5, 2.0]}  # without the empty column
-        assert os.path.samefile(found.file, run / "model.keras") and found.crop is None and not found.photographs
+        assert os.path.samefile(found.file, run / "model.keras") and found.crop is None and not found.imagenet_style
         assert found.load_model().count_params() == keras_resnet.CifarResNet(8).count_params()
     (run / "args.json").write_text(json.dumps({"dataset": "photos", "image_size": 96, "seed": 3}))
-    assert Run(run).crop == 96 and Run(run).photographs
+    assert Run(run).crop == 96 and Run(run).imagenet_style
 
 
 def test_a_file_without_a_run(run, tmp_path):

@@ -5,7 +5,7 @@ python train/benchmark.py step     fit.py in float32 and bfloat16 against a bare
 python train/benchmark.py scaling  two logical devices and two workers against two independent processes
 python train/benchmark.py input    batches of augmented images against training steps
 python train/benchmark.py input --data FOLDER
-                                   batches of augmented photographs against other input pipelines
+                                   batches of augmented images against other input pipelines
 python train/benchmark.py start    time until the end of the first step, and peak memory
 python train/benchmark.py checkpoint
                                    the delay of training by a checkpoint
@@ -47,13 +47,13 @@ def parse(words=None):
     options = parser.parse_args(words)
     options.depth = options.depth or (110 if options.what in ("start", "checkpoint") else 20)
     options.rounds = options.rounds or (3 if options.what == "start" else 7)
-    photographs = options.depth in IMAGENET
+    imagenet = options.depth in IMAGENET
     try:
-        cifar(20 if photographs else options.depth, "basic")
+        cifar(20 if imagenet else options.depth, "basic")
     except ValueError as error:
         parser.error(f"--{error}; {', '.join(map(str, IMAGENET))} are ImageNet's")
-    options.batch_size = options.batch_size or (16 if photographs else 128)
-    options.steps = options.steps or (2 if photographs else 20)
+    options.batch_size = options.batch_size or (16 if imagenet else 128)
+    options.steps = options.steps or (2 if imagenet else 20)
     return options
 
 

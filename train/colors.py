@@ -1,6 +1,6 @@
-"""Measures the mean and the colour statistics of photographs, for `fit.py --colors FILE`.
+"""Measures the mean and the colour statistics of images, for `fit.py --colors FILE`.
 
-    python train/colors.py IMAGENET imagenet.npz                    photographs in IMAGENET/{train,val}/CLASS/
+    python train/colors.py IMAGENET imagenet.npz                    an image folder, IMAGENET/{train,val}/CLASS/
     python train/colors.py imagenet2012 imagenet.npz                from TensorFlow Datasets
     python train/colors.py IMAGENET small.npz --image-size 112      for `fit.py --image-size 112`
 
@@ -21,7 +21,7 @@ from keras_resnet.files import ResNetError, write_whole
 def parse(words=None):
     parser = arguments.parser(__doc__)
     add = parser.add_argument
-    add("dataset", help="a folder of photographs, or a data set of TensorFlow Datasets")
+    add("dataset", help="an image folder, or a data set of TensorFlow Datasets")
     add("file", metavar="FILE.npz", help="the output file")
     add("--data-dir", metavar="DIR", help="copies of data sets, as for fit.py (default: download)")
     add("--image-size", type=int, default=IMAGE_SIZE, help="size of the crops (default %(default)s)")
@@ -50,7 +50,7 @@ def main():
         if getattr(options, flag) < 1:
             sys.exit(f"colors.py: --{flag.replace('_', '-')} is positive; found {getattr(options, flag)}")
     try:
-        data = records.photographs(options.dataset, options.data_dir, options.seed)
+        data = records.splits(options.dataset, options.data_dir, options.seed)
         skipped = set() if options.skip_damaged else None
         with imagenet.errors_named():
             found = imagenet.statistics(

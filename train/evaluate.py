@@ -1,15 +1,15 @@
 """Evaluates one classifier, or several as an ensemble, as in the paper.
 
     python train/evaluate.py runs/cifar10-resnet-20                     a run of fit.py, on the test images of its data
-    python train/evaluate.py model.keras --data PHOTOGRAPHS             center crop, from a shorter side of 256
-    python train/evaluate.py model.keras --data PHOTOGRAPHS --protocol 10-crop
-    python train/evaluate.py a.keras b.keras --data PHOTOGRAPHS --protocol multi-scale      an ensemble
+    python train/evaluate.py model.keras --data FOLDER             center crop, from a shorter side of 256
+    python train/evaluate.py model.keras --data FOLDER --protocol 10-crop
+    python train/evaluate.py a.keras b.keras --data FOLDER --protocol multi-scale      an ensemble
     python train/evaluate.py model.keras --data imagenet2012 --data-dir ~/tensorflow_datasets
-    python train/evaluate.py vgg.keras --data PHOTOGRAPHS --preprocess vgg16      a model of keras.applications
+    python train/evaluate.py vgg.keras --data FOLDER --preprocess vgg16      a model of keras.applications
 
 A model is any classifier in a .keras file, or a folder of runs/. For a run the data, the crop size and the names of
-classes are by default those of its training. PHOTOGRAPHS is a folder PHOTOGRAPHS/{test,val}/CLASS/FILE or
-PHOTOGRAPHS/CLASS/FILE; its classes are the sorted names of the folders CLASS. imagenet2012 stands for any image
+classes are by default those of its training. FOLDER is a folder FOLDER/{test,val}/CLASS/FILE or
+FOLDER/CLASS/FILE; its classes are the sorted names of the folders CLASS. imagenet2012 stands for any image
 classification data set of TensorFlow Datasets. The default is the test images, if their classes are known, otherwise
 the validation images; for undivided data these are the images that a run set aside. Protocols:
 
@@ -31,7 +31,7 @@ import arguments
 
 from keras_resnet import environment
 from keras_resnet.architecture import IMAGE_SIZE
-from keras_resnet.choices import PARTS, PROTOCOLS
+from keras_resnet.choices import PROTOCOLS, SPLITS
 from keras_resnet.data import sources
 from keras_resnet.files import ResNetError, write_whole
 
@@ -44,11 +44,11 @@ def parse(words=None):
     add = parser.add_argument
     model = ".keras file, folder of a run, or a name of convert.py --list; several are an ensemble"
     add("models", nargs="+", metavar="MODEL", help=model)
-    add("--data", help="cifar10, cifar100, shapes; photographs: a folder, imagenet2012 etc. (default: the run's)")
+    add("--data", help="cifar10, cifar100, shapes, an image folder, imagenet2012 etc. (default: the run's)")
     add("--data-dir", metavar="DIR", help="copies of data sets, as for fit.py (default: download)")
-    add("--part", choices=PARTS, help="of the data (default: the first that exists)")
-    add("--skip-damaged", action="store_true", help="leave out photographs that cannot be decoded, and count them")
-    add("--protocol", choices=PROTOCOLS, help="(default: center for photographs, single for others)")
+    add("--split", choices=SPLITS, help="of the data (default: the first that exists)")
+    add("--skip-damaged", action="store_true", help="leave out images that cannot be decoded, and count them")
+    add("--protocol", choices=PROTOCOLS, help="(default: center for ImageNet-style images, single for small ones)")
     add(
         "--crop",
         type=int,
@@ -116,12 +116,12 @@ def check(options):
         )
 
 
-def table(result, part, skipped, options):
+def table(result, split, skipped, options):
     """The result as a table."""
     title = (
         f"{' + '.join(options.models)} on {options.data}, {len(result.labels):,} images, {len(result.classes)} classes"
     )
-    rows = [("images", part), *([("damaged, skipped", len(skipped))] if skipped else [])]
+    rows = [("images", split), *([("damaged, skipped", len(skipped))] if skipped else [])]
     rows += [(f"top-{k} error", f"{result.error(k):.2%}") for k in (1, 5) if k < len(result.classes)]
     rows += [(f"protocol: {key}" if key == "name" else f"  {key}", words) for key, words in result.protocol.items()]
     return "\n".join([title, "-" * len(title), *(f"{name:<18}{value}" for name, value in rows)])
@@ -157,8 +157,8 @@ def main():
         if options.output:
             os.makedirs(options.output, exist_ok=True)
         skipped = set() if options.skip_damaged else None
-        classes, examples, part = evaluation.load_data(
-            options.data, options.data_dir, part=options.part, models=options.models, skipped=skipped
+        classes, examples, split = evaluation.load_data(
+            options.data, options.data_dir, split=options.split, models=options.models, skipped=skipped
         )
         classifiers = [evaluation.load_model(path) for path in options.models]
         with imagenet.errors_named():
@@ -172,9 +172,9 @@ def main():
                 preprocess=options.preprocess and getattr(keras.applications, options.preprocess).preprocess_input,
                 verbose=options.verbose,
             )
-        print(table(result, part, skipped, options))
+        print(table(result, split, skipped, options))
         if options.json:
-            inputs = {name: getattr(options, name) for name in ("models", "data", "preprocess")} | {"part": part}
+            inputs = {name: getattr(options, name) for name in ("models", "data", "preprocess")} | {"split": split}
             text = json.dumps({**inputs, **result.summary()}, indent=2)
             write_whole(options.json, lambda file: file.write(text.encode()))
         if options.output:

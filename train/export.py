@@ -3,8 +3,8 @@
     python train/export.py runs/cifar10-resnet-20                  saved_models/cifar10-resnet-20/1/, the next time 2/
     python train/export.py model.keras --classes classes.json      a JSON list of names, in the order of the outputs
     python train/export.py runs/r50 --format openvino              saved_models/r50-openvino/1/model.xml
-    python train/export.py runs/r50 --format openvino --dtype int8 --calibrate PHOTOGRAPHS
-                                                                   PHOTOGRAPHS/{train,val}/CLASS/ or PHOTOGRAPHS/CLASS/
+    python train/export.py runs/r50 --format openvino --dtype int8 --calibrate FOLDER
+                                                                   FOLDER/{train,val}/CLASS/ or FOLDER/CLASS/
     python train/export.py runs/cifar10-resnet-20 --format web     a page that a double click opens, index.html
 
 MODEL is a .keras file whose input is RGB pixels in [0, 255], or the folder of a finished run. A version is written
@@ -44,7 +44,7 @@ def parse(words=None):
     add("--format", default="saved_model", choices=FORMATS, help="default saved_model")
     add("--no-fold", action="store_true", help="keep batch normalisation as layers")
     add("--dtype", default="float32", choices=DTYPES, help="of weights and arithmetic (default float32)")
-    add("--calibrate", metavar="DATA", help="int8: a folder of photographs, or cifar10, cifar100, shapes: 300 images")
+    add("--calibrate", metavar="DATA", help="int8: an image folder, or cifar10, cifar100, shapes: 300 images")
     add("--data-dir", metavar="DIR", help="for --calibrate cifar10: a copy, as for fit.py (default: download)")
     add("--classes", metavar="FILE", help="a JSON list of names (default classes.json beside the model)")
     add("--top-k", type=int, default=TOP_K, help=f"classes in an answer (default {TOP_K})")
@@ -87,7 +87,7 @@ def check(options):
     evaluation.model_file(options.model)
     if (options.dtype == "int8") != (options.calibrate is not None):
         raise serving.ExportError(
-            "--dtype int8 is fitted to images like those of the training: --calibrate DATA, a folder of photographs, "
+            "--dtype int8 is fitted to images like those of the training: --calibrate DATA, an image folder, "
             f"or {', '.join(sources.DATASETS)}; found {'--calibrate' if options.calibrate else '--dtype int8'} alone"
         )
 
@@ -111,7 +111,7 @@ def calibration(options):
         return tf.data.Dataset.from_tensor_slices(images[: serving.CALIBRATION_IMAGES])
     files = folders.load(options.calibrate).train
     chosen = np.random.default_rng(0).permutation(len(files))[: serving.CALIBRATION_IMAGES]
-    return imagenet.examples(files.part(chosen)).map(lambda image, label: image)
+    return imagenet.examples(files.subset(chosen)).map(lambda image, label: image)
 
 
 def main():

@@ -1,4 +1,4 @@
-"""Trains a network of the paper: on CIFAR-10, CIFAR-100, a built-in data set or photographs.
+"""Trains a network of the paper: on CIFAR-10, CIFAR-100, a built-in data set or image folders.
 
     python train/fit.py --dataset shapes --steps 300     a minute or two, no data needed
     python train/fit.py                                  ResNet-20 on CIFAR-10, as in the paper
@@ -6,18 +6,18 @@
     python train/fit.py --depth 56 --plain               without shortcuts
     python train/fit.py --depth 20 --steps 8000          an eighth of the schedule
     python train/fit.py --dataset IMAGENET --depth 50 --accumulate 8
-                                                         photographs in IMAGENET/{train,val}/CLASS/, 32 at a time
+                                                         an image folder, IMAGENET/{train,val}/CLASS/, 32 at a time
     python train/fit.py --dataset IMAGENET --depth 50 --epochs 90 --boundaries 30 60
                                                          the same, in epochs
     python train/fit.py --dataset imagenet2012 --depth 50 --accumulate 8
-                                                         photographs from TensorFlow Datasets
+                                                         ImageNet from TensorFlow Datasets
     python train/fit.py --dataset FLOWERS --depth 50 --init-from imagenet --freeze-until conv3 --steps 2000
-                                                         fine-tunes trained weights on other photographs
+                                                         fine-tunes trained weights on other images
     KERAS_BACKEND=jax python train/fit.py --depth 110    with JAX, which needs no TensorFlow for small images
 
 All output goes to OUTPUT/NAME/: args.json, classes.json, history.csv, curves.png, tensorboard/, checkpoint/ and, at the
 end, result.json and model.keras. A run that was stopped (Ctrl-C, SIGTERM, a crash) goes on when the same command is
-given again. The test set is used once, at the end; with photographs only the validation images are used.
+given again. The test set is used once, at the end; with image folders only the validation images are used.
 """
 
 import os

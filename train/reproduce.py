@@ -6,7 +6,7 @@
     python train/reproduce.py table6 --only ResNet-110 --seeds 5 --train-on-all     as the paper's 6.61 +- .16
     KERAS_BACKEND=jax python train/reproduce.py table6 --only ResNet-20 ResNet-56 --seeds 5 --at-a-time 5 --seconds 840
                                                               five at a time on one GPU, for a quarter of an hour
-    python train/reproduce.py fig4 --data IMAGENET            photographs in IMAGENET/{train,val}/CLASS/
+    python train/reproduce.py fig4 --data IMAGENET            an image folder, IMAGENET/{train,val}/CLASS/
     python train/reproduce.py table3 --data imagenet2012 --accumulate 8             TensorFlow Datasets, 32 at a time
 
 Values of NAME:
@@ -19,7 +19,7 @@ the same command is given again. A network that several experiments share is tra
 
 CIFAR-10 is split into 45k images for training and 5k for the validation error of the curves; the test images are used
 once, at the end. The paper's test errors are of networks trained on all 50k, as with --train-on-all, but then there is
-no validation error. For photographs the error is that of ten crops of the validation images.
+no validation error. For ImageNet the error is that of ten crops of the validation images.
 """
 
 import sys
@@ -43,7 +43,11 @@ def parse(words=None):
     add("name", metavar="NAME", choices=tables.EXPERIMENTS, help="name of the experiment")
     add("--only", nargs="+", metavar="NETWORK", help="networks, as the experiment names them (default: all)")
     add("--seeds", type=int, default=1, help="runs of each network (default 1)")
-    add("--data", metavar="DATA", help="photographs: a folder, or a data set of TensorFlow Datasets")
+    add(
+        "--data",
+        metavar="DATA",
+        help="for ImageNet: an image folder, or a data set of TensorFlow Datasets",
+    )
     add("--at-a-time", type=int, default=1, metavar="RUNS", help="runs at the same time, each in a process (default 1)")
     add("--seconds", type=float, metavar="S", help="after which runs are stopped and saved; the next call goes on")
     add("--results", default=experiments.RESULTS, metavar="DIR", help="folder of the results (default %(default)s)")

@@ -9,7 +9,7 @@ no matter where the run was resumed.
 import numpy as np
 import tensorflow as tf
 
-from keras_resnet.data.parts import WHOLE, Parts, ranges, steps_per_epoch, training_order
+from keras_resnet.data.shards import WHOLE, Shards, ranges, steps_per_epoch, training_order
 from keras_resnet.data.sources import PADDING, Split
 
 
@@ -39,7 +39,7 @@ def augment(images: tf.Tensor, mean: tf.Tensor, dy: tf.Tensor, dx: tf.Tensor, fl
 
 
 def training_batches(
-    split: Split, mean: np.ndarray, *, batch_size: int, seed: int, first_step: int = 0, parts: Parts = WHOLE,
+    split: Split, mean: np.ndarray, *, batch_size: int, seed: int, first_step: int = 0, shards: Shards = WHOLE,
 ) -> tf.data.Dataset:  # fmt: skip
     """An endless stream of augmented batches. Each epoch has a new order, and its last, partial batch is dropped.
 
@@ -49,11 +49,11 @@ def training_batches(
         batch_size: examples in a batch, at most as many as there are.
         seed: determines the order and the augmentation.
         first_step: the step, counted from the beginning of training, whose batch comes first.
-        parts: the `parts.Parts` into which each batch is split for several replicas; their number divides `batch_size`.
+        shards: the `shards.Shards` of each batch, for several replicas; their number divides `batch_size`.
 
     Returns:
         A `tf.data.Dataset` of (images float32 (batch_size, height, width, 3), labels int64 (batch_size,)), or of the
-        parts, one after the other.
+        shards, one after the other.
 
     Raises:
         ValueError: there are fewer examples than `batch_size`.
@@ -67,9 +67,9 @@ def training_batches(
         order_seed, draw_seed = tf.unstack(tf.random.split([seed, tf.cast(number, "int32")], 2))
         order = tf.random.experimental.stateless_shuffle(tf.range(n), order_seed)
         draws = tf.random.stateless_uniform((n, 3), draw_seed)  # row i belongs to example i
-        order = training_order(order, batch_size, parts)
+        order = training_order(order, batch_size, shards)
         batches = tf.data.Dataset.from_tensor_slices((order, tf.gather(draws, order)))
-        return batches.skip(tf.where(number == first_epoch, tf.constant(skipped * len(parts.own), "int64"), 0))
+        return batches.skip(tf.where(number == first_epoch, tf.constant(skipped * len(shards.own), "int64"), 0))
 
     def batch(indices, draws):
         offsets = tf.cast(draws[:, :2] * (2 * PADDING + 1), "int32")
@@ -80,11 +80,11 @@ def training_batches(
     return epochs.flat_map(epoch).map(batch, num_parallel_calls=tf.data.AUTOTUNE).prefetch(tf.data.AUTOTUNE)
 
 
-def evaluation_batches(split: Split, *, batch_size: int = 500, parts: Parts = WHOLE) -> tf.data.Dataset:
+def evaluation_batches(split: Split, *, batch_size: int = 500, shards: Shards = WHOLE) -> tf.data.Dataset:
     """Every example once, unchanged and in order: the single view of P1 4.2. Arguments as in `training_batches`.
 
     Batches have at most `batch_size` examples, and their sizes differ by one at most.
     """
     images, labels = tf.constant(split.images), tf.constant(split.labels)
-    found = tf.data.Dataset.from_tensor_slices(ranges(len(split.labels), batch_size, parts))
+    found = tf.data.Dataset.from_tensor_slices(ranges(len(split.labels), batch_size, shards))
     return found.map(lambda r: (images[r[0] : r[1]], labels[r[0] : r[1]])).prefetch(tf.data.AUTOTUNE)

@@ -71,7 +71,7 @@ def load(path: Path) -> Statistics:
         found = "damaged, or of another kind" if os.path.exists(path) else "not there"
         reason = f"it has no {error}" if isinstance(error, KeyError) else error
         raise DataError(
-            f"{path} should hold the colours of photographs, as train/colors.py writes them; it is {found}: {reason}"
+            f"{path} should hold the colours of images, as train/colors.py writes them; it is {found}: {reason}"
         ) from error
     return Statistics(mean, Components(values, vectors))
 

@@ -1,4 +1,4 @@
-"""Files of photographs become crops: decoding, resizing and cropping as in P1 3.4, with TensorFlow.
+"""Image files become crops: decoding, resizing and cropping as in P1 3.4, with TensorFlow.
 
 P1 is "Deep Residual Learning for Image Recognition" (arXiv 1512.03385).
 

@@ -17,14 +17,14 @@ from keras_resnet.files import Path
 
 ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif")  # in lower or upper case
 VALIDATION_PART = 0.1  # of DIR/CLASS/FILE
-PARTS = {"train", "training", "val", "valid", "validation", "test", "testing"}  # folder names that are not classes
+SPLITS = {"train", "training", "val", "valid", "validation", "test", "testing"}  # folder names that are not classes
 
 
 class Examples(typing.Protocol):
     """The common interface of `Files` and `records.Records`: examples on disk, which `read` reads inside a graph."""
 
     def __len__(self) -> int: ...
-    def part(self, indices: np.ndarray) -> "Examples": ...
+    def subset(self, indices: np.ndarray) -> "Examples": ...
     def rows(self, indices: np.ndarray | tf.Tensor) -> tuple[tf.Tensor, ...]: ...
     @property
     def read(self) -> Callable[..., tuple[tf.Tensor, tf.Tensor]]: ...
@@ -42,7 +42,7 @@ class Files:
     def __len__(self) -> int:
         return len(self.paths)
 
-    def part(self, indices: np.ndarray) -> "Files":
+    def subset(self, indices: np.ndarray) -> "Files":
         """The examples with these indices, an integer array."""
         return Files([self.paths[i] for i in indices], self.labels[indices])
 
@@ -69,7 +69,7 @@ class Files:
         return self.paths[index]
 
 
-class Photographs(typing.NamedTuple):
+class Splits(typing.NamedTuple):
     """The names of the classes, and two `Files` or `records.Records`. A label is an index into `classes`."""
 
     classes: tuple[str, ...]
@@ -77,7 +77,7 @@ class Photographs(typing.NamedTuple):
     validation: Examples
 
 
-def load(folder: Path, seed: int = 0) -> Photographs:
+def load(folder: Path, seed: int = 0) -> Splits:
     """Lists the files of an image folder without reading them.
 
     Args:
@@ -85,20 +85,20 @@ def load(folder: Path, seed: int = 0) -> Photographs:
         seed: of DIR/CLASS/FILE, about a tenth of each class is drawn for validation, as in `held_out`.
 
     Returns:
-        A `Photographs` with sorted classes. `list_classes` says which files are images.
+        A `Splits` with sorted classes. `list_classes` says which files are images.
 
     Raises:
         DataError: there is no such folder, a class has no images, there is only one class, or train/ and val/ have
             different classes.
     """
-    parts = _parts(folder)
-    if parts:
-        if missing := {"train", "val"}.difference(parts):
+    splits = _splits(folder)
+    if splits:
+        if missing := {"train", "val"}.difference(splits):
             raise DataError(
-                f"{folder} holds {', '.join(f'{part}/' for part in parts)} but not {missing.pop()}/; it needs both, or "
-                "just a folder for each class"
+                f"{folder} holds {', '.join(f'{name}/' for name in splits)} but not {missing.pop()}/; it needs both, "
+                "or just a folder for each class"
             )
-        (classes, train), (others, validation) = (list_classes(os.path.join(folder, part)) for part in ("train", "val"))
+        (classes, train), (others, validation) = (list_classes(os.path.join(folder, name)) for name in ("train", "val"))
         if classes != others:
             raise DataError(
                 f"{folder}: train/ has {len(classes)} classes and val/ has {len(others)}, and they are not the same; "
@@ -107,25 +107,25 @@ def load(folder: Path, seed: int = 0) -> Photographs:
     else:
         classes, files = list_classes(folder)
     if len(classes) == 1:
-        inner = os.path.join(folder, *parts[:1], classes[0])
+        inner = os.path.join(folder, *splits[:1], classes[0])
         raise DataError(
             f"{folder} holds one class only, {classes[0]}, and a classifier needs two. Are the classes in {inner}?"
         )
-    if parts:
-        return Photographs(classes, train, validation)
+    if splits:
+        return Splits(classes, train, validation)
     names = [os.path.relpath(path, folder) for path in files.paths]
     aside = held_out(names, files.labels, seed)
-    return Photographs(classes, files.part(np.flatnonzero(~aside)), files.part(np.flatnonzero(aside)))
+    return Splits(classes, files.subset(np.flatnonzero(~aside)), files.subset(np.flatnonzero(aside)))
 
 
-def load_part(folder: Path, part: str) -> tuple[tuple[str, ...], Files] | None:
+def load_split(folder: Path, split: str) -> tuple[tuple[str, ...], Files] | None:
     """The classes and the `Files` of test/ or val/ ("validation"), or of a folder that has neither ("all").
 
-    None if there is no such part, or if it has no class folders, as test images without public labels.
+    None if there is no such split, or if it has no class folders, as test images without public labels.
     """
-    parts = {"validation" if name == "val" else name: os.path.join(folder, name) for name in _parts(folder)}
-    inner = parts.get(part) if parts else folder if part == "all" else None
-    return list_classes(inner) if inner and (part != "test" or _folders(inner)) else None
+    splits = {"validation" if name == "val" else name: os.path.join(folder, name) for name in _splits(folder)}
+    inner = splits.get(split) if splits else folder if split == "all" else None
+    return list_classes(inner) if inner and (split != "test" or _folders(inner)) else None
 
 
 def held_out(names: Sequence[str], labels: np.ndarray, seed: int) -> np.ndarray:
@@ -162,22 +162,22 @@ def _hash(name, seed):
 
 def is_divided(folder: Path) -> bool:
     """Whether a folder of images has train/ and val/, not a folder for each class. Errors as in `load`."""
-    return bool(_parts(folder))
+    return bool(_splits(folder))
 
 
-def _parts(folder):
+def _splits(folder):
     """A list of those of train/, val/ and test/ that a folder of images has; empty if it has a folder for each class.
 
-    DataError if there is no such folder, or the parts have other names.
+    DataError if there is no such folder, or its splits have other names.
     """
     if not os.path.isdir(folder):
         found = "it is not a folder" if os.path.exists(folder) else "there is no such folder"
         raise DataError(f"{folder} should be a folder of images: {found}")
     names = _folders(folder)
     if {"train", "val"}.intersection(names):
-        return [part for part in ("train", "val", "test") if part in names]
-    if names and PARTS.issuperset(name.lower() for name in names):
-        raise DataError(f"{folder} holds {', '.join(f'{name}/' for name in names)}; call its parts train/ and val/")
+        return [name for name in ("train", "val", "test") if name in names]
+    if names and SPLITS.issuperset(name.lower() for name in names):
+        raise DataError(f"{folder} holds {', '.join(f'{name}/' for name in names)}; call its splits train/ and val/")
     return []
 
 

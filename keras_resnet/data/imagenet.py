@@ -1,4 +1,4 @@
-"""Batches of photographs in image or TFRecord files, augmented as in P1 3.4, with tf.data.
+"""Batches of images in image or TFRecord files, augmented as in P1 3.4, with tf.data.
 
 P1 is "Deep Residual Learning for Image Recognition" (arXiv 1512.03385).
 
@@ -20,7 +20,7 @@ from keras_resnet.architecture import IMAGE_SIZE
 from keras_resnet.choices import COLOR_SAMPLE
 from keras_resnet.data import color, crops
 from keras_resnet.data.folders import Examples
-from keras_resnet.data.parts import WHOLE, Parts, ranges, steps_per_epoch, training_order
+from keras_resnet.data.shards import WHOLE, Shards, ranges, steps_per_epoch, training_order
 from keras_resnet.data.sources import DataError
 from keras_resnet.files import own_line, reason
 
@@ -161,7 +161,7 @@ def errors_named() -> Iterator[None]:
 def training_batches(
     files: Examples, *, batch_size: int, seed: int, first_step: int = 0, image_size: int = IMAGE_SIZE,
     scale: bool = True, crop: bool = True, flip: bool = True, components: color.Components | None = color.IMAGENET,
-    skipped: set[str] | None = None, parts: Parts = WHOLE,
+    skipped: set[str] | None = None, shards: Shards = WHOLE,
 ) -> tf.data.Dataset:  # fmt: skip
     """An endless stream of augmented batches. Each epoch has a new order, and its last, partial batch is dropped.
 
@@ -178,12 +178,12 @@ def training_batches(
         skipped: a set to which the names of damaged files are added. The next images of the batch take their places.
             Without it, a damaged file ends the stream with an error: see `errors_named`. A file is damaged if it can be
             read but not decoded; damage below the crop goes unnoticed, because nothing there is decoded.
-        parts: the `parts.Parts` into which each batch is split for several replicas; their number divides `batch_size`.
-            Only `parts.own` are read.
+        shards: the `shards.Shards` of each batch, for several replicas; their number divides `batch_size`.
+            Only `shards.own` are read.
 
     Returns:
         A `tf.data.Dataset` of (images float32 (batch_size, image_size, image_size, 3), labels int64 (batch_size,)), or
-        of the parts, one after the other. The pixels are in [0, 255] before the colour noise, which is not clipped.
+        of the shards, one after the other. The pixels are in [0, 255] before the colour noise, which is not clipped.
 
     Raises:
         ValueError: there are fewer examples than `batch_size`.
@@ -191,17 +191,17 @@ def training_batches(
     n = len(files)
     steps = steps_per_epoch(n, batch_size)
     first_epoch, skipped_steps = divmod(first_step, steps)
-    size = batch_size // parts.total
+    size = batch_size // shards.total
     least, greatest = crops.shorter_sides(image_size)
 
     def epoch(number):
         seeds = tf.unstack(tf.random.split([seed, tf.cast(number, "int32")], 3))
         order = tf.random.experimental.stateless_shuffle(tf.range(n), seeds[0])
         draws = tf.random.stateless_uniform((n, 4), seeds[1]), tf.random.stateless_normal((n, 3), seeds[2])
-        order = training_order(order, batch_size, parts)
+        order = training_order(order, batch_size, shards)
         # Row i of the draws belongs to example i.
         batches = tf.data.Dataset.from_tensor_slices((order, *(tf.gather(draw, order) for draw in draws)))
-        return batches.skip(tf.where(number == first_epoch, tf.constant(skipped_steps * len(parts.own), "int64"), 0))
+        return batches.skip(tf.where(number == first_epoch, tf.constant(skipped_steps * len(shards.own), "int64"), 0))
 
     def batch(indices, uniform, normal):
         sides = least + tf.floor(uniform[:, 0] * (greatest - least + 1 if scale else 0))
@@ -225,19 +225,19 @@ def training_batches(
 
     epochs = tf.data.Dataset.range(first_epoch, np.iinfo("int64").max)
     # Two batches in parallel, so that all cores have work while the last images of one are read, and one prefetched.
-    own = len(parts.own)
+    own = len(shards.own)
     return epochs.flat_map(epoch).map(batch, num_parallel_calls=2 * own).prefetch(own)
 
 
 def center_batches(
     files: Examples, *, batch_size: int = TEST_BATCH, image_size: int = IMAGE_SIZE, skipped: set[str] | None = None,
-    parts: Parts = WHOLE,
+    shards: Shards = WHOLE,
 ) -> tf.data.Dataset:  # fmt: skip
     """Every example once and in order: the center crop of P1 3.4, from a shorter side of 256 for crops of 224.
 
     Arguments and returned `tf.data.Dataset` are as in `training_batches`, but batches have at most `batch_size`
     examples, and their sizes differ by one at most. The pixels are in [0, 255]. Damaged files are left out if there is
-    a set `skipped` for them. An empty batch is left out, too; as one of several parts, it ends the stream with an
+    a set `skipped` for them. An empty batch is left out, too; as one of several shards, it ends the stream with an
     error.
     """
 
@@ -246,12 +246,12 @@ def center_batches(
         _, images, labels = _read(
             files, indices, lambda data: crops.center_crop(crops.decode(data), image_size), (), skipped
         )
-        if parts.total > 1:
+        if shards.total > 1:
             tf.debugging.assert_positive(tf.size(labels), NOTHING)
         return tf.ensure_shape(images, (None, image_size, image_size, 3)), labels
 
-    own = len(parts.own)
-    found = tf.data.Dataset.from_tensor_slices(ranges(len(files), batch_size, parts))
+    own = len(shards.own)
+    found = tf.data.Dataset.from_tensor_slices(ranges(len(files), batch_size, shards))
     batches = found.map(batch, num_parallel_calls=2 * own).prefetch(own)
     return batches if skipped is None else batches.filter(lambda images, labels: tf.size(labels) > 0)
 
@@ -272,7 +272,7 @@ def statistics(
         `color.Statistics`, with a mean of shape (image_size, image_size, 3).
     """
     batch_size = 64
-    files = files.part(np.sort(np.random.default_rng(seed).permutation(len(files))[:images]))
+    files = files.subset(np.sort(np.random.default_rng(seed).permutation(len(files))[:images]))
     bar = keras.utils.Progbar(-(-len(files) // batch_size), verbose=verbose, unit_name="batch")
     total, products, n = np.zeros((image_size, image_size, 3)), np.zeros((3, 3)), 0
     with own_line(verbose):
@@ -283,7 +283,7 @@ def statistics(
             n += len(batch)
             bar.add(1)
     if not n:
-        raise DataError(f"not one of {len(files)} photographs can be read")
+        raise DataError(f"not one of {len(files)} images can be read")
     mean = total / n
     center = mean.mean((0, 1)) - 128.0
     covariance = products / (n * image_size**2) - np.outer(center, center)

@@ -43,7 +43,7 @@ class Records:
     def __len__(self) -> int:
         return len(self.files)
 
-    def part(self, indices: np.ndarray) -> "Records":
+    def subset(self, indices: np.ndarray) -> "Records":
         """The examples with these indices, an integer array."""
         return type(self)(self.paths, self.keys, *(array[indices] for array in self.locations))
 
@@ -114,12 +114,12 @@ def _array_record(path):
     return ArrayRecordReader(path, **options)
 
 
-def photographs(dataset: str, data_dir: Path | None = None, seed: int = 0) -> folders.Photographs:
-    """The `folders.Photographs` of a folder, as `folders.load` lists it, or of a data set, as `load` finds it."""
+def splits(dataset: str, data_dir: Path | None = None, seed: int = 0) -> folders.Splits:
+    """The `folders.Splits` of a folder, as `folders.load` lists it, or of a data set, as `load` finds it."""
     return folders.load(dataset, seed) if os.path.isdir(dataset) else load(dataset, data_dir, seed)
 
 
-def load(name: str, data_dir: Path | None = None, seed: int = 0) -> folders.Photographs:
+def load(name: str, data_dir: Path | None = None, seed: int = 0) -> folders.Splits:
     """Finds the records of a data set without reading them.
 
     Args:
@@ -128,7 +128,7 @@ def load(name: str, data_dir: Path | None = None, seed: int = 0) -> folders.Phot
         seed: if there is no split "validation", a tenth of "train" is drawn with this seed.
 
     Returns:
-        A `folders.Photographs`.
+        A `folders.Splits`.
 
     Raises:
         DataError: the data set is unknown, cannot be loaded, has no images with classes, or has another file format.
@@ -138,31 +138,33 @@ def load(name: str, data_dir: Path | None = None, seed: int = 0) -> folders.Phot
         raise DataError(f"{name} has no split train; it has {', '.join(builder.info.splits)}")
     train = _index(builder, "train", keys)
     if "validation" in builder.info.splits:
-        return folders.Photographs(classes, train, _index(builder, "validation", keys))
+        return folders.Splits(classes, train, _index(builder, "validation", keys))
     order = np.random.default_rng(seed).permutation(len(train))
     cut = max(1, round(folders.VALIDATION_PART * len(order)))
-    return folders.Photographs(classes, train.part(np.sort(order[cut:])), train.part(np.sort(order[:cut])))
+    return folders.Splits(classes, train.subset(np.sort(order[cut:])), train.subset(np.sort(order[:cut])))
 
 
-def load_part(dataset: str, part: str, data_dir: Path | None = None) -> tuple[tuple[str, ...], folders.Examples] | None:
-    """The test or validation part of a data set of photographs.
+def load_split(
+    dataset: str, name: str, data_dir: Path | None = None
+) -> tuple[tuple[str, ...], folders.Examples] | None:
+    """The test or validation split of a data set of images with classes.
 
     Args:
-        dataset, data_dir: as in `photographs`.
-        part: "test", "validation" or, for data that have neither, "all".
+        dataset, data_dir: as in `splits`.
+        name: "test", "validation" or, for data that have neither, "all".
 
     Returns:
-        The classes, a tuple of names, and a `folders.Files` or `Records`. None if there is no such part, or if its
+        The classes, a tuple of names, and a `folders.Files` or `Records`. None if there is no such split, or if its
         labels are not public, as for ImageNet's test images.
 
     Raises:
         DataError: as in `load` and `folders.load`.
     """
     if os.path.isdir(dataset):
-        return folders.load_part(dataset, part)
+        return folders.load_split(dataset, name)
     builder, classes, keys = _builder(dataset, data_dir)
     splits = set(builder.info.splits)
-    split = part if part != "all" else "train" if not splits & {"test", "validation"} else None
+    split = name if name != "all" else "train" if not splits & {"test", "validation"} else None
     if split not in splits:
         return None
     found = _index(builder, split, keys)
@@ -170,16 +172,16 @@ def load_part(dataset: str, part: str, data_dir: Path | None = None) -> tuple[tu
     return (classes, found) if label >= 0 else None
 
 
-def describe(data: folders.Photographs, dataset: str) -> dict[str, str]:
+def describe(data: folders.Splits, dataset: str) -> dict[str, str]:
     """Digests by which a later run can tell whether the data are still the same.
 
     Args:
-        data: a `folders.Photographs`.
+        data: a `folders.Splits`.
         dataset: the folder of the data; ignored for a data set of TensorFlow Datasets.
 
     Returns:
         A dictionary of `sources.digest`. For a folder: of the file names in each class, relative to the folder, and of
-        those set aside for validation. For a data set: of the classes and of each part.
+        those set aside for validation. For a data set: of the classes and of each split.
     """
     if isinstance(data.train, folders.Files) and isinstance(data.validation, folders.Files):
         names: dict[str, list[bytes]] = {name: [] for name in data.classes}
@@ -191,10 +193,10 @@ def describe(data: folders.Photographs, dataset: str) -> dict[str, str]:
             names[ASIDE] = [os.fsencode(path[start:]) for path in data.validation.paths]
         return {name: sources.digest(len(found), b"\0".join(sorted(found))) for name, found in names.items()}
     found = {"classes": sources.digest(len(data.classes), "\n".join(data.classes).encode())}
-    for part in ("train", "validation"):
-        split = getattr(data, part)
+    for name in ("train", "validation"):
+        split = getattr(data, name)
         paths = "\n".join(map(os.path.basename, split.paths)).encode()
-        found[part] = sources.digest(len(split), paths, *map(np.ascontiguousarray, split.locations))
+        found[name] = sources.digest(len(split), paths, *map(np.ascontiguousarray, split.locations))
     return found
 
 

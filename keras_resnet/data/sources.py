@@ -172,7 +172,7 @@ def find(name: str, data_dir: Path | None = None) -> "tfds.core.DatasetBuilder":
         names = DATASETS, tfds.list_builders(with_community_datasets=False)
         near = [match for group in names for match in difflib.get_close_matches(name, group, 1)]
         raise DataError(
-            f"the data are one of {', '.join(DATASETS)}, a folder of photographs or a set of TensorFlow Datasets; "
+            f"the data are one of {', '.join(DATASETS)}, an image folder or a set of TensorFlow Datasets; "
             f"found {name!r}" + (f". Did you mean {near[0]}?" if near else "")
         ) from error
 

@@ -3,7 +3,7 @@
 A protocol says which views of an image are averaged. Every image counts once. Needs TensorFlow.
 """
 
-from keras_resnet.choices import PARTS
+from keras_resnet.choices import SPLITS
 from keras_resnet.evaluation.examples import load_data
 from keras_resnet.evaluation.protocols import default_crop, evaluate, gives_logits
 from keras_resnet.evaluation.results import EvaluationError, Result
@@ -11,7 +11,7 @@ from keras_resnet.runs import class_names, load_model, model_file, run_settings
 
 __all__ = [
     "EvaluationError",
-    "PARTS",
+    "SPLITS",
     "Result",
     "class_names",
     "default_crop",

@@ -1,11 +1,11 @@
-"""The images on which models are evaluated: which part of the data, and under which names of classes."""
+"""The images on which models are evaluated: which split of the data, and under which names of classes."""
 
 from collections.abc import Iterable, Sequence
 
 import numpy as np
 import tensorflow as tf
 
-from keras_resnet.choices import PARTS
+from keras_resnet.choices import SPLITS
 from keras_resnet.data import imagenet, records, sources
 from keras_resnet.evaluation.results import EvaluationError
 from keras_resnet.files import Path
@@ -41,16 +41,16 @@ def check_classes(path: Path, classes: Iterable[str]) -> tuple[tuple[str, ...], 
 
 
 def load_data(
-    dataset: str, data_dir: Path | None = None, *, part: str | None = None, models: Sequence[Path] = (),
+    dataset: str, data_dir: Path | None = None, *, split: str | None = None, models: Sequence[Path] = (),
     skipped: set[str] | None = None,
 ) -> tuple[tuple[str, ...], tf.data.Dataset, str]:  # fmt: skip
     """Loads the data on which models are evaluated.
 
     Args:
-        dataset: one of `data.sources.DATASETS`; a folder of photographs; a data set of TensorFlow Datasets.
+        dataset: one of `data.sources.DATASETS`; an image folder; a data set of TensorFlow Datasets.
         data_dir: as in `data.sources.load`.
-        part: "test", "validation" or, for photographs that are not divided, "all". None takes the first of these that
-            exists. If one of `models` was trained on undivided photographs, the validation images are those that its
+        split: "test", "validation" or, for an image folder without splits, "all". None takes the first of these that
+            exists. If one of `models` was trained on such a folder, the validation images are those that its
             run set aside.
         models: paths as in `runs.Run`. Their folders state what they were trained on, and the names and the order of
             the classes; without these, the classes are those of the data.
@@ -60,15 +60,15 @@ def load_data(
         The names of the classes, examples for `evaluate`, and a description of the images.
 
     Raises:
-        EvaluationError: there is no such part, or the data have classes that the models do not know.
+        EvaluationError: there is no such split, or the data have classes that the models do not know.
         RunError: the data have changed since a run set images aside, or the files of a run are damaged.
         DataError: the data cannot be loaded.
     """
     if dataset in sources.DATASETS:
-        classes, data, which = _small_images(dataset, data_dir, part or "test", models)
+        classes, data, which = _small_images(dataset, data_dir, split or "test", models)
         examples = tf.data.Dataset.from_tensor_slices(tuple(data))
     else:
-        classes, data, which = _photographs(dataset, data_dir, part, models)
+        classes, data, which = _imagenet_style(dataset, data_dir, split, models)
         examples = imagenet.examples(data, skipped)
     known = [check_classes(path, classes) for path in models] or [(classes, np.arange(len(classes)))]
     if len({names for names, _ in known}) > 1:
@@ -79,40 +79,40 @@ def load_data(
     return names, examples.map(lambda image, label: (image, tf.gather(indices, label))), which
 
 
-def _small_images(dataset, data_dir, part, models):
+def _small_images(dataset, data_dir, split, models):
     """The classes, the `data.sources.Split` and its description."""
-    if part == "all":
+    if split == "all":
         raise EvaluationError(f"{dataset} is divided; choose its test or validation images")
-    if part == "validation":
+    if split == "validation":
         for path in models:
             if Run(path).settings.get("train_on_all"):
                 raise EvaluationError(f"{path} was trained on the validation images too; test it on the test images")
     source = sources.load(dataset, data_dir)
-    return source.classes, getattr(source, part), f"{part} images"
+    return source.classes, getattr(source, split), f"{split} images"
 
 
-def _photographs(dataset, data_dir, part, models):
+def _imagenet_style(dataset, data_dir, split, models):
     """The classes, the `data.folders.Files` or `data.records.Records` and their description."""
-    for name in PARTS[:2]:
-        if part in (None, name) and (found := records.load_part(dataset, name, data_dir)):
+    for name in SPLITS[:2]:
+        if split in (None, name) and (found := records.load_split(dataset, name, data_dir)):
             return *found, f"{name} images"
-    if part in (None, "validation"):
+    if split in (None, "validation"):
         runs = {path: Run(path) for path in models}
         aside = {path: held_out for path, run in runs.items() if (held_out := run.held_out(dataset, data_dir))}
         seeds = {runs[path].settings["seed"] for path in aside}
         if len(seeds) > 1:
             raise EvaluationError(
-                f"these runs set aside different parts of {dataset}, by different seeds: {', '.join(map(str, aside))}. "
+                f"different images of {dataset} were set aside, by different seeds: {', '.join(map(str, aside))}. "
                 "Test each by itself, or on other data."
             )
         others = [
             f"{path} was trained on {run.settings['dataset']}"
             for path, run in runs.items()
-            if path not in aside and run.photographs
+            if path not in aside and run.imagenet_style
         ]
         for data in aside.values():
             which = f"validation images, set aside in training by seed {seeds.pop()}"
             return data.classes, data.validation, "; ".join([which, *others])
-    if part in (None, "all") and (found := records.load_part(dataset, "all", data_dir)):
+    if split in (None, "all") and (found := records.load_split(dataset, "all", data_dir)):
         return *found, "all images"
-    raise EvaluationError(f"{dataset} has no {part or 'test or validation'} images, or says no classes of them")
+    raise EvaluationError(f"{dataset} has no {split or 'test or validation'} images, or says no classes of them")

@@ -43,7 +43,7 @@ def default_crop(paths: Sequence[Path], models: Sequence[keras.Model]) -> int:
         models: the loaded `keras.Model` objects.
 
     Returns:
-        The size in training, if they were trained on photographs; otherwise the models' input size; otherwise the
+        The size in training, if that was on ImageNet-style images; otherwise the models' input size; otherwise the
         paper's 224.
 
     Raises:

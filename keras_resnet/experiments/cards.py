@@ -100,9 +100,9 @@ def card(path: str | os.PathLike, model: keras.Model, library: str = "keras") ->
 def _command(run, segments):
     """What trains the network again: the settings that decide the result and are not the paper's.
 
-    A folder of photographs has its name in place of its path, as in the records.
+    An image folder has its name in place of its path, as in the records.
     """
-    recipe = recipes.PHOTOGRAPHS if run.photographs else recipes.SMALL_IMAGES
+    recipe = recipes.IMAGENET if run.imagenet_style else recipes.CIFAR
     usual = {field.name: field.default for field in dataclasses.fields(Settings)} | recipe
     settings = run.result["settings"]
     kept = {name: settings[name] for name in deciding(usual) if settings.get(name) not in (None, [], usual[name])}

@@ -59,7 +59,7 @@ def run(settings: Settings, folder: Path = RESULTS, verbose: int = 1) -> dict:
 
     Returns:
         The record in FOLDER/NAME.json: what was trained, its `error` in [0, 1] (CIFAR-10: on the test images;
-        photographs: on ten crops of the validation images), history, `weights_sha256` and, for small images,
+        ImageNet: on ten crops of the validation images), history, `weights_sha256` and, for small images,
         responses.
 
     Raises:
@@ -73,7 +73,7 @@ def run(settings: Settings, folder: Path = RESULTS, verbose: int = 1) -> dict:
     if recorded(settings, folder):
         record = _read(path)
         if "data" in record and os.path.isdir(settings.dataset):
-            found = _size(_photographs(settings))
+            found = _size(_imagenet_style(settings))
             if found != record["data"]:
                 raise RunError(
                     f"{path} is of another folder of that name, with {record['data']}; {settings.dataset} has {found}. "
@@ -92,7 +92,7 @@ def run(settings: Settings, folder: Path = RESULTS, verbose: int = 1) -> dict:
     left_out, segments = ("settings", "paper_test_error", "segments"), result["segments"]
     record = {
         **describe(settings, segments[0]["backend"]),
-        **(_ten_crops(settings, model, verbose) if settings.photographs else _test(settings, model, result)),
+        **(_ten_crops(settings, model, verbose) if settings.imagenet_style else _test(settings, model, result)),
         "weights_sha256": weights_sha256(model),
         "result": {name: value for name, value in result.items() if name not in left_out},
         "history": trained.history,
@@ -126,10 +126,10 @@ def _test(settings, model, result):
     }
 
 
-def _photographs(settings):
+def _imagenet_style(settings):
     from keras_resnet.data import records
 
-    return records.photographs(settings.dataset, settings.data_dir, settings.seed)
+    return records.splits(settings.dataset, settings.data_dir, settings.seed)
 
 
 def _size(data):
@@ -140,7 +140,7 @@ def _ten_crops(settings, model, verbose):
     from keras_resnet import evaluation
     from keras_resnet.data import imagenet
 
-    data = _photographs(settings)
+    data = _imagenet_style(settings)
     examples = imagenet.examples(data.validation)
     with imagenet.errors_named():
         found = evaluation.evaluate(
@@ -177,8 +177,8 @@ def matches(experiment: Experiment, row: Row, record: dict) -> bool:
     """Whether a record is of a run of this row, under any conditions."""
     settings = record["settings"]
     if experiment.dataset is None:
-        recipe, same_data = recipes.PHOTOGRAPHS, settings["dataset"] not in sources.DATASETS
+        recipe, same_data = recipes.IMAGENET, settings["dataset"] not in sources.DATASETS
     else:
-        recipe, same_data = recipes.SMALL_IMAGES, settings["dataset"] == experiment.dataset
+        recipe, same_data = recipes.CIFAR, settings["dataset"] == experiment.dataset
     expected = {name: row.network.get(name, recipe.get(name, getattr(Settings, name))) for name in names("network")}
     return same_data and all(settings[name] == value for name, value in expected.items())

@@ -183,7 +183,7 @@ def _mean(entry, values):
 
 def _schedule(experiment, entry):
     """The conditions as text."""
-    whole = (recipes.SMALL_IMAGES if experiment.dataset else recipes.PHOTOGRAPHS)["steps"]
+    whole = (recipes.CIFAR if experiment.dataset else recipes.IMAGENET)["steps"]
     steps = _steps(entry.records[0])
     found = [f"{steps:,} steps" if steps == whole else f"{steps:,} of {whole:,} steps"]
     others = {name: value for name, value in entry.conditions.items() if name not in ("steps", "data")}
@@ -288,7 +288,7 @@ def _page(records, sections, missing):
 <a href="https://arxiv.org/abs/1603.05027">Identity Mappings in Deep Residual Networks</a>. {len(records)} runs of
 <code>train/reproduce.py</code> are shown; <code>train/report.py</code> made this page.</p>
 <p>Networks are comparable if their conditions are the same. A shortened schedule divides the learning rate by 10 at the
-same fractions of its length (on photographs: when the validation error plateaus, if it does), and its errors are not
+same fractions of its length (on ImageNet: when the validation error plateaus, if it does), and its errors are not
 comparable with the paper's. On CIFAR-10 the paper's networks are trained on all 50,000 images, as are runs with
 <code>--train-on-all</code>; the others are trained on 45,000, and their curves show the error on the other 5,000. The
 paper's curves show the test error. Here the test images are used once, at the end.</p>

@@ -26,7 +26,7 @@ class Row(typing.NamedTuple):
 class Experiment(typing.NamedTuple):
     """A table or a figure of a paper.
 
-    `dataset` is None for photographs, which the user has to provide. `panels` are the panels of a figure, each a title
+    `dataset` is None for ImageNet, which the user has to provide. `panels` are the panels of a figure, each a title
     and the names of rows; `responses`: whether it shows responses (P1 Fig. 7) instead of training curves.
     """
 
@@ -52,7 +52,7 @@ class Experiment(typing.NamedTuple):
         Args:
             only: names of rows; None for all.
             seeds: number of runs of each network, with seeds from 0 on.
-            dataset: the data set, if the experiment is on photographs.
+            dataset: the data set, if the experiment is on ImageNet.
             conditions: other settings.
 
         Returns:
@@ -64,7 +64,7 @@ class Experiment(typing.NamedTuple):
         if seeds < 1:
             raise RunError(f"--seeds is positive; found {seeds}")
         if (dataset is None) == (self.dataset is None):
-            needs = "is on CIFAR-10; leave --data out" if self.dataset else "is on photographs; it needs --data"
+            needs = "is on CIFAR-10; leave --data out" if self.dataset else "is on ImageNet; it needs --data"
             raise RunError(f"{self.source} {needs}")
         conditions["dataset"] = self.dataset or dataset
         rows = [self.row(name) for name in dict.fromkeys(only)] if only else self.rows

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from keras_resnet.files import ResNetError
 from keras_resnet.training import recipes
 from keras_resnet.training.options import flag, type_of
-from keras_resnet.training.settings import Settings
+from keras_resnet.training.settings import LARGE, Settings
 
 
 def add_settings(parser: argparse.ArgumentParser, left_out: Sequence[str] = ()) -> typing.Any:
@@ -33,9 +33,9 @@ def add_settings(parser: argparse.ArgumentParser, left_out: Sequence[str] = ()) 
         if several:
             details["nargs"] = "+"
         shown = "" if default in (None, False, ()) else f" (default {default})"
-        if field.name in recipes.SMALL_IMAGES:
-            shown = f" (default {recipes.SMALL_IMAGES[field.name]}; photographs {recipes.PHOTOGRAPHS[field.name]})"
-        only = f"{one.data}: " * (one.data == "photographs")
+        if field.name in recipes.CIFAR:
+            shown = f" (default {recipes.CIFAR[field.name]}; ImageNet {recipes.IMAGENET[field.name]})"
+        only = "ImageNet: " * (one.data == LARGE)
         groups[one.group].add_argument(flag(field.name), default=default, help=f"{only}{one.help}{shown}", **details)
     run = groups["run"] if "run" in groups else parser.add_argument_group("run")
     verbose = "0 silent, 1 progress bar, 2 a line per epoch and per ten minutes (default 1 at a terminal, otherwise 2)"

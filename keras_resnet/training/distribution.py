@@ -1,6 +1,6 @@
 """The devices of TensorFlow: one, several of a machine, or those of several machines, with `tf.distribute`.
 
-Every replica trains on its part of each batch, and their gradients are averaged, so that a step is the same on any
+Every replica trains on its shard of each batch, and their gradients are averaged, so that a step is the same on any
 number of devices. docs/distribution.md describes how to use it.
 """
 
@@ -14,21 +14,21 @@ from collections.abc import Iterator
 import numpy as np
 import tensorflow as tf
 
-from keras_resnet.data.parts import Parts
+from keras_resnet.data.shards import Shards
 from keras_resnet.files import RunError
 from keras_resnet.training import hardware
 
 SLURM_PORT = 8888  # of the first task on each node
 
 
-def strategy(name: str = "auto", parts: int = 1) -> tf.distribute.Strategy:
+def strategy(name: str = "auto", ghosts: int = 1) -> tf.distribute.Strategy:
     """Chooses the devices to train on. Has to be called before TensorFlow computes anything.
 
     Args:
         name: "mirrored" for all GPUs of this machine or, if it has none, its logical CPUs; "multiworker" for all
             machines of the cluster that TF_CONFIG or SLURM describes; "none" for a single device; "auto" for
             multiworker if a cluster is described, otherwise mirrored if there are several GPUs, otherwise none.
-        parts: the number of parts of a batch on all devices together that are computed beside each other.
+        ghosts: the number of ghost batches computed beside each other, on all devices together.
 
     Returns:
         A `tf.distribute.Strategy`. The model has to be built in its `scope()`.
@@ -37,7 +37,7 @@ def strategy(name: str = "auto", parts: int = 1) -> tf.distribute.Strategy:
         RunError: no cluster is described, or its description is wrong.
     """
     cluster = _cluster() if name in ("auto", "multiworker") else None
-    hardware.choose_threads(parts if cluster is None else -(-parts // len(_addresses(cluster))))
+    hardware.choose_threads(ghosts if cluster is None else -(-ghosts // len(_addresses(cluster))))
     gpus = len(tf.config.list_physical_devices("GPU"))
     if cluster is None and name == "multiworker":
         raise RunError("--strategy multiworker finds no cluster: set TF_CONFIG, or start several tasks with srun")
@@ -88,10 +88,10 @@ class Devices:
         own[self.strategy.extended._id_in_cluster] = numbers
         return self.strategy.reduce("SUM", tf.identity(own), None).numpy()
 
-    def parts(self, each: int = 1) -> Parts:
-        """The `Parts` of a batch that this process computes, with so many for `each` replica."""
+    def shards(self, each: int = 1) -> Shards:
+        """The `Shards` of a batch that this process computes, with so many for `each` replica."""
         first = self.strategy.extended._id_in_cluster * self.here if self.processes > 1 else 0
-        return Parts(self.count * each, range(first * each, (first + self.here) * each))
+        return Shards(self.count * each, range(first * each, (first + self.here) * each))
 
     def distribute(self, data: tf.data.Dataset) -> tf.data.Dataset | tf.distribute.DistributedDataset:
         """A data set of batches of this process's replicas, one after the other, as one for all of them together."""

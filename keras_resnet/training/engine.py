@@ -52,8 +52,8 @@ class Engine(typing.Protocol):
         """Trains the steps from `first` on, each at its rate; returns the means over each batch, (steps, measures)."""
         ...
 
-    def evaluate(self, network: keras.Model, part: str) -> dict[str, float]:
-        """The means of a network's measures over the task's images of this part, by their names."""
+    def evaluate(self, network: keras.Model, split: str) -> dict[str, float]:
+        """The means of a network's measures over the task's images of this split, by their names."""
         ...
 
     def profile(self, folder: str) -> typing.ContextManager:

@@ -36,9 +36,9 @@ def read(settings: Settings) -> Source:
         raise WeightsError(
             f"{source} has the network {source.architecture.name}, and this run trains {network}, which --depth, "
             "--plain and --activation-order choose; networks of other depths, and those for small images and for "
-            "photographs, have no weights in common"
+            "ImageNet, have no weights in common"
         )
-    size = (settings.image_size, settings.image_size) if settings.photographs else SMALL
+    size = (settings.image_size, settings.image_size) if settings.imagenet_style else SMALL
     fitted = normalization.for_size(source.normalization, size)
     if fitted is not source.normalization:
         print(

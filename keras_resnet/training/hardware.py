@@ -56,10 +56,10 @@ def arithmetic(precision: str | None, gpu: bool) -> str:
     return named
 
 
-def choose_threads(parts: int) -> None:
-    """Lets as many operations of TensorFlow run in parallel as there are parts, each with a share of the cores.
+def choose_threads(ghosts: int) -> None:
+    """Lets as many operations of TensorFlow run in parallel as there are ghost batches, each with a share of the cores.
 
-    Nothing changes if there is one part, if the user has chosen (`TF_NUM_INTRAOP_THREADS`, `TF_NUM_INTEROP_THREADS`,
+    Nothing changes if there is one, if the user has chosen (`TF_NUM_INTRAOP_THREADS`, `TF_NUM_INTEROP_THREADS`,
     `tf.config.threading`), if there is a GPU, or if TensorFlow has already started its threads.
     """
     import tensorflow as tf
@@ -68,9 +68,9 @@ def choose_threads(parts: int) -> None:
     chosen = threading.get_intra_op_parallelism_threads() or threading.get_inter_op_parallelism_threads()
     if {"TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS"} & os.environ.keys() or chosen:
         return
-    if parts == 1 or tf.config.list_physical_devices("GPU"):
+    if ghosts == 1 or tf.config.list_physical_devices("GPU"):
         return
-    at_a_time = min(parts, cores())
+    at_a_time = min(ghosts, cores())
     try:
         threading.set_inter_op_parallelism_threads(at_a_time)
         threading.set_intra_op_parallelism_threads(-(-cores() // at_a_time))

@@ -1,12 +1,12 @@
 """Training with JAX, on one or several GPUs, TPUs or machines. Small images need no TensorFlow.
 
 Small images lie in the devices' memory and are augmented there, and a span of steps is one computation, in which the
-device does not wait for the host; on a CPU each step is one. Photographs come from the same `tf.data` pipeline as on
-TensorFlow. The random numbers differ from those with TensorFlow, so the same settings give another run.
+device does not wait for the host; on a CPU each step is one. Images in files come from the same `tf.data` pipeline as
+with TensorFlow. The random numbers differ from those with TensorFlow, so the same settings give another run.
 
-The axis of the parts of a batch, which are normalised separately, is the axis of the devices. So one device with two
-parts, and two with one part each, are the same computation. (`keras.distribution.DataParallel` instead normalises the
-whole batch together.)
+The axis of the ghost batches, which are normalised separately, is the axis of the devices. So one device with two ghost
+batches, and two devices with one each, are the same computation. (`keras.distribution.DataParallel` instead normalises
+the whole batch together.)
 """
 
 import contextlib
@@ -21,7 +21,7 @@ from jax import numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 
 from keras_resnet.analysis import logits
-from keras_resnet.data.parts import Parts, ranges
+from keras_resnet.data.shards import Shards, ranges
 from keras_resnet.data.sources import Split
 from keras_resnet.files import RunError
 from keras_resnet.optimizers import SGD
@@ -30,30 +30,30 @@ from keras_resnet.training.checkpoint import variables_of
 from keras_resnet.training.jax_images import augment, draws_of
 from keras_resnet.training.mesh import AXIS, Devices
 from keras_resnet.training.objective import measures
-from keras_resnet.training.settings import Settings, parts_of
+from keras_resnet.training.settings import Settings, ghost_batches
 from keras_resnet.training.tasks import Task
 
 TEST_BATCH = 500  # small images
-IN_FLIGHT = 2  # batches of photographs that are on their way to the devices
+IN_FLIGHT = 2  # batches of ImageNet-style images that are on their way to the devices
 
 devices, writes = mesh.devices, mesh.writes
 
 
 class Step:
-    """A step of SGD on a batch that is cut into parts of the same size, which are normalised separately.
+    """A step of SGD on a batch that is cut into ghost batches of the same size, each normalised by itself.
 
-    Loss and gradients are means over all images, and the moving averages are updated with the mean over all parts.
+    Loss and gradients are means over all images; the moving averages are updated with the mean over the ghost batches.
 
     Args:
         model: a network from pixels to logits.
         optimizer: an `SGD` for it that has been built.
-        parts: the number of parts that are computed beside each other, a multiple of the number of devices.
+        ghosts: the number of ghost batches computed beside each other, a multiple of the number of devices.
         in_turn: how often so many are computed, one after the other.
         devices: the `Devices`.
     """
 
-    def __init__(self, model: keras.Model, optimizer: SGD, parts: int, in_turn: int, devices: Devices):
-        self.model, self.optimizer, self.parts, self.in_turn, self.devices = model, optimizer, parts, in_turn, devices
+    def __init__(self, model: keras.Model, optimizer: SGD, ghosts: int, in_turn: int, devices: Devices):
+        self.model, self.optimizer, self.ghosts, self.in_turn, self.devices = model, optimizer, ghosts, in_turn, devices
         self.measures = measures(model)
         # The averages that a step updates; in frozen layers they stay.
         moving = {id(v) for layer in model.layers if layer.trainable for v in layer.non_trainable_variables}
@@ -79,10 +79,11 @@ class Step:
         trainable, others, optimizer = state
         turns = [self._in_turns(x) for x in (images, labels)]
         if self.in_turn == 1:
-            found = self._parts(trainable, others, *(x[0] for x in turns))
+            found = self._together(trainable, others, *(x[0] for x in turns))
         else:
-            add = lambda sums, turn: (jax.tree.map(jnp.add, sums, self._parts(trainable, others, *turn)), None)
-            zeros = jax.tree.map(jnp.zeros_like, jax.eval_shape(self._parts, trainable, others, *(x[0] for x in turns)))
+            add = lambda sums, turn: (jax.tree.map(jnp.add, sums, self._together(trainable, others, *turn)), None)
+            shapes = jax.eval_shape(self._together, trainable, others, *(x[0] for x in turns))
+            zeros = jax.tree.map(jnp.zeros_like, shapes)
             # On CPUs convolutions are thirty times as slow inside a loop of XLA.
             unroll = self.in_turn if self.devices.on_cpu else 1
             sums, _ = jax.lax.scan(add, zeros, tuple(turns), unroll=unroll)
@@ -95,23 +96,23 @@ class Step:
         return [trainable, others, optimizer], means
 
     def _in_turns(self, x):
-        """(batch, ...) as (turns, parts, images, ...), so that a device has consecutive examples of the batch."""
+        """(batch, ...) as (turns, ghosts, images, ...), so that a device has consecutive examples of the batch."""
         devices = self.devices.count
-        x = x.reshape(devices, self.in_turn, self.parts // devices, -1, *x.shape[1:]).swapaxes(0, 1)
-        x = x.reshape(self.in_turn, self.parts, *x.shape[3:])
+        x = x.reshape(devices, self.in_turn, self.ghosts // devices, -1, *x.shape[1:]).swapaxes(0, 1)
+        x = x.reshape(self.in_turn, self.ghosts, *x.shape[3:])
         return jax.lax.with_sharding_constraint(x, NamedSharding(self.devices.mesh, PartitionSpec(None, AXIS)))
 
-    def _parts(self, trainable, others, images, labels):
-        """The means over the parts: of the measures, of the moving averages, and of the gradients."""
+    def _together(self, trainable, others, images, labels):
+        """The means over the ghost batches: of the measures, of the moving averages, and of the gradients."""
 
         def loss_of(trainable):
-            def part(images, labels):
+            def one(images, labels):
                 outputs, changed = self.model.stateless_call(trainable, others, images, training=True)
                 means = jnp.stack([measure(labels, outputs).mean() for measure in self.measures.values()])
                 return means, [new for new, moves in zip(changed, self.moves, strict=True) if moves]
 
-            # All parts have the same weights, so each convolution is still one for the whole batch.
-            means, changed = jax.tree.map(lambda x: x.mean(0), jax.vmap(part)(images, labels))
+            # All have the same weights, so each convolution is still one for the whole batch.
+            means, changed = jax.tree.map(lambda x: x.mean(0), jax.vmap(one)(images, labels))
             return means[0], (means, changed)
 
         (_, found), gradients = jax.value_and_grad(loss_of, has_aux=True)(trainable)
@@ -128,12 +129,12 @@ class Engine:
         model = logits(network)
         optimizer = SGD(settings.lr, recipes.MOMENTUM, settings.weight_decay)
         optimizer.build(model.trainable_variables)
-        self.step = Step(model, optimizer, self._parts(), settings.accumulate, devices)
+        self.step = Step(model, optimizer, self._ghosts(), settings.accumulate, devices)
         self.measures = tuple(self.step.measures)
-        self.together = settings.batch_in_memory // self.step.parts
+        self.together = settings.batch_in_memory // self.step.ghosts
         self.note = self._note()
         # Of this object, so that its data are freed with it.
-        compiled = functools.partial(jax.jit, donate_argnums=0, out_shardings=devices.whole)
+        compiled = functools.partial(jax.jit, donate_argnums=0, out_shardings=devices.replicated)
         self.one, self.several, self.batch = map(compiled, (self._step, self._several, self.step.__call__))
         self.testers: dict = {}
         self.waited: float | None = None
@@ -145,33 +146,33 @@ class Engine:
         else:
             self.waited, self.next, self.batches = 0.0, -1, iter(())
 
-    def _parts(self):
-        """The number of parts of what is in memory at a time, on all devices."""
+    def _ghosts(self):
+        """The number of ghost batches in memory at a time, on all devices."""
         settings, devices = self.settings, self.devices
         images = settings.batch_in_memory // devices.count
-        parts = parts_of(images, settings.bn_batch_size)
-        if not settings.photographs and devices.count > 1 and images < settings.bn_batch_size:
+        each = ghost_batches(images, settings.bn_batch_size)
+        if not settings.imagenet_style and devices.count > 1 and images < settings.bn_batch_size:
             fitting = settings.batch_in_memory // settings.bn_batch_size
             raise RunError(
                 f"{settings.batch_size} images, {settings.bn_batch_size} of which are normalised together, keep "
                 f"{fitting} device{'s' * (fitting > 1)} busy, and there are {devices.count}. Train one --seed on each, "
                 "as CUDA_VISIBLE_DEVICES=0 selects the first, or give --strategy none"
             )
-        if settings.batch_in_memory % (devices.count * parts):
+        if settings.batch_in_memory % (devices.count * each):
             raise RunError(
                 f"--batch-size {settings.batch_size} with --bn-batch-size {settings.bn_batch_size} is cut into "
-                f"{settings.accumulate * devices.count * parts} parts of the same size on JAX; choose a multiple"
+                f"{settings.accumulate * devices.count * each} ghost batches of the same size on JAX; choose a multiple"
             )
-        return devices.count * parts
+        return devices.count * each
 
     def _note(self):
         settings = self.settings
         text = f", {hardware.arithmetic(settings.mixed_precision, True)}"
         if self.together != settings.bn_batch_size:
-            parts = settings.accumulate * self.step.parts
+            count = settings.accumulate * self.step.ghosts
             text += (
                 f"\nbatch normalisation sees {self.together} images together, not {settings.bn_batch_size}: "
-                f"{settings.batch_size} are in {parts} parts"
+                f"{settings.batch_size} are in {count} ghost batches"
             )
         return text
 
@@ -205,7 +206,7 @@ class Engine:
 
     def _step(self, state, number, rate, data):
         images, labels, mean, order, draws = data
-        batch = jax.lax.with_sharding_constraint(order[number], self.devices.parts)
+        batch = jax.lax.with_sharding_constraint(order[number], self.devices.sharded)
         return self.step(state, augment(images[batch], mean, draws[batch]), labels[batch], rate)
 
     def _several(self, state, begin, count, rates, data):
@@ -220,7 +221,7 @@ class Engine:
         if first != self.next:
             here = self.devices.here
             own = range(self.devices.process * here, (self.devices.process + 1) * here)
-            data = self.task.training(first, Parts(self.devices.count, own))
+            data = self.task.training(first, Shards(self.devices.count, own))
             self.batches = data.batch(here, drop_remainder=True).prefetch(1).as_numpy_iterator()
         self.next, found = first + len(rates), []
         for rate in rates:
@@ -234,15 +235,15 @@ class Engine:
                 found[-IN_FLIGHT - 1].block_until_ready()
         return state, np.stack([np.asarray(means) for means in found])
 
-    def evaluate(self, network: keras.Model, part: str) -> dict[str, float]:
+    def evaluate(self, network: keras.Model, split: str) -> dict[str, float]:
         if network not in self.testers:
             self.testers[network] = jax.jit(self._tester(logits(network)))
         groups = network.trainable_variables, network.non_trainable_variables
         weights = [[self.devices.copied(variable.value) for variable in group] for group in groups]
-        parts = Parts(self.devices.processes, range(self.devices.process, self.devices.process + 1))
+        shards = Shards(self.devices.processes, range(self.devices.process, self.devices.process + 1))
         sums, here = np.zeros(len(self.measures) + 1), self.devices.here
-        size = -(-self._largest(part) // here) * here  # of every batch, in every process
-        for images, labels in self._held_out(part, parts):
+        size = -(-self._largest(split) // here) * here  # of every batch, in every process
+        for images, labels in self._held_out(split, shards):
             labels = labels.astype("int32")
             if lacking := size - len(labels):
                 images = np.pad(images, [(0, lacking), *[(0, 0)] * 3])
@@ -250,21 +251,21 @@ class Engine:
             sums += np.asarray(self.testers[network](*weights, *map(self.devices.shared, (images, labels))))
         return dict(zip(self.measures, (sums[:-1] / sums[-1]).tolist(), strict=True))
 
-    def _largest(self, part):
+    def _largest(self, split):
         """The number of images in the largest batch of `_held_out`, in any process."""
         if not self.task.in_memory:
             from keras_resnet.data import imagenet  # here, because it needs TensorFlow
 
             return imagenet.TEST_BATCH
-        return min(TEST_BATCH, -(-len(getattr(self.task.in_memory[0], part).labels) // self.devices.processes))
+        return min(TEST_BATCH, -(-len(getattr(self.task.in_memory[0], split).labels) // self.devices.processes))
 
-    def _held_out(self, part, parts):
+    def _held_out(self, split, shards):
         if not self.task.in_memory:
-            yield from self.task.held_out[part](parts).as_numpy_iterator()
+            yield from self.task.held_out[split](shards).as_numpy_iterator()
             return
-        split: Split = getattr(self.task.in_memory[0], part)
-        for begin, end in ranges(len(split.labels), TEST_BATCH, parts):
-            yield split.images[begin:end], split.labels[begin:end]
+        held: Split = getattr(self.task.in_memory[0], split)
+        for begin, end in ranges(len(held.labels), TEST_BATCH, shards):
+            yield held.images[begin:end], held.labels[begin:end]
 
     def _tester(self, model):
         """A function from weights and a batch to the sums of the measures, and the number of images."""

@@ -97,7 +97,7 @@ def _train(backend, folder, devices, verbose, profile):
     if settings.batch_in_memory % devices.count:
         turns = f", in {settings.accumulate} turns of --accumulate" * (settings.accumulate > 1)
         raise RunError(
-            f"--batch-size is a multiple of the number of devices, {devices.count}, each of which takes its part{turns}"
+            f"--batch-size is a multiple of the number of devices, {devices.count}, each of which takes a shard{turns}"
             f"; found {settings.batch_size}"
         )
     folder.open()

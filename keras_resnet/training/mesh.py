@@ -1,4 +1,4 @@
-"""The devices of JAX: one, all of a machine, or those of several machines, as one axis, which is that of the parts.
+"""The devices of JAX: one, all of a machine, or those of several machines, as the axis of the ghost batches.
 
 docs/distribution.md describes how to use it.
 """
@@ -17,7 +17,7 @@ from keras_resnet.files import RunError
 from keras_resnet.training import hardware
 from keras_resnet.training.settings import Settings
 
-AXIS = "parts"
+AXIS = "batch"
 # Of JAX itself and Kubeflow's runtime for it: the address of process 0, their number, and which one this is.
 OWN = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 # Launchers that JAX finds its way in by itself: variables with the number of processes and which one this is.
@@ -94,7 +94,7 @@ class Devices:
         self.names = [device.device_kind for device in devices]
         if self.on_cpu:
             self.names = [hardware.cores_in_words()] * self.processes
-        self.whole, self.parts = (NamedSharding(self.mesh, PartitionSpec(*axes)) for axes in ((), (AXIS,)))
+        self.replicated, self.sharded = (NamedSharding(self.mesh, PartitionSpec(*axes)) for axes in ((), (AXIS,)))
 
     def __str__(self) -> str:
         if self.on_cpu:
@@ -117,14 +117,14 @@ class Devices:
 
     def copied(self, x: jax.Array | np.ndarray) -> jax.Array:
         """An array on all devices, the same in all processes; as it is if it is there already."""
-        if isinstance(x, jax.Array) and x.sharding == self.whole:
+        if isinstance(x, jax.Array) and x.sharding == self.replicated:
             return x
         x = np.asarray(x)
-        return jax.make_array_from_callback(x.shape, self.whole, lambda index: x[index])
+        return jax.make_array_from_callback(x.shape, self.replicated, lambda index: x[index])
 
     def shared(self, x: np.ndarray) -> jax.Array:
         """An array whose first axis is shared by the devices, from the rows of those of this process."""
-        return jax.make_array_from_process_local_data(self.parts, x)
+        return jax.make_array_from_process_local_data(self.sharded, x)
 
 
 @contextlib.contextmanager
@@ -142,7 +142,7 @@ def devices(settings: Settings) -> Iterator[Devices]:
             + f" ({error})" * bool(str(error))
             + '. Unset JAX_PLATFORMS, or install what the device needs, as pip install "jax[cuda13]"'
         ) from error
-    if settings.strategy == "auto" and jax.process_count() == 1 and not settings.photographs:
+    if settings.strategy == "auto" and jax.process_count() == 1 and not settings.imagenet_style:
         fitting = max(1, settings.batch_in_memory // settings.bn_batch_size)
         if fitting < len(found):
             together = f"{settings.bn_batch_size} images normalised together"

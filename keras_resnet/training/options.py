@@ -25,7 +25,7 @@ TYPES: dict[type, typing.Any] = {int: numbers.Integral, float: numbers.Real, str
 class Option:
     """What a setting is.
 
-    `data` is "photographs" or "small images" if it is for those only. `decides` says whether it can change the result.
+    `data` is the kind of data that it is for, if it is for one only. `decides` says whether it can change the result.
     `not_on_jax` has the values that JAX cannot do, each with a sentence.
     """
 

@@ -8,8 +8,8 @@ import typing
 Recipe: typing.TypeAlias = dict[str, typing.Any]
 
 # P1 4.2 and 3.4: defaults that depend on the data.
-SMALL_IMAGES: Recipe = {"depth": 20, "shortcut": "A", "batch_size": 128, "steps": 64_000, "schedule": "steps"}
-PHOTOGRAPHS: Recipe = {"depth": 18, "shortcut": "B", "batch_size": 256, "steps": 600_000, "schedule": "plateau"}
+CIFAR: Recipe = {"depth": 20, "shortcut": "A", "batch_size": 128, "steps": 64_000, "schedule": "steps"}
+IMAGENET: Recipe = {"depth": 18, "shortcut": "B", "batch_size": 256, "steps": 600_000, "schedule": "plateau"}
 
 BN_BATCH_SIZE = 64  # on CIFAR: 128 images on two GPUs, each of which normalises its half (P1 4.2)
 

@@ -68,7 +68,7 @@ def _share_of_peak(settings, saved, speed, segments):
     peak = hardware.peak(devices[0], settings.mixed_precision or "float32")
     if not peak:
         return None
-    shape = (settings.image_size, settings.image_size, 3) if settings.photographs else None
+    shape = (settings.image_size, settings.image_size, 3) if settings.imagenet_style else None
     operations = 6 * analysis.count_macs(saved, shape)  # for an image: one pass forward, two back
     return round(speed * operations / (peak * len(devices)), 4)
 

@@ -32,19 +32,19 @@ def check_together(settings: "Settings") -> None:
         )
     if settings.freeze_until and not settings.init_from:
         raise RunError("--freeze-until keeps layers as they were trained; it needs --init-from")
-    if settings.photographs:
+    if settings.imagenet_style:
         v2 = settings.activation_order == "full_preactivation"  # P2 has 200 layers; plain blocks are basic
         rows = [(n, block) for n, (block, _) in IMAGENET.items() if n < 200 or v2]
         depths = [n for n, block in rows if block == "basic" or not settings.plain]
         if settings.depth not in depths:
             raise RunError(f"--depth is one of {', '.join(map(str, depths))} here; found {settings.depth}")
         if settings.activation_order not in (None, "original", "full_preactivation"):
-            raise RunError("--activation-order of networks for photographs is original or full_preactivation")
+            raise RunError("--activation-order of networks for ImageNet is original or full_preactivation")
     for name, one in options(settings).items():
         if one.data not in (None, settings.images) and getattr(settings, name) != getattr(type(settings), name):
-            found = "photographs" if settings.photographs else settings.dataset
+            found = settings.images if settings.imagenet_style else settings.dataset
             raise RunError(f"{flag(name)} is for {one.data}, not for {found}")
-    if settings.photographs:
+    if settings.imagenet_style:
         return
     try:
         cifar(settings.depth, settings.block)
@@ -60,7 +60,7 @@ def _check_schedule(settings):
         raise RunError(f"--boundaries ascend and lie within --{unit} {length}; found {found}")
     if settings.schedule == "plateau" and settings.boundaries:
         raise RunError("--boundaries are for --schedule steps; found --schedule plateau, which finds them itself")
-    if settings.schedule == "plateau" and settings.train_on_all and not settings.photographs:
+    if settings.schedule == "plateau" and settings.train_on_all and not settings.imagenet_style:
         raise RunError("--schedule plateau needs the validation error, and --train-on-all leaves none")
     if settings.schedule != "plateau" and settings.patience != recipes.PATIENCE:
         raise RunError(f"--patience {settings.patience} is for --schedule plateau")

@@ -24,6 +24,7 @@ from keras_resnet.training.options import (
 from keras_resnet.training.rules import check_together
 
 PRECISIONS = ("float16", "bfloat16")
+SMALL, LARGE = "small images", "ImageNet-style images"  # kinds of data
 PREPARATIONS = ("scale", "crop", "flip", "color", "mean")
 
 AS_RECIPE: typing.Any = None  # `Settings` replaces it with the value in `recipes` for the data
@@ -39,8 +40,8 @@ def deciding(values: Mapping[str, typing.Any]) -> dict[str, typing.Any]:
     return {name: values[name] for name, one in options(Settings).items() if one.decides and name in values}
 
 
-def parts_of(images: int, bn_batch_size: int) -> int:
-    """The number of parts of a batch of `images` so that no part has more than `bn_batch_size`."""
+def ghost_batches(images: int, bn_batch_size: int) -> int:
+    """The number of ghost batches of a batch of `images`, none of which has more than `bn_batch_size`."""
     return -(-images // bn_batch_size)
 
 
@@ -49,7 +50,7 @@ class Settings:
     """What is trained and how. The defaults are the paper's (P1 4.2, 3.4); AS_RECIPE: the one in `recipes`."""
 
     depth: int = option(
-        AS_RECIPE, "network", "6n+2, bottlenecks 9n+2; photographs 18, 34, 50, 101, 152, pre-activated 200"
+        AS_RECIPE, "network", "6n+2, bottlenecks 9n+2; ImageNet 18, 34, 50, 101, 152, pre-activated 200"
     )
     plain: bool = option(False, "network", "without shortcuts")
     shortcut: str = option(
@@ -58,17 +59,17 @@ class Settings:
     )  # fmt: skip
     block: str = option(
         "basic", "network", "CIFAR: two 3x3 convolutions, or 1x1, 3x3, 1x1",
-        choices=("basic", "bottleneck"), data="small images",
+        choices=("basic", "bottleneck"), data=SMALL,
     )  # fmt: skip
     stride_in: str | None = option(
-        None, "network", "the convolution of a bottleneck with the stride", choices=("1x1", "3x3"), data="photographs"
+        None, "network", "the convolution of a bottleneck with the stride", choices=("1x1", "3x3"), data=LARGE
     )
     activation_order: str | None = option(
         None, "network", "of P2 Fig. 4; P2's own networks: full_preactivation", choices=tuple(ORDERS)
     )
     shortcut_variant: str | None = option(
-        None, "network", "CIFAR: a shortcut of P2 Table 1", choices=tuple(VARIANTS), data="small images",
-        not_on_jax={"dropout": "there it would draw the same numbers for each part of a batch"},
+        None, "network", "CIFAR: a shortcut of P2 Table 1", choices=tuple(VARIANTS), data=SMALL,
+        not_on_jax={"dropout": "there it would draw the same numbers for each ghost batch"},
     )  # fmt: skip
     init_from: str | None = option(
         None, "weights",
@@ -79,28 +80,26 @@ class Settings:
         None, "weights", "with --init-from: freeze the stages from conv1 to this one", metavar="STAGE"
     )
     dataset: str = option(
-        "cifar10", "data", "cifar10, cifar100, shapes (no data needed); photographs: a folder, or imagenet2012 etc."
+        "cifar10", "data", "cifar10, cifar100, shapes (no data needed), an image folder, imagenet2012 etc."
     )
     data_dir: str | None = option(
         None, "data", "copies of tensorflow-datasets, or cifar-10-batches-py (default: download)",
         metavar="DIR", decides=False,
     )  # fmt: skip
     train_on_all: bool = option(
-        False, "data", "no validation: train on all 50k images, as for the paper's results", data="small images"
+        False, "data", "no validation: train on all 50k images, as for the paper's results", data=SMALL
     )
     image_size: int = option(
-        IMAGE_SIZE, "data", "size of the crops; the scales follow in proportion", range=POSITIVE, data="photographs"
+        IMAGE_SIZE, "data", "size of the crops; the scales follow in proportion", range=POSITIVE, data=LARGE
     )
     without: tuple[str, ...] = option(
         (), "data", f"leave out some of {', '.join(PREPARATIONS)}",
-        choices=PREPARATIONS, metavar="WHICH", data="photographs",
+        choices=PREPARATIONS, metavar="WHICH", data=LARGE,
     )  # fmt: skip
     colors: str | None = option(
-        None, "data", "a file of train/colors.py, or imagenet (default: measured)", metavar="FILE", data="photographs"
+        None, "data", "a file of train/colors.py, or imagenet (default: measured)", metavar="FILE", data=LARGE
     )
-    skip_damaged: bool = option(
-        False, "data", "leave out files that cannot be read, and count them", data="photographs"
-    )
+    skip_damaged: bool = option(False, "data", "leave out files that cannot be read, and count them", data=LARGE)
     data_changed: bool = option(False, "data", "continue a run although its data have changed", decides=False)
     steps: int = option(AS_RECIPE, "recipe", "iterations; with --schedule plateau the maximum", range=POSITIVE)
     epochs: int | None = option(None, "recipe", "the length in epochs, in place of --steps", range=POSITIVE)
@@ -113,11 +112,11 @@ class Settings:
     bn_batch_size: int = option(
         AS_RECIPE, "recipe",
         f"images that are normalised together (default {recipes.BN_BATCH_SIZE}, as on the paper's two GPUs; "
-        "photographs and --sync-bn: all)",
+        "ImageNet-style images and --sync-bn: all)",
         range=POSITIVE, metavar="IMAGES",
     )  # fmt: skip
     accumulate: int = option(
-        1, "recipe", "parts of a batch whose gradients are accumulated", range=POSITIVE, metavar="PARTS"
+        1, "recipe", "micro-batches of a batch, whose gradients are accumulated", range=POSITIVE, metavar="N"
     )
     lr: float = option(
         AS_RECIPE, "recipe",
@@ -159,7 +158,7 @@ class Settings:
         choices=("auto", "none", "mirrored", "multiworker"), decides=False,
     )  # fmt: skip
     sync_bn: bool = option(
-        False, "devices", "batch normalisation over the whole batch, not each device's part",
+        False, "devices", "batch normalisation over the whole batch, not each device's shard",
         not_on_jax={True: "leave it out, and give --bn-batch-size the number of images of --batch-size"},
     )  # fmt: skip
     mixed_precision: str | None = option(
@@ -179,7 +178,7 @@ class Settings:
         """Fills in defaults that depend on the data; RunError if a setting is out of range, DataError without data."""
         for name, value in typed(self).items():
             object.__setattr__(self, name, value)
-        if self.photographs and not os.path.isdir(self.dataset):
+        if self.imagenet_style and not os.path.isdir(self.dataset):
             sources.find(self.dataset, self.data_dir)
         if self.data_dir is not None and self.dataset == "shapes":
             raise RunError(f"--data-dir is for data that are read, and shapes are drawn; found {self.data_dir}")
@@ -195,12 +194,12 @@ class Settings:
 
     def defaults(self) -> dict:
         """The values of the settings that are None in the class."""
-        recipe = recipes.PHOTOGRAPHS if self.photographs else recipes.SMALL_IMAGES
+        recipe = recipes.IMAGENET if self.imagenet_style else recipes.CIFAR
         deep = (self.depth or recipe["depth"]) >= recipes.WARMUP_DEPTH
         rate = recipes.FINE_TUNING_RATE if self.init_from else recipes.LEARNING_RATE
         batch = self.batch_size or recipe["batch_size"]
-        together = batch if self.photographs or self.sync_bn else min(batch, recipes.BN_BATCH_SIZE)
-        warmup = deep and not self.photographs and not self.warmup_epochs
+        together = batch if self.imagenet_style or self.sync_bn else min(batch, recipes.BN_BATCH_SIZE)
+        warmup = deep and not self.imagenet_style and not self.warmup_epochs
         length = {"steps": None if self.epochs else recipe["steps"]}
         schedule = {"schedule": "steps" if self.boundaries else recipe["schedule"]}
         return {**recipe, **length, **schedule, "bn_batch_size": together, "lr": rate, "warmup": warmup}
@@ -240,19 +239,19 @@ class Settings:
     def architecture(self) -> Architecture:
         """Which network is trained."""
         shortcut, order = None if self.plain else self.shortcut, self.activation_order or "original"
-        if self.photographs:
+        if self.imagenet_style:
             return imagenet(self.depth, shortcut=shortcut, stride_in=self.stride_in, activation_order=order)
         return cifar(self.depth, self.block, shortcut, activation_order=order, shortcut_variant=self.shortcut_variant)
 
     @property
-    def photographs(self) -> bool:
-        """Whether the data set has photographs: a folder, or one of TensorFlow Datasets."""
+    def imagenet_style(self) -> bool:
+        """Whether the data are an image folder or a set of TensorFlow Datasets, not small images."""
         return self.dataset not in sources.DATASETS
 
     @property
     def images(self) -> str:
-        """Of which kind the data are: "photographs" or "small images"."""
-        return "photographs" if self.photographs else "small images"
+        """Of which kind the data are: "ImageNet-style images" or "small images"."""
+        return LARGE if self.imagenet_style else SMALL
 
     @property
     def network(self) -> str:
@@ -273,7 +272,7 @@ class Settings:
     @property
     def warmup_from(self) -> float:
         """The rate for the paper's batch size, which `lr` scales to `batch_size` (Goyal et al., 2.1)."""
-        recipe = recipes.PHOTOGRAPHS if self.photographs else recipes.SMALL_IMAGES
+        recipe = recipes.IMAGENET if self.imagenet_style else recipes.CIFAR
         return self.lr * recipe["batch_size"] / self.batch_size
 
     def steps_per_epoch(self, examples: int) -> int:

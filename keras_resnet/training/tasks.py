@@ -19,24 +19,24 @@ from keras_resnet.training.folder import COLORS, Folder
 if typing.TYPE_CHECKING:
     import tensorflow as tf
 
-    from keras_resnet.data.parts import Parts
+    from keras_resnet.data.shards import Shards
 
 
 class Task(typing.NamedTuple):
     """The network and the data of a run.
 
     `examples` is the number of training images. `build()` makes the network, the same one each time, which takes pixels
-    in [0, 255] and returns probabilities. `training(step, parts)` is an endless `tf.data.Dataset` of the `Parts` of the
-    batches from that step on, and `held_out["validation"](parts)` and `held_out["test"](parts)` one of those images.
-    `in_memory` has the same images, and their mean, as arrays if they are small. `damaged` is the set of files that
-    were skipped.
+    in [0, 255] and returns probabilities. `training(step, shards)` is an endless `tf.data.Dataset` of the `Shards` of
+    the batches from that step on, and `held_out["validation"](shards)` and `held_out["test"](shards)` one of those
+    images. `in_memory` has the same images, and their mean, as arrays if they are small. `damaged` is the set of files
+    that were skipped.
     """
 
     classes: tuple[str, ...]
     examples: int
     build: Callable[[], keras.Model]
-    training: "Callable[[int, Parts], tf.data.Dataset]"
-    held_out: "dict[str, Callable[[Parts], tf.data.Dataset]]"
+    training: "Callable[[int, Shards], tf.data.Dataset]"
+    held_out: "dict[str, Callable[[Shards], tf.data.Dataset]]"
     in_memory: tuple[sources.Source, np.ndarray] | None
     damaged: set[str]
 
@@ -44,7 +44,7 @@ class Task(typing.NamedTuple):
 def of(folder: Folder, verbose: int = 0) -> Task:
     """The task of a run; `verbose` as in `loop.train`."""
     with fine_tuning.errors_named():
-        return photographs(folder, verbose) if folder.settings.photographs else small_images(folder)
+        return imagenet_style(folder, verbose) if folder.settings.imagenet_style else small_images(folder)
 
 
 def small_images(folder: Folder) -> Task:
@@ -62,17 +62,17 @@ def small_images(folder: Folder) -> Task:
             trained, settings, input_shape=mean.shape, classes=len(source.classes), normalization=first
         )
 
-    def training(step, parts):
+    def training(step, shards):
         from keras_resnet.data import cifar  # here, because JAX does without TensorFlow
 
         options = {"batch_size": settings.batch_size, "seed": settings.seed, "first_step": step}
-        return cifar.training_batches(source.train, mean, **options, parts=parts)
+        return cifar.training_batches(source.train, mean, **options, shards=shards)
 
     def evaluation(split):
-        def batches(parts):
+        def batches(shards):
             from keras_resnet.data import cifar
 
-            return cifar.evaluation_batches(split, parts=parts)
+            return cifar.evaluation_batches(split, shards=shards)
 
         return batches
 
@@ -81,16 +81,18 @@ def small_images(folder: Folder) -> Task:
     return Task(source.classes, len(source.train.labels), build, training, held_out, (source, mean), set())
 
 
-def photographs(folder: Folder, verbose: int = 0) -> Task:
-    """Photographs (P1 3.4), read when they are needed. The network's first layer subtracts the mean."""
+def imagenet_style(folder: Folder, verbose: int = 0) -> Task:
+    """ImageNet-style images (P1 3.4), read when they are needed. The network's first layer subtracts the mean."""
     settings = folder.settings
     if lacking := environment.needed("tensorflow"):
-        raise DataError(f"training on photographs, here {settings.dataset}, {lacking}, on any backend: it reads them")
+        raise DataError(
+            f"training on {settings.dataset}, ImageNet-style images, {lacking}, on any backend: it reads them"
+        )
     environment.import_tensorflow()
     from keras_resnet.data import imagenet, records
 
     trained = fine_tuning.read(settings)
-    data = records.photographs(settings.dataset, settings.data_dir, settings.seed)
+    data = records.splits(settings.dataset, settings.data_dir, settings.seed)
     settings.steps_per_epoch(len(data.train))
     folder.check_data(records.describe(data, settings.dataset))
     damaged: set[str] = set()
@@ -112,7 +114,7 @@ def photographs(folder: Folder, verbose: int = 0) -> Task:
             trained, settings, input_shape=input_shape, classes=len(data.classes), normalization=first
         )
 
-    def training(step, parts):
+    def training(step, shards):
         return imagenet.training_batches(
             data.train,
             batch_size=settings.batch_size,
@@ -121,12 +123,12 @@ def photographs(folder: Folder, verbose: int = 0) -> Task:
             image_size=settings.image_size,
             components=None if "color" in settings.without else colors.components,
             skipped=skipped,
-            parts=parts,
+            shards=shards,
             **{choice: choice not in settings.without for choice in ("scale", "crop", "flip")},
         )
 
-    def validation(parts):
-        return imagenet.center_batches(data.validation, image_size=settings.image_size, skipped=skipped, parts=parts)
+    def validation(shards):
+        return imagenet.center_batches(data.validation, image_size=settings.image_size, skipped=skipped, shards=shards)
 
     return Task(data.classes, len(data.train), build, training, {"validation": validation}, None, damaged)
 
@@ -142,7 +144,7 @@ def _colors(files, folder, skipped, verbose):
         return color.load(settings.colors)
     path = folder.path(COLORS)
     if not os.path.exists(path):
-        print(f"measuring the colours of {min(len(files), imagenet.COLOR_SAMPLE)} photographs", flush=True)
+        print(f"measuring the colours of {min(len(files), imagenet.COLOR_SAMPLE)} images", flush=True)
         options = {"image_size": settings.image_size, "seed": settings.seed, "skipped": skipped}
         with own_line(verbose):
             found = imagenet.statistics(files, **options, verbose=int(verbose == 1))
@@ -153,7 +155,7 @@ def _colors(files, folder, skipped, verbose):
 
 @contextlib.contextmanager
 def errors_named(task: Task) -> Iterator[None]:
-    """Inside this context, a photograph that cannot be read raises a DataError that names its file."""
+    """Inside this context, an image that cannot be read raises a DataError that names its file."""
     if task.in_memory:
         yield
         return

@@ -2,7 +2,7 @@
 
 P1 trained its CIFAR networks on two GPUs (4.2), so that batch normalisation saw 64 of the 128 images of a batch. Here
 this number belongs to the recipe, not to the hardware: ghost batch normalisation (Hoffer et al., arXiv 1705.08741). On
-a CPU the parts of a batch also keep several cores busy, one part on each. On a GPU they mean twice as many kernels of
+a CPU the ghost batches also keep several cores busy, one on each. On a GPU they mean twice as many kernels of
 half the size, and the whole batch at once is faster.
 """
 
@@ -22,7 +22,7 @@ from keras_resnet.training.checkpoint import variables_of
 from keras_resnet.training.distribution import Devices
 from keras_resnet.training.fused import fuse_batch_norm, fuse_update, graphs_as_traced
 from keras_resnet.training.objective import measures
-from keras_resnet.training.settings import Settings, parts_of
+from keras_resnet.training.settings import Settings, ghost_batches
 from keras_resnet.training.tasks import Task
 
 IN_FLIGHT = 2  # steps that the host may be ahead of the device
@@ -37,7 +37,7 @@ def devices(settings: Settings) -> Iterator[Devices]:
     Settings that TensorFlow cannot undo remain: devices and threads, and deterministic operations if they were
     requested. Keras' random numbers are seeded.
     """
-    beside = parts_of(settings.batch_in_memory, settings.bn_batch_size)
+    beside = ghost_batches(settings.batch_in_memory, settings.bn_batch_size)
     strategy = distribution.strategy(settings.strategy, beside)
     if settings.deterministic:
         tf.config.experimental.enable_op_determinism()
@@ -46,37 +46,37 @@ def devices(settings: Settings) -> Iterator[Devices]:
 
 
 class Step:
-    """A step of SGD on a batch, of which each replica takes its share, in parts that are normalised separately.
+    """A step of SGD on a batch, of which each replica takes its share, in ghost batches that are normalised separately.
 
     Loss and gradients are means over all images, and the moving averages of batch normalisation are updated with the
-    mean over all parts. So one device with two parts, two with one part each, and one that computes the parts in turn
+    mean over all ghost batches. So one device with two, two with one each, and one that computes them in turn
     are the same computation.
 
     Args:
         model: a network from pixels to logits.
         optimizer: one for its trainable variables.
-        parts: of what a replica has in memory at a time, computed beside each other. Their sizes differ by one at most.
+        ghosts: the number of ghost batches that a replica computes beside each other, equal in size but for one image.
         replicas: the number of replicas.
         jit: whether XLA compiles the step; on several replicas, what each computes up to its gradients.
         synchronized: whether batch normalisation sees the whole batch.
     """
 
     def __init__(
-        self, model: keras.Model, optimizer: keras.optimizers.Optimizer, parts: int = 1, *, replicas: int = 1,
+        self, model: keras.Model, optimizer: keras.optimizers.Optimizer, ghosts: int = 1, *, replicas: int = 1,
         jit: bool = False, synchronized: bool = False,
     ):  # fmt: skip
         self.model = model
         self.optimizer = optimizer
-        self.parts = parts
+        self.ghosts = ghosts
         self.replicas = replicas
         self.measures = measures(model)
         self.moving = moving_statistics(model)
-        # The random states of dropout, which are passed on from part to part.
+        # The random states of dropout, which are passed on from one ghost batch to the next.
         self.seeds = [variable for variable in model.non_trainable_variables if "int" in variable.dtype]
-        # A function, so that one part is traced for all of them; replicas cannot meet inside it.
-        self.part = self._part
+        # A function, so that one ghost batch is traced for all of them; replicas cannot meet inside it.
+        self.one = self._one
         if not (synchronized and replicas > 1):
-            self.part = tf.function(self._part, autograph=False, jit_compile=(jit and replicas > 1) or None)
+            self.one = tf.function(self._one, autograph=False, jit_compile=(jit and replicas > 1) or None)
         run = self._of_replica if replicas == 1 else self._of_all
         self.run = tf.function(run, autograph=False, jit_compile=(jit and replicas == 1) or None)
 
@@ -99,7 +99,7 @@ class Step:
 
     def _of_replica(self, images, labels):
         seeds = [seed.value for seed in self.seeds]
-        of = self._parts if images.shape.rank == 4 else self._in_turn
+        of = self._together if images.shape.rank == 4 else self._in_turn
         means, gradients, seeds = of(images, labels, seeds)
         if self.replicas > 1:
             means = tf.distribute.get_replica_context().all_reduce("SUM", means)
@@ -110,31 +110,31 @@ class Step:
         return shown
 
     def _in_turn(self, images, labels, seeds):
-        """The sums of `_parts`, one after the other, so that the activations of only one are in memory."""
+        """The sums of `_together`, one after the other, so that the activations of only one are in memory."""
         turns = images.shape[0]
-        first = self._parts(images[0], labels[0], seeds, turns)
+        first = self._together(images[0], labels[0], seeds, turns)
 
         def add(turn, means, gradients, seeds):
-            more, others, seeds = self._parts(images[turn], labels[turn], seeds, turns)
+            more, others, seeds = self._together(images[turn], labels[turn], seeds, turns)
             return turn + 1, means + more, [a + b for a, b in zip(gradients, others, strict=True)], seeds
 
         loop = (tf.constant(1), *first)
         return tf.while_loop(lambda turn, *_: turn < turns, add, loop, parallel_iterations=1)[1:]
 
-    def _parts(self, images, labels, seeds, turns=1):
-        """The shares of the parts in the means over the whole batch: of measures and moving averages, and gradients."""
+    def _together(self, images, labels, seeds, turns=1):
+        """The ghost batches' shares of the means over the batch: of measures, moving averages and gradients."""
         known = images.shape[0]  # with known, equal sizes the graph is smaller
-        count = tf.shape(images)[0] if known is None or known % self.parts else known
+        count = tf.shape(images)[0] if known is None or known % self.ghosts else known
         found = []
-        for part in range(self.parts):
-            begin, end = (count * edge // self.parts for edge in (part, part + 1))
+        for number in range(self.ghosts):
+            begin, end = (count * edge // self.ghosts for edge in (number, number + 1))
             share = tf.cast((end - begin) / (count * turns * self.replicas), keras.config.floatx())
-            means, gradients, seeds = self.part(images[begin:end], labels[begin:end], share, seeds)
+            means, gradients, seeds = self.one(images[begin:end], labels[begin:end], share, seeds)
             found.append([means, *gradients])
         means, *gradients = (tf.add_n(values) for values in zip(*found, strict=True))
         return means, gradients, seeds
 
-    def _part(self, images, labels, share, seeds):
+    def _one(self, images, labels, share, seeds):
         with keras.StatelessScope(zip(self.seeds, seeds, strict=True)) as scope, tf.GradientTape() as tape:
             outputs = self.model(images, training=True)
             shown = [tf.cast(tf.reduce_mean(one(labels, outputs)), share.dtype) for one in self.measures.values()]
@@ -175,12 +175,12 @@ class Engine:
         model = logits(network)
         self.optimizer = optimizer_of(model, settings.lr, settings.weight_decay, settings.mixed_precision)
         in_memory = settings.batch_in_memory // devices.count
-        self.parts = parts_of(in_memory, settings.bn_batch_size)
-        self.together = settings.batch_in_memory if settings.sync_bn else -(-in_memory // self.parts)
+        self.ghosts = ghost_batches(in_memory, settings.bn_batch_size)
+        self.together = settings.batch_in_memory if settings.sync_bn else -(-in_memory // self.ghosts)
         self.step = Step(
             model,
             self.optimizer,
-            self.parts,
+            self.ghosts,
             replicas=devices.count,
             jit=settings.jit,
             synchronized=synchronized,
@@ -192,7 +192,7 @@ class Engine:
         self.batches: Iterator | None = None
         self.next = 0
         self.testers: dict = {}  # by network
-        self.held_out: dict = {}  # by part
+        self.held_out: dict = {}  # by split
 
     def _note(self, settings):
         """Where a run differs from what its user may expect."""
@@ -200,12 +200,12 @@ class Engine:
         if reason := hardware.unused_gpu():
             lines.append(f"there is an NVIDIA GPU that TensorFlow does not use: {reason}")
         if self.together != settings.bn_batch_size:
-            parts = settings.accumulate * self.devices.count * self.parts
+            count = settings.accumulate * self.devices.count * self.ghosts
             why = [f"--accumulate {settings.accumulate}"] * (settings.accumulate > 1)
             why += [f"{self.devices.count} devices"] * (self.devices.count > 1)
             lines.append(
                 f"batch normalisation sees {self.together} images together, not {settings.bn_batch_size}: "
-                f"{settings.batch_size} are in {parts} parts" + f", because of {' and '.join(why)}" * bool(why)
+                f"{settings.batch_size} are in {count} ghost batches" + f", because of {' and '.join(why)}" * bool(why)
             )
         return "\n".join(lines)
 
@@ -214,7 +214,7 @@ class Engine:
 
     def run(self, first: int, rates: np.ndarray) -> np.ndarray:
         if self.batches is None or first != self.next:
-            data = self.task.training(first, self.devices.parts(self.in_turn))
+            data = self.task.training(first, self.devices.shards(self.in_turn))
             if self.in_turn > 1:
                 data = data.batch(self.in_turn, drop_remainder=True).prefetch(1)
             self.batches = iter(self.devices.distribute(data))
@@ -230,10 +230,10 @@ class Engine:
                 found[-IN_FLIGHT - 1] = found[-IN_FLIGHT - 1].numpy()  # so long the host waits for the device
         return np.stack([np.asarray(means) for means in found])
 
-    def evaluate(self, network: keras.Model, part: str) -> dict[str, float]:
-        if part not in self.held_out:
-            self.held_out[part] = self.devices.distribute(self.task.held_out[part](self.devices.parts()))
-        data = self.held_out[part]
+    def evaluate(self, network: keras.Model, split: str) -> dict[str, float]:
+        if split not in self.held_out:
+            self.held_out[split] = self.devices.distribute(self.task.held_out[split](self.devices.shards()))
+        data = self.held_out[split]
         if network not in self.testers:
             self.testers[network] = self._tester(network, data.element_spec)
         *sums, count = sum(self.testers[network](*batch).numpy().astype("float64") for batch in data)
@@ -246,7 +246,8 @@ class Engine:
 
         def of_replica(images, labels):
             count = tf.shape(images)[0]
-            edges = [count * part // self.parts for part in range(self.parts + 1)]  # so that all cores have work
+            cores = self.ghosts
+            edges = [count * core // cores for core in range(cores + 1)]  # so that all cores have work
             outputs = tf.concat([outputs_of(images[a:b]) for a, b in zip(edges, edges[1:], strict=False)], 0)
             sums = [tf.reduce_sum(measure(labels, outputs)) for measure in self.step.measures.values()]
             sums = tf.stack([tf.cast(x, "float32") for x in (*sums, count)])

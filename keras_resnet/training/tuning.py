@@ -51,7 +51,7 @@ class ResNetHyperModel(keras_tuner.HyperModel):
         shortcut = hp.Choice("shortcut", ["A", "B", "C"])
         lr = hp.Float("lr", *LEARNING_RATES, sampling="log", default=recipes.LEARNING_RATE)
         weight_decay = hp.Float("weight_decay", *WEIGHT_DECAYS, sampling="log", default=recipes.WEIGHT_DECAY)
-        hp.Choice("batch_size", BATCH_SIZES, default=recipes.SMALL_IMAGES["batch_size"])
+        hp.Choice("batch_size", BATCH_SIZES, default=recipes.CIFAR["batch_size"])
         hp.Boolean("warmup", default=self.depth >= recipes.WARMUP_DEPTH)
         keras.utils.set_random_seed(self.seed)
         model = models.CifarResNet(self.depth, shortcut=shortcut, classifier_activation=None, **self.options)

@@ -57,14 +57,14 @@ def test_names_that_are_no_utf8(tmp_path):
 
 def test_parts_to_test_on(tmp_path):
     divided = make(tmp_path / "divided", "train/a/1.jpg", "val/a/2.jpg", "test/3.jpg")
-    assert folders.load_part(divided, "test") is None and folders.load_part(divided, "all") is None
-    assert folders.load_part(divided, "validation")[1].paths == [os.path.join(divided, "val", "a", "2.jpg")]
+    assert folders.load_split(divided, "test") is None and folders.load_split(divided, "all") is None
+    assert folders.load_split(divided, "validation")[1].paths == [os.path.join(divided, "val", "a", "2.jpg")]
     make(tmp_path / "divided", "test/a/3.jpg")
     with pytest.warns(UserWarning, match="1 beside the folders of classes"):
-        assert folders.load_part(divided, "test")[1].paths == [os.path.join(divided, "test", "a", "3.jpg")]
+        assert folders.load_split(divided, "test")[1].paths == [os.path.join(divided, "test", "a", "3.jpg")]
     whole = make(tmp_path / "whole", "a/1.jpg", "test/1.jpg")  # a class of this name
-    assert folders.load_part(whole, "all")[0] == ("a", "test")
-    assert folders.load_part(whole, "test") is None and folders.load_part(whole, "validation") is None
+    assert folders.load_split(whole, "all")[0] == ("a", "test")
+    assert folders.load_split(whole, "test") is None and folders.load_split(whole, "validation") is None
 
 
 def sides(folder, seed=0):

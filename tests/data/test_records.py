@@ -104,7 +104,7 @@ def test_real_cifar10(cifar10_dir):
     assert (len(classes), len(train), len(validation)) == (10, 45_000, 5_000)
     whole = tfds.load("cifar10", split="train", data_dir=cifar10_dir)
     expected = {example["id"]: example for example in whole.take(300).as_numpy_iterator()}
-    examples = imagenet.examples(train.part(np.arange(100))).as_numpy_iterator()
+    examples = imagenet.examples(train.subset(np.arange(100))).as_numpy_iterator()
     known = [e for image, label in examples for e in expected.values() if np.array_equal(e["image"], image)]
     assert len(known) == 100
 
@@ -128,17 +128,17 @@ def test_without_a_validation_split_a_tenth_is_drawn(data_dir):
     assert (len(train), len(validation)) == (27, 3)
     places = {(f, o) for part in (train, validation) for f, o in zip(part.files, part.offsets, strict=True)}
     assert len(places) == 30
-    classes, test = records.load_part("tiny_tested", "test", data_dir)
+    classes, test = records.load_split("tiny_tested", "test", data_dir)
     assert classes == CLASSES and len(test) == 7
-    assert len(records.load_part("tiny_photographs", "validation", data_dir)[1]) == 7
+    assert len(records.load_split("tiny_photographs", "validation", data_dir)[1]) == 7
     for name, part in (("tiny_tested", "validation"), ("tiny_photographs", "test")):
-        assert records.load_part(name, part, data_dir) is records.load_part(name, "all", data_dir) is None
+        assert records.load_split(name, part, data_dir) is records.load_split(name, "all", data_dir) is None
 
 
 def test_test_images_without_classes_are_no_test(data_dir):
     """As ImageNet's."""
-    assert records.load_part("tiny_secret", "test", data_dir) is None
-    assert len(records.load_part("tiny_secret", "validation", data_dir)[1]) == 7
+    assert records.load_split("tiny_secret", "test", data_dir) is None
+    assert len(records.load_split("tiny_secret", "validation", data_dir)[1]) == 7
 
 
 def test_a_description_tells_data_apart(data_dir):
@@ -225,8 +225,8 @@ def test_array_records_are_read_as_tfrecords_are(data_dir, array_dir):
     for (x, y), (other_x, other_y) in zip(*(take(small_batches(d.train), 9) for d in (ours, theirs)), strict=True):
         assert np.array_equal(x, other_x) and np.array_equal(y, other_y)
     some = np.array([3, 17, 29])
-    assert type(ours.train.part(some)) is records.ArrayRecords
-    assert [ours.train.part(some)._content(i) for i in range(3)] == [theirs.train._content(i) for i in some]
+    assert type(ours.train.subset(some)) is records.ArrayRecords
+    assert [ours.train.subset(some)._content(i) for i in range(3)] == [theirs.train._content(i) for i in some]
     digests = records.describe(ours, "tiny_photographs")
     assert digests == records.describe(records.load("tiny_photographs", array_dir), "tiny_photographs")
     assert digests["train"] != records.describe(theirs, "tiny_photographs")["train"]
@@ -333,7 +333,7 @@ def test_a_run_and_its_evaluation(data_dir, tmp_path):
     )
     assert process.returncode == 0, process.stderr
     found = json.loads((tmp_path / "result.json").read_text())
-    assert found["examples"] == 7 and found["part"] == "test images"
+    assert found["examples"] == 7 and found["split"] == "test images"
     assert found["protocol"]["crop"] == "32x32, centre" and found["protocol"]["resize"] == "shorter side to 37"
 
 

@@ -436,8 +436,8 @@ def main(monkeypatch, *arguments):
         (["0.keras", "--data", "images", "--crop", "224"], "takes images of 28x28, and this protocol gives it 224x224"),
         (["0.keras", "--data", "images", "--crop", "0"], "--crop is positive; found 0"),
         (["0.keras"], "0.keras is not of a run that says its data; give --data"),
-        (["0.keras", "--data", "images", "--part", "test"], "images has no test images"),
-        (["0.keras", "--data", "shapes", "--part", "all"], "shapes is divided"),
+        (["0.keras", "--data", "images", "--split", "test"], "images has no test images"),
+        (["0.keras", "--data", "shapes", "--split", "all"], "shapes is divided"),
         (["0.keras", "--data", "images/val/day"], "there is no folder in it"),
         (["0.keras", "--data", "images", "--crop", "28", "--output", "0.keras"], "0.keras"),
         (["0.keras", "--data", "damaged", "--crop", "28"], "two.jpg is damaged"),
@@ -543,7 +543,7 @@ def test_a_run_is_tested_as_it_was_trained(trained, monkeypatch, capsys):
     assert "\nimages            validation images, set aside in training by seed 1\n" in capsys.readouterr().out
     data = folders.load("photos", 1)
     n = len(data.validation)
-    assert found["part"] == "validation images, set aside in training by seed 1" and found["examples"] == n
+    assert found["split"] == "validation images, set aside in training by seed 1" and found["examples"] == n
     assert found["protocol"]["crop"] == "16x16, centre" and found["protocol"]["resize"] == "shorter side to 18"
     assert np.array_equal(result.labels, data.validation.labels)
     crops = [views.center(np.array(Image.open(path)), 18, 16)[0] for path in data.validation.paths]
@@ -552,31 +552,31 @@ def test_a_run_is_tested_as_it_was_trained(trained, monkeypatch, capsys):
     os.rename("photos", "elsewhere")  # known by their names
     assert the_program(monkeypatch, "run", "--data", "elsewhere")[0]["examples"] == n
     assert the_program(monkeypatch, os.path.join("run", "model.keras"), "--data", "elsewhere")[0]["examples"] == n
-    found, _ = the_program(monkeypatch, "run", "--data", "elsewhere", "--part", "all", "--crop", "8")
-    assert found["examples"] == 70 and found["part"] == "all images" and "8x8" in found["protocol"]["crop"]
+    found, _ = the_program(monkeypatch, "run", "--data", "elsewhere", "--split", "all", "--crop", "8")
+    assert found["examples"] == 70 and found["split"] == "all images" and "8x8" in found["protocol"]["crop"]
 
 
 def test_photographs_that_are_not_a_runs_are_tested_whole(trained, monkeypatch):
     os.rename("photos/a/0.png", "photos/a/10.png")
     os.rename("photos", "others")
-    assert the_program(monkeypatch, "run", "--data", "others")[0]["part"] == "all images"
+    assert the_program(monkeypatch, "run", "--data", "others")[0]["split"] == "all images"
 
 
 def test_data_that_changed_since_the_training(trained, monkeypatch):
     os.rename("photos/a/0.png", "photos/a/10.png")
     os.symlink("photos", "link")
     for name in ("photos", "link"):
-        with pytest.raises(SystemExit, match=f"{name} has changed since run was trained on it.*--part all"):
+        with pytest.raises(SystemExit, match=f"{name} has changed since run was trained on it.*--split all"):
             main(monkeypatch, "run", "--data", name)
-    assert the_program(monkeypatch, "run", "--part", "all")[0]["examples"] == 70
+    assert the_program(monkeypatch, "run", "--split", "all")[0]["examples"] == 70
 
 
 def test_a_run_that_kept_no_description_of_its_data(trained, monkeypatch):
     """As those of earlier versions: its seed is what there is."""
     os.remove("run/data.json")
-    assert the_program(monkeypatch, "run")[0]["part"] == "validation images, set aside in training by seed 1"
+    assert the_program(monkeypatch, "run")[0]["split"] == "validation images, set aside in training by seed 1"
     os.rename("photos", "others")
-    assert the_program(monkeypatch, "run", "--data", "others")[0]["part"] == "all images"
+    assert the_program(monkeypatch, "run", "--data", "others")[0]["split"] == "all images"
 
 
 def test_a_changed_set_of_tensorflow_datasets(trained, monkeypatch):
@@ -585,17 +585,17 @@ def test_a_changed_set_of_tensorflow_datasets(trained, monkeypatch):
         json.dump({"dataset": "tiny", "data_dir": "somewhere", "image_size": 16, "seed": 1}, file)
     whole, asked = folders.load("photos"), []
 
-    def load_part(dataset, part, data_dir):
+    def load_split(dataset, split, data_dir):
         asked.append(data_dir)
-        return (whole.classes, whole.train) if part == "all" else None
+        return (whole.classes, whole.train) if split == "all" else None
 
-    monkeypatch.setattr(records, "load_part", load_part)
-    monkeypatch.setattr(records, "photographs", lambda dataset, data_dir, seed: whole)
+    monkeypatch.setattr(records, "load_split", load_split)
+    monkeypatch.setattr(records, "splits", lambda dataset, data_dir, seed: whole)
     monkeypatch.setattr(folders, "is_divided", lambda folder: True)
     with pytest.raises(SystemExit, match="tiny has changed since run was trained on it"):
         main(monkeypatch, "run")
     assert set(asked) == {"somewhere"}
-    assert the_program(monkeypatch, "run", "--data", "other")[0]["part"] == "all images"
+    assert the_program(monkeypatch, "run", "--data", "other")[0]["split"] == "all images"
 
 
 def test_classes_of_the_same_name(trained):
@@ -632,7 +632,7 @@ def test_labels_are_those_of_the_run(trained, monkeypatch):
     os.rename("photos", "others")
     for name in "aceg":
         shutil.rmtree(os.path.join("others", name))
-    _, result = the_program(monkeypatch, "backwards", "--data", "others", "--part", "all")
+    _, result = the_program(monkeypatch, "backwards", "--data", "others", "--split", "all")
     assert result.classes == CLASSES[::-1]
     assert np.array_equal(result.labels, np.repeat([5, 3, 1], 10))
     with pytest.raises(SystemExit, match="run and backwards were trained on different classes"):
@@ -649,7 +649,7 @@ def test_combinations_of_runs_that_contradict_each_other(trained, monkeypatch):
         (["run", "seed"], "set aside different parts of photos, by different seeds: run, seed"),
         (["run", "larger"], "crops of different sizes: run 16, larger 20. Give --crop"),
         (["run", "--preprocess", "vgg16"], "run takes pixels, as it was trained"),
-        (["run", "--data", "shapes", "--part", "all"], "shapes is divided"),
+        (["run", "--data", "shapes", "--split", "all"], "shapes is divided"),
     ):
         with pytest.raises(SystemExit, match=message):
             main(monkeypatch, *arguments)
@@ -662,14 +662,14 @@ def test_a_folder_with_the_name_of_a_built_in_set(trained, monkeypatch):
     with open("run/args.json", "w") as file:
         json.dump({"dataset": "shapes", "data_dir": None, "image_size": 224, "seed": 1}, file)
     os.rename("photos", "shapes")
-    assert the_program(monkeypatch, "run", "--data", "./shapes", "--crop", "16")[0]["part"] == "all images"
+    assert the_program(monkeypatch, "run", "--data", "./shapes", "--crop", "16")[0]["split"] == "all images"
 
 
 def test_validation_images_that_were_trained_on(trained, monkeypatch):
     with open("run/args.json", "w") as file:
         json.dump({"dataset": "shapes", "train_on_all": True, "data_dir": None, "image_size": 224}, file)
     with pytest.raises(SystemExit, match="run was trained on the validation images too"):
-        main(monkeypatch, "run", "--part", "validation")
+        main(monkeypatch, "run", "--split", "validation")
 
 
 def test_damaged_photographs_are_skipped_and_counted(trained, monkeypatch, capsys):

@@ -187,7 +187,7 @@ def reproduce(tmp_path, tiny, monkeypatch, capsys):
     monkeypatch.syspath_prepend(str(ROOT / "train"))
     program = importlib.import_module("reproduce")
     monkeypatch.setitem(EXPERIMENTS, "tiny", tiny)
-    monkeypatch.setitem(recipes.SMALL_IMAGES, "batch_size", 16)
+    monkeypatch.setitem(recipes.CIFAR, "batch_size", 16)
     folders = ["--output", str(tmp_path / "runs"), "--results", str(tmp_path / "results")]
 
     def run(*arguments, name="tiny"):
@@ -267,5 +267,5 @@ def test_the_program(tmp_path, reproduce, monkeypatch, capsys):
     assert "ResNet-8" in reproduce() and "plain-8" not in reproduce("--only", "ResNet-8")
     with pytest.raises(SystemExit, match="reproduce.py: nowhere is on CIFAR-10; leave --data out"):
         reproduce("--data", "x")
-    with pytest.raises(SystemExit, match="a folder of photographs or a set of TensorFlow Datasets; found '/"):
+    with pytest.raises(SystemExit, match="an image folder or a set of TensorFlow Datasets; found '/"):
         reproduce("--data", str(tmp_path / "none"), name="fig4")

@@ -133,8 +133,8 @@ def model_of(folder):
 
 def tested(settings):
     """What a run is tested with: pixels, labels, the same as a data set, the names of classes, protocol and crop."""
-    if settings.photographs:
-        data = records.photographs(settings.dataset)
+    if settings.imagenet_style:
+        data = records.splits(settings.dataset)
         crops = imagenet.center_batches(data.validation, image_size=settings.image_size)
         pixels, labels = (np.concatenate(parts) for parts in zip(*crops.as_numpy_iterator(), strict=True))
         return pixels, labels, imagenet.examples(data.validation), data.classes, "center", settings.image_size

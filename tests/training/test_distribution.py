@@ -16,7 +16,7 @@ import pytest
 from conftest import free_ports
 from distributed import small_shapes
 
-from keras_resnet.data import parts
+from keras_resnet.data import shards
 from keras_resnet.data.sources import DataError
 from keras_resnet.files import RunError
 from keras_resnet.runs import Run
@@ -210,14 +210,14 @@ def test_workers_that_do_not_fit_together_say_so():
 @pytest.mark.parametrize("replicas, workers", [(1, 1), (4, 1), (4, 2), (6, 3)])
 def test_an_epoch_sees_every_example_once(replicas, workers):
     here = replicas // workers
-    own = [parts.Parts(replicas, range(i * here, (i + 1) * here)) for i in range(workers)]
+    own = [shards.Shards(replicas, range(i * here, (i + 1) * here)) for i in range(workers)]
     order = np.random.default_rng(0).permutation(125).astype("int32")
-    rows = [parts.training_order(order, 12, part).numpy() for part in own]
+    rows = [shards.training_order(order, 12, part).numpy() for part in own]
     assert all(each.shape == (10 * here, 12 // replicas) for each in rows)
     batches = np.concatenate([each.reshape(10, -1) for each in rows], 1)
     assert np.array_equal(batches.reshape(-1), order[:120])  # the same batches, whatever the number of replicas
     for n in (replicas, 41, 96, 97):
-        ranges = [parts.ranges(n, 8, part).tolist() for part in own]
+        ranges = [shards.ranges(n, 8, part).tolist() for part in own]
         assert len({len(each) for each in ranges}) == 1 and len(ranges[0]) % here == 0
         sizes = [end - begin for each in ranges for begin, end in each]
         assert min(sizes) > 0 and max(sizes) <= 8 and max(sizes) - min(sizes) <= 1
@@ -226,7 +226,7 @@ def test_an_epoch_sees_every_example_once(replicas, workers):
 
 def test_fewer_examples_than_devices():
     with pytest.raises(DataError, match="4 devices cannot share 3 examples to be tested on; train on fewer devices"):
-        parts.ranges(3, 8, parts.Parts(4, range(4)))
+        shards.ranges(3, 8, shards.Shards(4, range(4)))
 
 
 def test_slurm_nodes_in_any_order(monkeypatch):

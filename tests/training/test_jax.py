@@ -87,9 +87,9 @@ def steps(tmp_path_factory):
         shown.append(step(*batch).numpy())
     weights = {variable.path: keras.ops.convert_to_numpy(variable) for variable in network.weights}
 
-    def train(parts=2, turns=1, kind="float32"):
+    def train(ghosts=2, turns=1, kind="float32"):
         environment = os.environ | {"KERAS_BACKEND": "jax"}
-        command = [sys.executable, "-c", TRAIN, folder, str(parts), str(turns), kind]
+        command = [sys.executable, "-c", TRAIN, folder, str(ghosts), str(turns), kind]
         subprocess.run(command, check=True, env=environment)
         return dict(np.load(folder / "found.npz"))
 
@@ -109,8 +109,8 @@ def test_steps_are_those_of_tensorflow(steps):
     kernels = {path: value for path, value in expected["weights"].items() if "beta" not in path}
     assert distance(found, kernels) < 1e-5
     assert distance(found, expected["weights"]) < 1e-2  # near 0, and rounding moves some inputs over the edge of a ReLU
-    assert distance(train(parts=1), kernels) > 1e-3  # the parts would be missed
-    assert distance(train(parts=1, turns=2), kernels) < 1e-5  # in turn
+    assert distance(train(ghosts=1), kernels) > 1e-3  # they would be missed
+    assert distance(train(ghosts=1, turns=2), kernels) < 1e-5  # in turn
     assert 1e-5 < distance(train(kind="bfloat16"), kernels) < 0.05
 
 
@@ -252,7 +252,7 @@ def test_a_run_begun_on_another_backend_is_refused(data, tmp_path):
         (["--dataset", "no_such_data"], "no_such_data"),
         (["--mixed-precision", "float16"], "bfloat16"),
         (["--depth", "110", "--shortcut-variant", "dropout"], "dropout"),
-        (["--batch-size", "130"], "3 parts of the same size on JAX"),
+        (["--batch-size", "130"], "3 ghost batches of the same size on JAX"),
         (["--batch-size", "20000"], "at most the number of training examples, 12800; found 20000"),
         (["--sync-bn"], "--bn-batch-size"),
         (["--jit"], "JAX always compiles"),
@@ -319,8 +319,8 @@ for name, options in json.loads(sys.argv[1]).items():
 """
 
 
-def test_two_devices_are_one_with_as_many_parts(tmp_path):
-    """Parts beside each other, in turn, on devices, or in a loop of XLA as on a GPU: the same computation."""
+def test_two_devices_are_one_with_as_many_ghost_batches(tmp_path):
+    """Shards beside each other, in turn, on devices, or in a loop of XLA as on a GPU: the same computation."""
     four = {"bn_batch_size": 4}
     runs = {
         "one": {"bn_batch_size": 8, "strategy": "none"},
@@ -348,7 +348,7 @@ def test_two_devices_are_one_with_as_many_parts(tmp_path):
     assert max(abs(a - b).max() for a, b in zip(one, four, strict=True)) > 1
 
 
-def test_more_devices_than_parts(tmp_path):
+def test_more_devices_than_ghost_batches(tmp_path):
     flags = "--xla_force_host_platform_device_count=4"
     command = ["--dataset", "shapes", "--depth", "8", "--steps", "2"]
     done = fit(tmp_path, *command, "--strategy", "mirrored", XLA_FLAGS=flags)

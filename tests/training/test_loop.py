@@ -19,7 +19,7 @@ from PIL import Image
 import keras_resnet
 from keras_resnet import files, schedules
 from keras_resnet.data import imagenet, records, shapes, sources
-from keras_resnet.data.parts import Parts
+from keras_resnet.data.shards import Shards
 from keras_resnet.files import RunError
 from keras_resnet.training import Settings, engine, hardware, history, loop, objective, precision, recipes, tasks, train
 from keras_resnet.training.checkpoint import Stopped
@@ -194,7 +194,7 @@ def test_a_run_of_an_older_version_goes_on(tmp_path, small_shapes, terminated_at
 
 def test_a_gradual_warm_up_goes_on_in_its_middle(tmp_path, small_shapes, terminated_at, monkeypatch):
     """Two epochs of nine steps; at a batch of 64 with rate .04, that for 16 images would be .01."""
-    monkeypatch.setitem(recipes.SMALL_IMAGES, "batch_size", 4)
+    monkeypatch.setitem(recipes.CIFAR, "batch_size", 4)
     arguments = {"lr": 0.04, "steps": None, "epochs": 4, "boundaries": (3,), "warmup_epochs": 2}
     made, run = [], ENGINE.run
 
@@ -406,7 +406,7 @@ def test_parts_of_a_batch_in_turn_are_the_same_epochs_and_images(tmp_path, monke
     for name, accumulate in (("whole", 1), ("parts", 2)):
         arguments = settings(tmp_path, name=name, steps=6, accumulate=accumulate)
         train(arguments, verbose=0)
-        batches = tasks.of(Folder(arguments)).training(0, Parts(accumulate, range(accumulate)))
+        batches = tasks.of(Folder(arguments)).training(0, Shards(accumulate, range(accumulate)))
         seen[name] = np.concatenate([labels for _, labels in batches.take(2 * accumulate)])
         with open(tmp_path / name / "history.csv") as file:
             assert [row["step"] for row in csv.DictReader(file)] == ["2", "4", "6"]
@@ -518,7 +518,7 @@ def test_fine_tuning_that_cannot_be(tmp_path, small_shapes, changes, message):
 @pytest.mark.parametrize("data", [{"dataset": "cifar10"}, {"dataset": "imagenet2012", "depth": 50}])
 def test_a_source_of_weights_is_looked_for_before_the_data(tmp_path, data, monkeypatch):
     monkeypatch.setattr(sources, "load", lambda *_: pytest.fail("the data were loaded"))
-    monkeypatch.setattr(records, "photographs", lambda *_: pytest.fail("the data were loaded"))
+    monkeypatch.setattr(records, "splits", lambda *_: pytest.fail("the data were loaded"))
     with pytest.raises(RunError, match="the weights 'nowhere.pth' do not exist"):
         train(Settings(**data, output=str(tmp_path), init_from="nowhere.pth"), verbose=0)
 

@@ -86,12 +86,12 @@ def test_numbers_and_paths_of_other_types_become_those_of_json(tmp_path):
         float,
         str,
     ]
-    assert type(found.boundaries[0]) is int and Settings(dataset=tmp_path, depth=18).photographs
+    assert type(found.boundaries[0]) is int and Settings(dataset=tmp_path, depth=18).imagenet_style
 
 
 @pytest.mark.parametrize("name, changes", [("train_on_all", True), ("block", "bottleneck")])
 def test_what_is_for_small_images_is_not_for_photographs(tmp_path, name, changes):
-    with pytest.raises(RunError, match=f"{flag(name)} is for small images, not for photographs"):
+    with pytest.raises(RunError, match=f"{flag(name)} is for small images, not for ImageNet-style images"):
         Settings(dataset=str(tmp_path), depth=18, **{name: changes})
 
 

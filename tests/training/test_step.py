@@ -14,7 +14,7 @@ from conftest import ROOT
 from keras_resnet import models
 from keras_resnet.training import Settings, precision, recipes
 from keras_resnet.training.fused import fuse_batch_norm
-from keras_resnet.training.settings import parts_of
+from keras_resnet.training.settings import ghost_batches
 from keras_resnet.training.tensorflow import Step, moving_statistics, optimizer_of
 
 IMAGES = np.random.default_rng(0).uniform(0, 255, (12, 32, 32, 3)).astype("float32")
@@ -37,7 +37,7 @@ def step_of(model, parts, mixed_precision=None, **options):
 
 @pytest.mark.parametrize("fused", [True, False])
 @pytest.mark.parametrize("count", [12, 11])
-def test_a_step_is_the_mean_of_its_parts(count, fused):
+def test_a_step_is_the_mean_of_its_ghost_batches(count, fused):
     """The formula, with `GradientTape` on another network for each part: w - lr mean(gradient + decay w)."""
     images, labels = IMAGES[:count], LABELS[:count]
     model = network(fused)
@@ -136,7 +136,7 @@ def test_one_device_with_two_parts_is_two_devices():
                 devices = distribution.Devices(strategy)
                 model = network(fused=False)
                 step = step_of(model, parts, replicas=devices.count)
-                batches = cifar.training_batches(source, mean, batch_size=16, seed=0, parts=devices.parts())
+                batches = cifar.training_batches(source, mean, batch_size=16, seed=0, shards=devices.shards())
                 for _, batch in zip(range(6), devices.distribute(batches)):
                     step(*batch)
             return model.get_weights()
@@ -169,4 +169,4 @@ def test_how_many_images_are_normalised_together(given, together):
 
 
 def test_parts_of():
-    assert [parts_of(n, 64) for n in (1, 64, 65, 128, 129, 256)] == [1, 1, 2, 2, 3, 4]
+    assert [ghost_batches(n, 64) for n in (1, 64, 65, 128, 129, 256)] == [1, 1, 2, 2, 3, 4]

@@ -5,7 +5,7 @@ import statistics
 import tempfile
 import time
 
-from benchmarks.common import our_step, parts
+from benchmarks.common import ghost_batches, our_step
 
 from keras_resnet.training import Settings
 from keras_resnet.training.checkpoint import Checkpoint, variables_of
@@ -16,7 +16,7 @@ from keras_resnet.training.hardware import choose_threads
 
 @graphs_as_traced()
 def measure(options):
-    choose_threads(parts(options.depth, options.batch_size))
+    choose_threads(ghost_batches(options.depth, options.batch_size))
     step, model, optimizer = our_step(options.depth, options.batch_size)
     every = Settings.checkpoint_every
     step()

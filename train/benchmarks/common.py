@@ -9,8 +9,7 @@ import keras_resnet
 from keras_resnet.architecture import IMAGE_SIZE, IMAGENET
 from keras_resnet.data import shapes
 from keras_resnet.optimizers import SGD
-from keras_resnet.training import precision, recipes
-from keras_resnet.training.settings import parts_of
+from keras_resnet.training import precision, recipes, settings
 
 
 def network(depth):
@@ -22,9 +21,9 @@ def network(depth):
     return keras_resnet.CifarResNet(depth, classifier_activation=None, normalization=(120.0, 1.0))
 
 
-def parts(depth, batch_size):
-    """The number of parts into which fit.py splits a batch."""
-    return 1 if depth in IMAGENET else parts_of(batch_size, recipes.BN_BATCH_SIZE)
+def ghost_batches(depth, batch_size):
+    """The number of ghost batches into which fit.py splits a batch."""
+    return 1 if depth in IMAGENET else settings.ghost_batches(batch_size, recipes.BN_BATCH_SIZE)
 
 
 def batch(size, depth=20):
@@ -40,7 +39,7 @@ def our_step(depth, batch_size=128, mixed_precision=None):
     """The engine's step on one batch in memory: a function that makes one and returns the loss; model and optimizer."""
     model = network(depth)
     precision.set_precision(model, mixed_precision)
-    data, number = batch(batch_size, depth), parts(depth, batch_size)
+    data, number = batch(batch_size, depth), ghost_batches(depth, batch_size)
     if keras.backend.backend() == "jax":
         return _step_of_jax(model, data, number)
     import tensorflow as tf

@@ -1,4 +1,4 @@
-"""Batches of augmented images against training steps; batches of photographs against other input pipelines."""
+"""Batches of augmented images against training steps; batches of image files against other input pipelines."""
 
 import multiprocessing.pool
 import os
@@ -7,7 +7,7 @@ import time
 
 import numpy as np
 import tensorflow as tf
-from benchmarks.common import our_step, parts
+from benchmarks.common import ghost_batches, our_step
 
 from keras_resnet.architecture import IMAGE_SIZE
 from keras_resnet.data import cifar, color, crops, folders, imagenet, shapes, sources
@@ -23,9 +23,9 @@ except ImportError:
 @graphs_as_traced()
 def measure(options):
     if options.data:
-        photographs(options)
+        image_files(options)
         return
-    choose_threads(parts(options.depth, options.batch_size))  # before anything is computed
+    choose_threads(ghost_batches(options.depth, options.batch_size))  # before anything is computed
     train, *_ = our_step(options.depth, options.batch_size)
     train()
     images, labels = shapes.draw(50_000, seed=0)
@@ -82,7 +82,7 @@ def settle():
         time.sleep(0.05)
 
 
-def photographs(options):
+def image_files(options):
     files, size = folders.load(options.data).train, options.batch_size
     paths = tf.constant(files.paths)
     normal = tf.random.stateless_normal((len(files.paths), 3), (0, 0))
@@ -120,7 +120,7 @@ def photographs(options):
                 work()
             seconds[name].append(time.perf_counter() - begin)
             cpu_seconds[name].append(time.process_time() - used)
-    print(f"{len(files.paths)} photographs, batches of {size}, {os.cpu_count()} cores")
+    print(f"{len(files.paths)} images, batches of {size}, {os.cpu_count()} cores")
     print(f"medians of {options.rounds} turns of {options.steps} batches\n")
     print(f"{'':<38}{'images/s':>10}{'ours / this':>14}{'CPU ms/image':>15}{'this / ours':>14}")
     for name, values in seconds.items():

@@ -22,7 +22,7 @@ def _cluster():
 
 
 def train(turn, depth, images, mixed_precision, core=None, devices=1, cluster=None):
-    """fit.py's loop on one batch of `images` images in memory, in parts of 64; on one of two cores or on both."""
+    """fit.py's loop on one batch of `images` images in memory, ghost batches of 64; on one of two cores or both."""
     two = sorted(os.sched_getaffinity(0))[:2]
     os.sched_setaffinity(0, two if core is None else {two[core]})
     tf.config.set_visible_devices([], "GPU")
@@ -35,7 +35,7 @@ def train(turn, depth, images, mixed_precision, core=None, devices=1, cluster=No
     settings = Settings(depth=depth, batch_size=images, mixed_precision=mixed_precision, strategy=strategy)
     with tensorflow.devices(settings) as found:
         share = tf.data.Dataset.from_tensors(batch(images // found.count)).repeat()
-        task = tasks.Task((), images, None, lambda step, parts: share, {}, None, set())
+        task = tasks.Task((), images, None, lambda step, shards: share, {}, None, set())
         engine, step = tensorflow.Engine(settings, task, network(depth), found), 0
         while True:
             found.exchange(0, 0)  # as the loop does before each span

@@ -7,7 +7,7 @@ import statistics
 import time
 
 import numpy as np
-from benchmarks.common import as_fit_runs, as_keras_is, keras_step, our_step, parts
+from benchmarks.common import as_fit_runs, as_keras_is, ghost_batches, keras_step, our_step
 
 from keras_resnet import models
 from keras_resnet.training.hardware import choose_threads
@@ -16,7 +16,7 @@ from keras_resnet.training.hardware import choose_threads
 def start_once(as_fit, depth, batch_size, results):
     """In a process of its own: seconds to build, until the first step is done and for a later one; peak GiB."""
     if as_fit:
-        choose_threads(parts(depth, batch_size))
+        choose_threads(ghost_batches(depth, batch_size))
     begin = time.perf_counter()
     with as_fit_runs() if as_fit else contextlib.nullcontext(), models.recursion_limit(20 * depth):
         one = our_step(depth, batch_size)[0] if as_fit else keras_step(as_keras_is(depth), batch_size, depth)

@@ -7,7 +7,7 @@ import statistics
 import tempfile
 
 import keras
-from benchmarks.common import IMAGENET, as_fit_runs, as_keras_is, batch, keras_step, network, our_step, parts
+from benchmarks.common import IMAGENET, as_fit_runs, as_keras_is, batch, ghost_batches, keras_step, network, our_step
 from benchmarks.turns import ENDLESS, take_turns
 
 from keras_resnet import analysis
@@ -15,7 +15,7 @@ from keras_resnet.training import Settings, engine, hardware, loop, tasks, train
 
 
 def fit(turn, depth, batch_size, mixed_precision):
-    """fit.py's loop: augmentation, history, progress bar, checkpoints; photographs are one batch in memory."""
+    """fit.py's loop: augmentation, history, progress bar, checkpoints; for ImageNet, one batch in memory."""
     ours = importlib.import_module(engine.ENGINES[keras.backend.backend()]).Engine
     run = ours.run
 
@@ -41,13 +41,13 @@ def _one_batch(settings):
 
     data = tf.data.Dataset.from_tensors(batch(settings.batch_size, settings.depth)).repeat()
     classes = tuple(map(str, range(1000)))
-    return tasks.Task(classes, ENDLESS, lambda: network(settings.depth), lambda step, parts: data, {}, None, set())
+    return tasks.Task(classes, ENDLESS, lambda: network(settings.depth), lambda step, shards: data, {}, None, set())
 
 
 def bare(turn, depth, batch_size, kind):
     """A compiled step on one batch in memory: "ours", "Keras as it is" or "keras.applications"."""
     if kind == "ours" and keras.backend.backend() == "tensorflow":
-        hardware.choose_threads(parts(depth, batch_size))
+        hardware.choose_threads(ghost_batches(depth, batch_size))
     with as_fit_runs() if kind == "ours" else contextlib.nullcontext():
         if kind == "ours":
             step, *_ = our_step(depth, batch_size)

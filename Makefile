@@ -29,4 +29,9 @@ $(ENVIRONMENT): setup.cfg
 	.venv/bin/pip install --quiet --editable ".[test]"
 	touch $@
 
-.PHONY: demo test site pages walkthrough
+# All of a release but its upload.
+release: test site
+	.ci/wheel dist
+	@echo "dist/ is what an index of packages takes, site/ what a static host serves"
+
+.PHONY: demo test site pages walkthrough release

@@ -13,7 +13,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 
-__version__ = "0.1.0"
+__version__ = "1.0.0"
 
 
 def commit() -> str | None:

@@ -2,6 +2,7 @@ import re
 import subprocess
 
 import pytest
+from conftest import ROOT
 
 from keras_resnet import environment
 
@@ -46,3 +47,9 @@ def test_without_a_repository_or_git(tmp_path, monkeypatch):
     assert environment.commit() is None
     monkeypatch.setenv("PATH", str(tmp_path))
     assert environment.commit() is None
+
+
+def test_the_version_is_the_same_everywhere():
+    version = environment.__version__
+    assert f"\nversion: {version}\n" in (ROOT / "CITATION.cff").read_text()
+    assert re.search(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text(), re.M)[1] == version

@@ -512,7 +512,7 @@ def trained(tmp_path, monkeypatch):
 
 def make_run(name, classes=CLASSES, seed=1, **settings):
     os.mkdir(name)
-    data = records.photographs("photos", seed=seed)
+    data = records.splits("photos", seed=seed)
     settings = {"dataset": "photos", "data_dir": None, "image_size": 16, "seed": seed, **settings}
     for file, content in (
         ("args.json", settings), ("classes.json", classes), ("data.json", records.describe(data, "photos"))
@@ -646,7 +646,7 @@ def test_combinations_of_runs_that_contradict_each_other(trained, monkeypatch):
     make_run("seed", seed=2)
     make_run("larger", image_size=20)
     for arguments, message in (
-        (["run", "seed"], "set aside different parts of photos, by different seeds: run, seed"),
+        (["run", "seed"], "different images of photos were set aside, by different seeds: run, seed"),
         (["run", "larger"], "crops of different sizes: run 16, larger 20. Give --crop"),
         (["run", "--preprocess", "vgg16"], "run takes pixels, as it was trained"),
         (["run", "--data", "shapes", "--split", "all"], "shapes is divided"),

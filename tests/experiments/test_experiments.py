@@ -154,7 +154,7 @@ def test_the_tables_networks_can_be_built():
         ("fig6", {"only": ["plain-21"]}, "--only takes plain-20, .*ResNet-1202; found plain-21"),
         ("fig6", {"seeds": 0}, "--seeds is positive; found 0"),
         ("fig6", {"dataset": "x"}, "is on CIFAR-10; leave --data out"),
-        ("fig4", {}, "is on photographs; it needs --data"),
+        ("fig4", {}, "is on ImageNet; it needs --data"),
         ("table6", {"steps": 0}, "--steps is positive; found 0"),
         ("fig4", {"dataset": str(ROOT), "train_on_all": True}, "--train-on-all is for small images"),
     ],

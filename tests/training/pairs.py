@@ -169,8 +169,8 @@ def resume(rows):
             images, labels, examples, classes, protocol, crop = tested(stopped)
             probabilities = model.predict(images, verbose=0)
             error = (probabilities.argmax(-1) != labels).mean()
-            if not (stopped.photographs and stopped.mixed_precision):  # validated as it was trained
-                found = result["val_error" if stopped.photographs else "test_error"]
+            if not (stopped.imagenet_style and stopped.mixed_precision):  # validated as it was trained
+                found = result["val_error" if stopped.imagenet_style else "test_error"]
                 assert abs(found - error) < 1e-4, (found, error)
             again = evaluation.evaluate(model, examples, classes, protocol, crop=crop, verbose=0)
             np.testing.assert_allclose(again.probabilities, probabilities, rtol=1e-4, atol=1e-5)

@@ -416,7 +416,7 @@ def test_parts_of_a_batch_in_turn_are_the_same_epochs_and_images(tmp_path, monke
 @pytest.mark.parametrize(
     "changes, message",
     [
-        ({"image_size": 64}, "--image-size is for photographs, not for shapes"),
+        ({"image_size": 64}, "--image-size is for ImageNet-style images, not for shapes"),
         ({"accumulate": 3}, "--batch-size is a multiple of --accumulate; found 16 and 3"),
         ({"dataset": str(ROOT), "depth": 20}, "--depth is one of 18, 34, 50, 101, 152 here; found 20"),
         ({"dataset": str(ROOT), "depth": 50, "plain": True}, "--depth is one of 18, 34 here; found 50"),

@@ -54,8 +54,8 @@ def test_every_setting_says_what_it_is_and_has_a_flag(field):
         ({"boundaries": ("3",), "steps": 9}, "--boundaries is of the type int; found '3'"),
         ({"plain": 1}, "--plain is of the type bool; found 1"),
         ({"dataset": None}, "--dataset is of the type str; found None"),
-        ({"stride_in": "3x3"}, "--stride-in is for photographs, not for cifar10"),
-        ({"skip_damaged": True}, "--skip-damaged is for photographs, not for cifar10"),
+        ({"stride_in": "3x3"}, "--stride-in is for ImageNet-style images, not for cifar10"),
+        ({"skip_damaged": True}, "--skip-damaged is for ImageNet-style images, not for cifar10"),
     ],
 )
 def test_a_wrong_value_is_refused_at_the_door(changes, message):

@@ -6,11 +6,12 @@ Everything is written below docs/made, which git ignores, before Sphinx reads th
 import io
 import json
 import pathlib
+import re
 import shutil
 
 import walkthrough
 
-from keras_resnet.experiments import EXPERIMENTS, load, report
+from keras_resnet.experiments import EXPERIMENTS, claims, load, report
 from keras_resnet.runs import Run
 from keras_resnet.serving import web
 from keras_resnet.training.options import flags
@@ -76,6 +77,7 @@ def results(records):
     files["runs.md"] = "\n\n".join([INTRODUCTION, *sections, "## Experiments that were not run", "\n".join(missing)])
     files["runs.md"] += "\n\n" + every_run(records)
     files["depth.md"] = depth(records)
+    files |= seeds(records)
     return files
 
 
@@ -100,7 +102,8 @@ def table(entries, above):
     rows = ["| network | the paper | here | runs | trained on | steps | other conditions |"]
     rows.append("|---|--:|--:|--:|---|--:|---|")
     repeated = []
-    for row, conditions, records in entries:
+    for entry in entries:
+        row, conditions, records = entry
         files = tuple(record["command"] for record in records)
         if not records:
             continue
@@ -109,13 +112,35 @@ def table(entries, above):
             continue
         above.add(files)
         others = {name: value for name, value in conditions.items() if name != "steps"}
-        steps = int(records[0]["history"]["step"][-1])
-        error = report.ours([100 * record["error"] for record in records])
         where = "; ".join(dict.fromkeys(map(report.trained_on, records)))
-        cells = (row.name, row.paper or "", f"**{error}**", len(records), where, f"{steps:,}", f"`{flags(others)}`")
+        cells = (
+            row.name,
+            row.paper or "",
+            f"**{report.ours(entry.errors)}**",
+            len(records),
+            where,
+            f"{entry.steps:,}",
+            f"`{flags(others)}`",
+        )
         rows.append(f"| {' | '.join(map(str, cells))} |")
     again = f"Above already: {', '.join(dict.fromkeys(repeated))}." if repeated else ""
     return (["\n".join(rows)] if len(rows) > 2 else []) + ([again] if again else [])
+
+
+def seeds(records):
+    """The tables of what several seeds say, each with its figure if it has one."""
+    files, sections = {}, []
+    for table in claims.tables(records):
+        lines = [f"## {table.title}", table.caption]
+        if table.draw:
+            files["figures/seeds.svg"] = svg(table.draw())
+            lines.insert(1, f"![{table.title}, as the table has it in numbers](figures/seeds.svg)")
+        rows = [[re.sub("--.*", r"`\g<0>`", cell) for cell in row] for row in table.rows]
+        rows = [table.head, ["---"] * len(table.head), *rows]
+        lines.append("\n".join(f"| {' | '.join(row)} |" for row in rows))
+        sections.append("\n\n".join(lines))
+    files["seeds.md"] = "\n\n".join(sections) + "\n"
+    return files
 
 
 def not_run(name, entries):

@@ -52,6 +52,16 @@ class Responses(typing.NamedTuple):
     std: np.ndarray
 
 
+class Seeds(typing.NamedTuple):
+    """The test errors of a network's runs in %; half the interval of their mean and the paper's error, nan for none."""
+
+    name: str
+    errors: Sequence[float]
+    plain: bool
+    half_width: float
+    paper: float
+
+
 class Trial(typing.NamedTuple):
     """A trial of a search: `values` are its settings by name, and `error` is in [0, 1]."""
 
@@ -179,6 +189,31 @@ def draw_responses(networks: Sequence[Responses], note: str) -> Figure:
         upper.set(title="Layers in their order", ylabel="standard deviation", xlim=(0, None), ylim=(0, None))
         lower.set(title="Layers sorted by magnitude", ylabel="standard deviation", xlabel="3x3 layer")
         upper.legend(loc="upper left", bbox_to_anchor=(1, 1))
+        _entitle(figure, note)
+        return figure
+
+
+def draw_seeds(networks: Sequence[Seeds], note: str) -> Figure:
+    """The test error of each run as a point, a row for each network; plain networks are hollow.
+
+    Args:
+        networks: a list of `Seeds`, from top to bottom.
+        note: as in `draw_curves`.
+    """
+    with _drawn(note) as note:
+        figure = Figure(figsize=(8, 1.5 + 0.36 * len(networks)), layout="constrained")
+        axes = figure.subplots()
+        for row, network in enumerate(networks):
+            color = LINES[1] if network.plain else LINES[0]
+            style: dict = {"color": color, "markerfacecolor": "white" if network.plain else color}
+            axes.plot(network.errors, [row] * len(network.errors), "o", zorder=3, **style)
+            if not np.isnan(network.half_width):
+                axes.errorbar(np.mean(network.errors), row, xerr=network.half_width, fmt="d", capsize=4, **style)
+            axes.plot(network.paper, row, "|", color=TEXT, markersize=16, markeredgewidth=2)
+        axes.set(
+            yticks=range(len(networks)), yticklabels=[network.name for network in networks], xlabel="test error (%)"
+        )
+        axes.set_ylim(len(networks) - 0.5, -0.5)
         _entitle(figure, note)
         return figure
 

@@ -60,6 +60,11 @@ class Entry(typing.NamedTuple):
         """In %."""
         return [100 * record["error"] for record in self.records]
 
+    @property
+    def steps(self) -> int:
+        """The length of the schedule. IndexError without runs."""
+        return _steps(self.records[0])
+
 
 def entries(experiment: Experiment, records: Sequence[dict]) -> list[Entry]:
     """The entries of an experiment; those of a row are sorted by their number of steps, the longest first."""
@@ -97,7 +102,7 @@ def groups(found: Sequence[Entry]) -> list[list[Entry]]:
     order = [entry.row for entry in found]
     for entries_of in by_conditions.values():
         entries_of.sort(key=lambda entry: order.index(entry.row))
-    return sorted(by_conditions.values(), key=lambda group: (-len(group), -_steps(group[0].records[0])))
+    return sorted(by_conditions.values(), key=lambda group: (-len(group), -group[0].steps))
 
 
 def _steps(record):
@@ -130,10 +135,10 @@ def draw(experiment: Experiment, group: Sequence[Entry]) -> "figures.Figure | No
     from keras_resnet.experiments import figures  # here, because it needs matplotlib, which tables do not
 
     shared = {entry.row.name: entry for entry in group}
-    schedule = _schedule(experiment, next(iter(shared.values())))
+    conditions = schedule(experiment, next(iter(shared.values())))
     most = max(len(entry.records) for entry in shared.values())
     if most > 1:
-        schedule += f", mean of up to {most} runs"
+        conditions += f", mean of up to {most} runs"
     depths = sorted({row.network["depth"] for row in experiment.rows})
     if experiment.responses:
         networks = [
@@ -145,7 +150,7 @@ def draw(experiment: Experiment, group: Sequence[Entry]) -> "figures.Figure | No
             )
             for name, entry in shared.items()
         ]
-        return figures.draw_responses(networks, f"{experiment.title}; dashed: plain\n{schedule}")
+        return figures.draw_responses(networks, f"{experiment.title}; dashed: plain\n{conditions}")
     panels = []
     for title, names in experiment.panels:
         by_depth = len({experiment.row(name).network["depth"] for name in names}) == len(names)
@@ -169,7 +174,7 @@ def draw(experiment: Experiment, group: Sequence[Entry]) -> "figures.Figure | No
     drawn = ["dashed: training"]
     drawn += ["bold: validation"] * any(curve.validation is not None for curve in every)
     drawn += ["point: test, at the end"] * any(curve.validation is None for curve in every)
-    note = f"{experiment.title}; {', '.join(drawn)}\n{schedule}"
+    note = f"{experiment.title}; {', '.join(drawn)}\n{conditions}"
     return figures.draw_curves(panels, note) if panels else None
 
 
@@ -181,10 +186,10 @@ def _mean(entry, values):
     return np.mean(found, axis=0)
 
 
-def _schedule(experiment, entry):
-    """The conditions as text."""
+def schedule(experiment: Experiment, entry: Entry) -> str:
+    """The conditions of an entry as text, the length of the schedule first."""
     whole = (recipes.CIFAR if experiment.dataset else recipes.IMAGENET)["steps"]
-    steps = _steps(entry.records[0])
+    steps = entry.steps
     found = [f"{steps:,} steps" if steps == whole else f"{steps:,} of {whole:,} steps"]
     others = {name: value for name, value in entry.conditions.items() if name not in ("steps", "data")}
     if "data" in entry.conditions:
@@ -208,6 +213,8 @@ def write(records: Sequence[dict], folder: Path) -> list[str]:
     Raises:
         RunError: a file cannot be written, or runs that differ only in the seed have curves of different lengths.
     """
+    from keras_resnet.experiments import claims  # here, because it needs scipy, which tables do not
+
     written, sections, missing = [], [], []
     for name, experiment in tables.EXPERIMENTS.items():
         found = entries(experiment, records)
@@ -219,18 +226,27 @@ def write(records: Sequence[dict], folder: Path) -> list[str]:
             path = os.path.join(folder, f"{name}{f'-{number}' * (number > 1)}.png")
             write_whole(path, lambda file: figure.savefig(file, format="png", dpi=150))  # noqa: B023
             written.append(path)
-        pictures = "\n".join(_picture(experiment, figure) for figure in figures_of_it)
+        pictures = "\n".join(_picture(experiment.title, figure) for figure in figures_of_it)
         sections.append(_section(name, experiment, found, pictures))
+    for table in claims.tables(records):
+        picture = ""
+        if table.draw:
+            drawn = table.draw()
+            path = os.path.join(folder, "seeds.png")
+            write_whole(path, lambda file: drawn.savefig(file, format="png", dpi=150))  # noqa: B023
+            written.append(path)
+            picture = _picture(table.title, drawn)
+        sections.append(_statistics(table, picture))
     path = os.path.join(folder, "report.html")
     write_whole(path, lambda file: file.write(_page(records, sections, missing).encode(errors="backslashreplace")))
     return [path, *written]
 
 
-def _picture(experiment, figure):
+def _picture(title, figure):
     data = io.BytesIO()
     figure.savefig(data, format="svg", metadata={"Date": None})
     source = f"data:image/svg+xml;base64,{base64.b64encode(data.getvalue()).decode()}"
-    return f'<img src="{source}" alt="{html.escape(experiment.title)}: figure; the table has its numbers">'
+    return f'<img src="{source}" alt="{html.escape(title)}: figure; the table has its numbers">'
 
 
 COLUMNS = ("network", "parameters", "the paper", "here", "validation", "runs", "trained on", "conditions", "command")
@@ -250,7 +266,7 @@ def _section(name, experiment, found, pictures):
             ours(validation),
             str(len(results)) if results else "–",
             "; ".join(dict.fromkeys(map(trained_on, entry.records))) or "–",
-            _schedule(experiment, entry) if results else "–",
+            schedule(experiment, entry) if results else "–",
         ]
         code = _code(command(name, entry, most_shared))
         data = [f'<td class="{"" if i in (0, 6, 7) else "number"}">{html.escape(c)}</td>' for i, c in enumerate(cells)]
@@ -264,6 +280,18 @@ def _section(name, experiment, found, pictures):
 different seeds. Runs on TensorFlow and on JAX, which have other random numbers, are not averaged.
 </caption><thead><tr>{heads}</tr></thead><tbody>
 {os.linesep.join(rows)}
+</tbody></table></div></section>"""
+
+
+def _statistics(table, picture):
+    line = lambda cells, tag: "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in cells)
+    rows = "\n".join(f"<tr>{line(row, 'td')}</tr>" for row in table.rows)
+    return f"""<section>
+<h2>{table.title}</h2>
+{picture}
+<p>{table.caption}</p>
+<div class="wide"><table class="statistics"><thead><tr>{line(table.head, "th")}</tr></thead><tbody>
+{rows}
 </tbody></table></div></section>"""
 
 
@@ -316,6 +344,9 @@ th, td { padding: .35rem 1rem .35rem 0; border-bottom: 1px solid var(--line); }
 th, td { vertical-align: top; white-space: nowrap; }
 .number, th:nth-child(n+2):nth-child(-n+6) { text-align: right; }
 td:first-child, td:nth-child(4) { font-weight: 600; }
+.statistics td { text-align: left; font-weight: normal; }
+.statistics th:nth-child(n) { text-align: left; }
+section > p { max-width: 46rem; color: var(--muted); }
 .missing td { color: var(--muted); font-weight: normal; }
 code { background: var(--code); padding: .1rem .35rem; border-radius: 4px; font: .85em ui-monospace, monospace; }
 td code { display: inline-block; white-space: normal; min-width: 16rem; }

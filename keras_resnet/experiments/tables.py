@@ -72,6 +72,14 @@ class Experiment(typing.NamedTuple):
         return [(name, dataclasses.replace(settings, name=identity(settings))) for name, settings in runs]
 
 
+class Claim(typing.NamedTuple):
+    """A claim of a paper: in each of the `pairs` of an experiment's networks, the first has the lower error."""
+
+    text: str
+    experiment: str
+    pairs: tuple[tuple[str, str], ...]
+
+
 def _row(depth, paper=None, suffix="", **network):
     name = f"{'plain' if network.get('plain') else 'ResNet'}-{depth}{suffix}"
     return Row(name, {"depth": depth, **network}, paper)
@@ -188,6 +196,43 @@ EXPERIMENTS = {
         (("ResNet-110", _names(_IDENTITY_110)), ("ResNet-164", _names(_IDENTITY_164))),
     ),
 }
+
+
+CLAIMS = (
+    Claim(
+        "Plain networks get worse with depth",
+        "fig6",
+        (
+            ("plain-20", "plain-32"),
+            ("plain-32", "plain-44"),
+            ("plain-44", "plain-56"),
+            ("plain-32", "plain-56"),
+            ("plain-20", "plain-56"),
+        ),
+    ),
+    Claim(
+        "Residual networks get better with depth",
+        "fig6",
+        (
+            ("ResNet-32", "ResNet-20"),
+            ("ResNet-44", "ResNet-32"),
+            ("ResNet-56", "ResNet-44"),
+            ("ResNet-110", "ResNet-56"),
+            ("ResNet-56", "ResNet-32"),
+            ("ResNet-56", "ResNet-20"),
+        ),
+    ),
+    Claim(
+        "Residual networks are better than plain ones",
+        "fig6",
+        tuple((f"ResNet-{depth}", f"plain-{depth}") for depth in (20, 32, 44, 56)),
+    ),
+    Claim(
+        "Shortcut B is slightly better than A, C than B (on ImageNet)",
+        "shortcuts",
+        (("ResNet-20-B", "ResNet-20-A"), ("ResNet-20-C", "ResNet-20-B")),
+    ),
+)
 
 
 def identity(settings: Settings) -> str:

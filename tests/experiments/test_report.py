@@ -76,7 +76,7 @@ def test_the_tables_show_our_numbers_beside_the_papers(tmp_path):
     page = (tmp_path / "report.html").read_text()
     assert [path.removeprefix(f"{tmp_path}/") for path in paths] == [
         *("report.html", "table3.png", "fig6.png", "fig6-2.png", "fig6-3.png", "fig7.png", "fig7-2.png", "fig7-3.png"),
-        *("shortcuts.png", "shortcuts-2.png"),
+        *("shortcuts.png", "shortcuts-2.png", "seeds.png"),
     ]
     assert all((tmp_path / path).read_bytes().startswith(b"\x89PNG") for path in paths[1:])
     assert "http" not in re.sub(r'<a href=".*?">|data:image/svg\+xml;base64,\S*', "", page)  # one file, nothing to load

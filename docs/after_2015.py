@@ -18,6 +18,7 @@ from keras_resnet import analysis
 from keras_resnet.data import cifar, sources
 
 LEARNING_RATE, BATCH = 0.1, 128
+RECALIBRATION = 100  # batches
 
 
 class Recalibrate(keras.callbacks.Callback):
@@ -66,7 +67,7 @@ def main(words=None):
         for names in itertools.product(("weights", "EMA"), ("", ", statistics anew")):
             callbacks = [keras.callbacks.SwapEMAWeights()] if names[0] == "EMA" else []
             if names[1]:  # after the swap
-                callbacks.append(Recalibrate(batches.take(100)))
+                callbacks.append(Recalibrate(batches.take(RECALIBRATION)))
             found = model.evaluate(test, verbose=0, callbacks=callbacks, return_dict=True)
             print(
                 f"step {model.optimizer.iterations.numpy()}, {''.join(names)}: {1 - found['accuracy']:.2%}", flush=True
@@ -74,7 +75,7 @@ def main(words=None):
 
     batches = cifar.training_batches(source.train, mean, batch_size=BATCH, seed=0).map(one_hot)
     shown = keras.callbacks.LambdaCallback(on_epoch_end=show)
-    model.fit(batches, steps_per_epoch=options.steps // 2, epochs=2, verbose=2, callbacks=[shown])
+    model.fit(batches, steps_per_epoch=options.steps // 2, epochs=2, shuffle=False, verbose=2, callbacks=[shown])
 
 
 if __name__ == "__main__":

@@ -8,9 +8,12 @@ import shlex
 import subprocess
 import sys
 
+import keras
+import numpy as np
 import pytest
 from conftest import ROOT, blocks
 
+from keras_resnet.data import sources
 from keras_resnet.experiments import tables
 from keras_resnet.training.settings import Settings
 
@@ -92,3 +95,39 @@ def test_the_first_lines_of_the_readme_name_a_ship(backend):
     assert done.returncode == 0, done.stderr
     best = ast.literal_eval(done.stdout.splitlines()[-1])[0][0]
     assert best[:2] == ("8", "ship") and best[2] > 0.9
+
+
+@pytest.fixture
+def after_2015(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "docs"))
+    monkeypatch.setattr(sources, "SHAPES_EXAMPLES", {"train": 288, "test": 48})
+    monkeypatch.setattr(sources, "VALIDATION_EXAMPLES", {"shapes": 32})
+    program = importlib.import_module("after_2015")
+    monkeypatch.setattr(program, "RECALIBRATION", 2)
+    return program
+
+
+@pytest.mark.parametrize("kind", [pytest.param("cosine", marks=pytest.mark.slow), "smoothing"])
+def test_what_came_after_2015(kind, after_2015, capsys):
+    after_2015.main([kind, "--dataset", "shapes", "--steps", "4"])
+    found = re.findall(r"step (\d), ([\w ,]+): ([\d.]+)%", capsys.readouterr().out)
+    ways = ["weights", "weights, statistics anew", "EMA", "EMA, statistics anew"]
+    assert [(step, way) for step, way, _ in found] == [(step, way) for step in "24" for way in ways]
+
+
+def test_statistics_are_estimated_anew_for_a_test_alone(after_2015):
+    model = keras.Sequential([keras.Input((2,)), keras.layers.BatchNormalization()])
+    before = [variable.numpy() for variable in model.non_trainable_variables]
+    callback = after_2015.Recalibrate([(np.array([[1.0, 2], [3, 8]]), None), (np.array([[5.0, 2], [5, 4]]), None)])
+    callback.set_model(model)
+    callback.on_test_begin()
+    mean, variance = (variable.numpy() for variable in model.non_trainable_variables)
+    assert np.allclose(mean, [3.5, 4]) and np.allclose(variance, [0.5, 5], atol=1e-3)
+    callback.on_test_end()
+    assert all(np.array_equal(a, b) for a, b in zip(before, model.non_trainable_variables, strict=True))
+
+
+def test_the_schedules_after_2015(after_2015):
+    rates = after_2015.learning_rate("steps", 8)
+    assert np.allclose([rates(step) for step in (0, 4, 5, 6, 7)], [0.1, 0.1, 0.01, 0.01, 0.001])
+    assert np.allclose(after_2015.learning_rate("cosine", 8)(4), 0.05)

@@ -123,7 +123,7 @@ def test_a_model_says_which_network_it_is(network):
         ({"activation_order": "bare_stem_preactivation", "stem": "7x7"}, 'needs stem="3x3"'),
         ({"shortcut_variant": "half"}, "shortcut_variant is one of None, 'constant_scaling'"),
         ({"shortcut": None, "shortcut_variant": "dropout"}, "a plain network has no shortcut"),
-        ({"output_stride": 8}, "output_stride=8 needs a network of a larger stride; this one has 4"),
+        ({"output_stride": 8}, "output_stride=8 needs a network with a larger stride; this one has 4"),
     ],
 )
 def test_what_is_no_network(options, message):

@@ -230,5 +230,5 @@ def test_every_output_of_a_network_stays(dtype, tolerance):
 def test_quantized_layers_are_refused():
     model = keras_resnet.CifarResNet(8)
     model.quantize("int8")
-    with pytest.raises(ValueError, match=r"fc was changed by quantize\(\); fold before that"):
+    with pytest.raises(ValueError, match=r"fc was changed by quantize\(\); call fold before"):
         fold(model)

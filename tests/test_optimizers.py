@@ -104,8 +104,8 @@ def test_what_is_excluded_does_not_decay():
 @pytest.mark.parametrize(
     "schedule, message",
     [
-        (StepSchedule(warmup_rate=0.01), 'follows "error", and this epoch logged .*loss.*compile the model'),
-        (PlateauSchedule(patience=1), 'follows "val_error", .*fit with validation_data'),
+        (StepSchedule(warmup_rate=0.01), 'needs "error", but this epoch logged .*loss.*compile the model'),
+        (PlateauSchedule(patience=1), 'needs "val_error", .*fit with validation_data'),
     ],
 )
 def test_a_schedule_says_what_it_needs(schedule, message):
@@ -171,7 +171,7 @@ def test_numbers_that_are_none(argument, number):
         (lambda: StepSchedule(warmup_rate=0.01, warmup_steps=0), "warmup_steps is positive"),
         (
             lambda: StepSchedule(0.1, (4, 8), warmup_rate=0.01, warmup_steps=5),
-            r"boundaries lie behind the 5 warmup_steps; found \(4, 8\)",
+            r"boundaries come after the 5 warmup_steps; found \(4, 8\)",
         ),
     ],
 )
@@ -239,7 +239,7 @@ def test_a_schedule_that_is_done_trains_nothing(capsys):
     before = model.get_weights()
     assert fit(schedule, model=model, verbose=2) == []
     assert all(np.array_equal(a, b) for a, b in zip(before, model.get_weights(), strict=True))
-    assert "nothing is left to train: the optimizer has made 10 iterations of 10" in capsys.readouterr().out
+    assert "nothing left to train: the optimizer has made 10 iterations of 10" in capsys.readouterr().out
     assert len(fit(StepSchedule(0.1, (5, 8)), epochs=1, model=model)) == 64  # another goes on
     assert fit(schedule, model=model) == []  # and beyond the end, too
 
@@ -265,7 +265,7 @@ def test_executions_of_several_steps(recwarn):
 
 def test_what_an_execution_passes_is_told():
     model = executions(4)
-    with pytest.warns(UserWarning, match="change came late") as warnings:
+    with pytest.warns(UserWarning, match="took effect late") as warnings:
         assert fit(StepSchedule(0.1, (6, 12), steps=15), model=model) == [0.1] * 2 + [0.01] + [0.001]
     found = [str(warning.message) for warning in warnings if "schedule" in str(warning.message)]
     assert ["iteration 6 of" in found[0], "at 8;" in found[0]] == [True, True]
@@ -431,11 +431,11 @@ def test_the_plateau_behind_the_last_division_ends_the_training(capsys):
     options = {"model": model, "examples": 64, "validation_data": toy_data(), "verbose": 2}
     rates = fit(schedule, epochs=50, **options)
     assert rates == [1e-9] * 12 + [1e-10] * 8 + [1e-11] * 8
-    assert "for 2 epochs, at the last rate: the end" in capsys.readouterr().out
+    assert "for 2 epochs, at the last learning rate: finished" in capsys.readouterr().out
     again = PlateauSchedule(1e-9, patience=2, divisions=2)
     again.state.update(schedule.state)
     assert fit(again, epochs=50, **options) == []
-    assert "nothing is left to train: the error has plateaued at the last rate" in capsys.readouterr().out
+    assert "nothing left to train: the error has plateaued at the last learning rate" in capsys.readouterr().out
 
 
 def plateau(errors, model=None, **options):
@@ -468,12 +468,12 @@ def test_the_warm_up_is_no_plateau():
 def test_epochs_without_validation_only_make_the_best_error_older():
     assert plateau([0.9, None, 0.8, None, 0.8, None, 0.7], patience=2) == [0.1] * 4 + [0.01] * 3
     assert plateau([0.9, None, 0.9, None, 0.9], patience=3) == [0.1] * 4 + [0.01]
-    with pytest.warns(UserWarning, match="of the last 1 epochs none was validated; fit with validation_data"):
+    with pytest.warns(UserWarning, match="none of the last 1 epochs was validated; fit with validation_data"):
         model, schedule = toy(SGD(0.5)), PlateauSchedule(1e-9, patience=2)
         options = {"validation_data": toy_data(), "validation_freq": 2}
         fit(schedule, model=model, epochs=6, examples=64, **options)
     assert schedule.state["drops"] == 2 and schedule.current_rate == pytest.approx(1e-11)
-    none = "of the last [12] epochs none was validated; .*at most the patience, 2"
+    none = "none of the last [12] epochs was validated; .*at most the patience, 2"
     with pytest.warns(UserWarning, match=none), pytest.raises(ValueError, match=none):
         fit(PlateauSchedule(patience=2), model=model, epochs=6, examples=64)
 
@@ -516,7 +516,7 @@ def test_something_else_that_sets_the_rate_is_told_once(place, other, at):
     """Before the next epoch, or at the next boundary."""
     validation = {"validation_data": toy_data()} if at == "0.02" else {}
     model = toy(SGD(0.5))
-    with pytest.warns(UserWarning, match="learning rate to .*leave one of them out") as found:
+    with pytest.warns(UserWarning, match="learning rate to .*remove one of them") as found:
         fit(StepSchedule(0.1, (200,)), lambda step: 0.5, 4, model, **{place: [other()]}, **validation)
     told = [str(warning.message) for warning in found if "has set the learning rate" in str(warning.message)]
     first, second = ("0.02", "0.1") if (place, at) == ("before", "0.02") else ("0.1", at)  # of two, the first one tells
@@ -541,5 +541,5 @@ def test_a_rate_that_was_set_between_fits_is_no_conflict(tmp_path):
 def test_two_schedules_of_one_rate_are_refused():
     model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1)])
     model.compile(SGD(keras.optimizers.schedules.CosineDecay(0.1, 10)), "mse")
-    with pytest.raises(ValueError, match="StepSchedule sets the learning rate, and this optimizer has"):
+    with pytest.raises(ValueError, match="StepSchedule sets the learning rate, but this optimizer has"):
         model.fit(np.ones((4, 1)), np.ones((4, 1)), verbose=0, callbacks=[StepSchedule(0.1, (3,))])

@@ -34,7 +34,7 @@ def test_a_rule_is_a_value():
         (lambda: Plateau(0.1, warmup_rate=0.01, warmup_steps=0), "warmup_steps is positive and finite; found 0"),
         (lambda: Plateau(warmup_steps=5), "warmup_steps 5 need a warmup_rate to start from"),
         (lambda: Steps(boundaries=(8, 5)), r"boundaries ascend; found \(8, 5\)"),
-        (lambda: Steps(1.0, (4,), warmup_rate=0.1, warmup_steps=5), r"lie behind the 5 warmup_steps; found \(4,\)"),
+        (lambda: Steps(1.0, (4,), warmup_rate=0.1, warmup_steps=5), r"come after the 5 warmup_steps; found \(4,\)"),
         (lambda: Plateau(patience=0), "patience is positive and finite; found 0"),
         (lambda: Plateau(divisions=-1), "divisions is not negative and finite; found -1"),
     ],
@@ -126,7 +126,7 @@ def test_the_plateau_after_the_last_division_is_the_end():
     found, state = followed(rule, [(0.5, 0.4)] * 2)
     assert found[-1][0] == 0.01 and not rule.finished(state)
     found, state = followed(rule, [(0.5, 0.4)] * 3)
-    end = "step 30: the validation error has not been below 40.0% for 1 epochs, at the last rate: the end"
+    end = "step 30: the validation error has not been below 40.0% for 1 epochs, at the last learning rate: finished"
     assert found[-1] == (0.01, end) and rule.finished(state) is True and state["drops"] == 1
     assert not Steps().finished(Steps().first_state())
     assert followed(Plateau(0.1, patience=1, divisions=0), [(0.5, 0.4)] * 2)[1]["used_up"]

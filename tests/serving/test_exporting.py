@@ -736,7 +736,7 @@ def test_the_program_exports_a_run(small, tmp_path):
     assert named.stderr == "export.py: --name is the name of a folder in --output, not a path; found '../eight'\n"
     failed = program(run.parent)
     assert failed.returncode == 1
-    message = f"{run.parent} holds no model.keras; a run has one when it is finished"
+    message = f"{run.parent} has no model.keras; a run writes it when it finishes"
     assert failed.stderr == f"export.py: {message}\n"
 
 

@@ -204,7 +204,7 @@ REFUSED = {
     "up to 64x64 pixels; .* 224x224": lambda: keras_resnet.ResNet18(classes=3, stem="3x3"),
     "contains models": nested,
     "other layers": rectified_otherwise,
-    "left over": with_another_layer,
+    "unexpected": with_another_layer,
     "a softmax": lambda: small(size=32, classifier_activation="sigmoid"),
     "BGR": lambda: small(size=32, normalization="caffe"),
     "float16": overflowing,

@@ -98,7 +98,7 @@ def test_programs_find_a_network_by_its_name(shipped, tmp_path, monkeypatch):
             readers.read(missing)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "cifar10-resnet-20").mkdir()  # one's own folder of this name comes first
-    with pytest.raises(RunError, match="holds no model.keras"):
+    with pytest.raises(RunError, match="has no model.keras"):
         evaluation.load_model("cifar10-resnet-20")
 
 

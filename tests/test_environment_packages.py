@@ -77,7 +77,7 @@ def test_an_export_without_warm_up(tmp_path, monkeypatch, capsys):
 
     monkeypatch.setitem(sys.modules, "tensorflow_serving", None)
     path = serving.export(keras_resnet.CifarResNet(8, normalization=(127.5, 1.0)), tmp_path / "m")
-    assert "no file of requests that warm a server up, which needs the package tensorflow_serving: pip install " in (
+    assert "no file of warm-up requests, which needs the package tensorflow_serving: pip install " in (
         printed := capsys.readouterr().out
     )
     assert printed.endswith("pip install tensorflow-serving-api\n")

@@ -148,8 +148,8 @@ def test_a_malformed_image_is_named(exported):
         ("predict_bytes", strings(good, good, jpeg[: len(jpeg) // 2], b"")),
         ("predict_bytes", strings(good)),
     )
-    assert "counted from 0, number] [1]" in answers[0]
-    assert "counted from 0, number] [2 3]" in answers[1]
+    assert "index in this batch] [1]" in answers[0]
+    assert "index in this batch] [2 3]" in answers[1]
     assert answers[2]["scores"].shape == (1, 3)  # the server goes on
 
 
@@ -186,8 +186,8 @@ def test_pixels_of_another_range_are_refused(exported):
     answers = serve(exported, *(("serving_default", each) for each in (images, dark, black, resized, *wrong, mixed)))
     assert [isinstance(answer, str) for answer in answers] == [False] * 4 + [True] * 8
     smallest, largest = (f"{function(images[1] / 255):.6g}"[:6] for function in (np.min, np.max))
-    assert "RGB in [0, 255], not divided by 255" in answers[-1] and "counted from 0, number] [1 3] " in answers[-1]
-    assert f"[with its smallest and its largest pixel] [{smallest}" in answers[-1] and f" [{largest}" in answers[-1]
+    assert "RGB in [0, 255], not divided by 255" in answers[-1] and "index in this batch] [1 3] " in answers[-1]
+    assert f"[their smallest and largest pixels] [{smallest}" in answers[-1] and f" [{largest}" in answers[-1]
     assert about(exported)["input_range"] == [0, 255]
     (uint8,) = serve(exported, ("predict_uint8", np.ones((1, 32, 32, 3), "uint8")))
     assert uint8["scores"].shape == (1, 3)
@@ -226,7 +226,7 @@ def test_a_huge_image_is_refused_before_it_is_decoded(exported):
         ("predict_bytes", strings(bomb(64, 64), bomb(20_000, 20_000))),
     )
     assert fine["scores"].shape == (1, 3)
-    assert "of more than 50000000 pixels: of this batch, counted from 0, number] [1]" in message
+    assert "of more than 50000000 pixels: files, by index in this batch] [1]" in message
     assert after - before < 200  # MB; decoded it has 1,200
 
 
@@ -298,7 +298,7 @@ def test_versions_follow_each_other_and_stay(small, tmp_path, listing):
     assert {file: file.stat().st_mtime_ns for file in pathlib.Path(path).rglob("*")} == before
     serving.export(small, tmp_path / "m", version=10, keep=2)
     assert listing() == ["10", "8"] and len(os.listdir(tmp_path / "m")) == 2
-    with pytest.raises(serving.ExportError, match="keep=1 would remove version 9 again, because .* holds 10"):
+    with pytest.raises(serving.ExportError, match="keep=1 would remove version 9 at once, because .* has 10"):
         serving.export(small, tmp_path / "m", version=9, keep=1)
     serving.export(small, tmp_path / "m", version=9, keep=2)
     assert listing() == ["10", "9"]
@@ -425,7 +425,7 @@ def test_another_runtimes_wrong_answers_are_no_export(answer, small, tmp_path, m
 
 
 @pytest.mark.parametrize(
-    "answer, message", [(np.full((2, 10), np.nan), "by nan"), (np.zeros((1, 10)), r"answers \(1, 10\) where")]
+    "answer, message", [(np.full((2, 10), np.nan), "by nan"), (np.zeros((1, 10)), r"returns \(1, 10\) instead")]
 )
 def test_int8_that_answers_something_else_is_no_export(answer, message, small, tmp_path, monkeypatch):
     monkeypatch.setitem(formats.WRITERS, "litert", lambda *arguments: None)
@@ -687,16 +687,16 @@ def broken(small):
 @pytest.mark.parametrize(
     "model, options, message",
     [
-        (lambda small: small, {"classes": ["cat", "dog"]}, "10 classes; found 2 names"),
+        (lambda small: small, {"classes": ["cat", "dog"]}, "10 classes; found 2 class names"),
         (lambda small: small, {"dtype": "float16"}, "dtype is one of float32, bfloat16, int8; found 'float16'"),
         (lambda small: small, {"dtype": "int8"}, "for the formats openvino and litert; found saved_model"),
-        (lambda small: small, {"dtype": "int8", "format": "litert"}, "images that are given for calibration"),
+        (lambda small: small, {"dtype": "int8", "format": "litert"}, "int8 needs images for calibration"),
         (lambda small: small, {"dtype": "bfloat16", "format": "onnx"}, "bfloat16 is for saved_model"),
         (lambda small: small, {"version": 0}, "a version is a number from 1 to 9223372036854775807; found 0"),
         (lambda small: small, {"max_pixels": 0}, "max_pixels is positive; found 0"),
         (lambda small: small, {"keep": 0}, "keep is positive; found 0"),
         (lambda small: small, {"crop": 224}, "crop is 32, the size that cifar_resnet8 takes; found 224"),
-        (lambda small: keras_resnet.CifarResNet(8, include_top=False), {}, "is no classifier"),
+        (lambda small: keras_resnet.CifarResNet(8, include_top=False), {}, "is not a classifier"),
         (broken, {}, "not finite"),
     ],
 )

@@ -623,8 +623,8 @@ def test_every_misfit_is_listed(tmp_path):
     lines = (
         r"2 missing: bn1.bias, layer4.1.conv2.weight\n"
         r"  1 unexpected: layer1.0.se.weight\n"
-        r"  3 of the wrong shape: conv1.weight \(64, 1, 7, 7\), not \(64, 3, 7, 7\), fc.weight \(10, 512\), not \(5, 512\), "
-        r"fc.bias \(10,\), not \(5,\)$"
+        r"  3 of the wrong shape: conv1.weight \(64, 1, 7, 7\), not \(64, 3, 7, 7\), "
+        r"fc.weight \(10, 512\), not \(5, 512\), fc.bias \(10,\), not \(5,\)$"
     )
     unchanged(keras_resnet.ResNet18(classes=5), tmp_path / "x.safetensors", lines)
 

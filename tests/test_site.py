@@ -267,7 +267,7 @@ def test_pictures_of_every_kind(site, tab, tmp_path):
         assert np.abs(seen(tab) - expected).max() < 2, path.name  # browsers decode JPEG a little differently
     (tmp_path / "none.txt").write_text("no picture")
     tab.set_input_files("#file", tmp_path / "none.txt")
-    tab.wait_for_selector("#message:has-text('none.txt is no picture that this browser can show.')")
+    tab.wait_for_selector("#message:has-text('This browser cannot read none.txt as an image.')")
     tab.get_by_role("button", name="Use the camera").click()
     tab.wait_for_selector("#message:has-text('camera')")
     assert tab.evaluate("shown.name") == "clear.png"
@@ -278,10 +278,10 @@ def test_the_lesson_draws_what_is_chosen(site, tab):
     assert tab.locator("#lesson path").count() == 6
     said = tab.locator(".said")
     assert said.inner_text() == (
-        "Without shortcuts, 56 layers are worse than 20: 12.91 % test error, not 9.11 %. "
-        "With shortcuts, 56 layers are better than 20: 6.84 % test error, not 8.19 %."
+        "Without shortcuts, 56 layers are worse than 20: 12.91 % test error, against 9.11 %. "
+        "With shortcuts, 56 layers are better than 20: 6.84 % test error, against 8.19 %."
     )
-    tab.get_by_label("What layers change").check()
+    tab.get_by_label("Layer responses").check()
     assert said.inner_text().startswith(
         "Without shortcuts, responses are 0.57 on average with 56 layers, 0.85 with 20."
     )
@@ -289,14 +289,14 @@ def test_the_lesson_draws_what_is_chosen(site, tab):
     tab.get_by_label("without", exact=True).uncheck()
     assert tab.locator("#lesson path").count() == 3 and said.inner_text().startswith("With shortcuts")
     tab.get_by_label("2,560").check()
-    assert said.inner_text() == "With shortcuts, 56 layers are worse than 20: 33.85 % test error, not 20.05 %."
+    assert said.inner_text() == "With shortcuts, 56 layers are worse than 20: 33.85 % test error, against 20.05 %."
     tab.get_by_label("Errors, every seed").check()
     assert tab.locator("#lesson tbody tr").count() == 4 and tab.locator("#lesson circle").count() == 7
-    tab.get_by_label("What layers change").check()
+    tab.get_by_label("Layer responses").check()
     assert tab.locator("#lesson path").count() == 2
     for layers in ("20", "32", "56"):
         tab.get_by_label(layers, exact=True).uncheck()
-    assert "There is no such run" in tab.locator("#lesson .picture").inner_text()
+    assert "No such run exists" in tab.locator("#lesson .picture").inner_text()
 
 
 def test_the_search_finds_pages_in_a_folder(site, tab):

@@ -139,7 +139,7 @@ def test_a_card_of_an_older_run_does_not_know_where_it_was_trained(run):
     result = json.loads((run / "result.json").read_text())
     del result["segments"]
     (run / "result.json").write_text(json.dumps(result))
-    assert "| trained on | not known, with an older version |" in cards.card(run, runs.load_model(run))
+    assert "| trained on | unknown (older version) |" in cards.card(run, runs.load_model(run))
 
 
 def test_a_card_of_photographs_invents_no_data_set(run, program):

@@ -247,15 +247,15 @@ def test_responses_are_drawn_in_their_order_and_sorted():
 
 
 def test_what_is_no_result_is_said(tmp_path, monkeypatch):
-    with pytest.raises(RunError, match="no such folder"):
+    with pytest.raises(RunError, match="does not exist"):
         experiments.load(str(tmp_path / "none"))
     (tmp_path / "a.json").write_text('{"command": "x"}')
-    with pytest.raises(RunError, match="a.json is no result of train/reproduce.py: it has no conditions, error"):
+    with pytest.raises(RunError, match="a.json is not a result of train/reproduce.py: it has no conditions, error"):
         experiments.load(str(tmp_path))
     (tmp_path / "a.json").write_text("{")
     monkeypatch.syspath_prepend(str(ROOT / "train"))
     monkeypatch.setattr(sys, "argv", ["report.py", "--results", str(tmp_path)])
-    with pytest.raises(SystemExit, match="report.py: .*a.json is damaged: .* Delete it to make it anew"):
+    with pytest.raises(SystemExit, match="report.py: .*a.json is damaged: .* Delete it and run the experiment again"):
         importlib.import_module("report").main()
 
 

@@ -355,7 +355,11 @@ def test_grpc_classify_metadata_and_status(server, expected):
         ({"key": "image"}, "INVALID_ARGUMENT", "image"),
         ({"images": pixels().astype("float32")}, "INVALID_ARGUMENT", ""),
         ({"images": pixels()[:, :16]}, "INVALID_ARGUMENT", ""),
-        ({"images": [b"no image"], "signature": "predict_bytes", "key": "image_bytes"}, "INVALID_ARGUMENT", "not a JPEG"),
+        (
+            {"images": [b"no image"], "signature": "predict_bytes", "key": "image_bytes"},
+            "INVALID_ARGUMENT",
+            "not a JPEG",
+        ),
         ({"output_filter": ["colour"]}, "INVALID_ARGUMENT", "colour"),
         ({"name": "other"}, "NOT_FOUND", "Servable not found for request: Latest(other)"),
         ({"version": 9}, "NOT_FOUND", f"Specific({NAME}, 9)"),

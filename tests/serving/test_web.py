@@ -237,6 +237,6 @@ def test_the_page_answers_in_a_browser(tmp_path):
     done = subprocess.run([chromium, *options, f"file://{path}/index.html"], capture_output=True, text=True, timeout=60)
     assert "CONSOLE" not in done.stderr, done.stderr
     assert re.search(r'aria-live="polite">A ship: ResNet-20: ship \d\d', done.stdout)
-    assert '<h1 id="title">ResNet-20 looks at your picture</h1>' in done.stdout
+    assert '<h1 id="title">ResNet-20 classifies your image</h1>' in done.stdout
     assert "wrong on 8.2 % of its test images" in done.stdout
     assert done.stdout.count("<canvas") == 3 + 12  # the pictures, one of them in the template, and the drawings

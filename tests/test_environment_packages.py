@@ -1,4 +1,4 @@
-"""Packages, and parts of the system, that only some uses need."""
+"""Packages and system functions that only some uses need."""
 
 import json
 import os
@@ -46,7 +46,7 @@ builtins.open = no_proc
 
 
 def trained(folder, before):
-    """The output of a short training, a prediction and an evaluation in a process of their own."""
+    """The output of a short training, a prediction and an evaluation in a separate process."""
     code = TRAINED.format(before=before, ship=str(ROOT / "docs" / "ship.png"))
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     done = subprocess.run(

@@ -1,4 +1,4 @@
-"""A finished run as one value, and what every program says of one that is damaged."""
+"""A finished run as one object, and the error messages of every program if a file is damaged."""
 
 import importlib
 import json
@@ -29,7 +29,7 @@ NAMES = [f"cifar10-{kind}-{depth}" for kind in ("plain", "resnet") for depth in 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    """The folder of a finished run on the built-in data set, as `fit.py` writes it; nothing was trained."""
+    """The folder of a finished run on the built-in data set, as `fit.py` writes it, without training."""
     folder = tmp_path_factory.mktemp("runs") / "run"
     settings = Settings(depth=8, dataset="shapes", strategy="none", name="run", output="runs").as_json()
     errors = {"train_error": 0.5, "val_error": 0.4, "test_error": 0.3, "paper_test_error": None}
@@ -155,7 +155,7 @@ def test_a_name_that_is_near_to_nothing():
 
 @pytest.fixture
 def program(monkeypatch):
-    """A function that runs a program in this process, and returns what it ended with: None, or its message."""
+    """A function that runs a program in this process and returns its error message, or None."""
     monkeypatch.syspath_prepend(str(ROOT / "train"))
     monkeypatch.setattr(sources, "SHAPES_EXAMPLES", {"train": 50, "test": 20})
     monkeypatch.setattr(sources, "VALIDATION_EXAMPLES", {"shapes": 10})
@@ -194,7 +194,7 @@ DAMAGES = {
 
 
 def ends(program, name):
-    """What one of the programs says of runs/run."""
+    """The error message of a program for runs/run."""
     if name != "reproduce":
         return program(name, *WORDS[name])
     settings = Settings(depth=8, dataset="shapes", strategy="none", name="run")
@@ -279,7 +279,7 @@ def test_classes_are_a_list_of_names(run, names):
 @pytest.mark.parametrize("name", WORDS)
 @pytest.mark.parametrize("file", ["args.json", "result.json"])
 def test_fields_that_are_missing_are_named_or_not_needed(run, program, name, file):
-    """Nothing ends with another error than for people."""
+    """All errors are errors for users."""
     (run / file).write_text("{}")
     said = ends(program, name)
     expected = {

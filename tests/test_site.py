@@ -1,4 +1,4 @@
-"""The site: built without the walkthrough's results, read as files, and used in a browser that opens its folder."""
+"""The site: built without the walkthrough's results, read as files, and opened from its folder in a browser."""
 
 import html.parser
 import importlib.util
@@ -51,7 +51,7 @@ def site(tmp_path_factory):
 
 
 class Page(html.parser.HTMLParser):
-    """What a page refers to: `loaded` by itself, `linked` for the reader; and its `anchors`."""
+    """The references of a page, `loaded` or `linked`, and its `anchors`."""
 
     def __init__(self, path):
         super().__init__()
@@ -75,7 +75,7 @@ def pages(site):
 
 
 def address(path, link):
-    """The file that a relative link of a page leads to, and the anchor there."""
+    """The file and the anchor of a relative link of a page."""
     parts = urllib.parse.urlsplit(link)
     return path.parent.joinpath(urllib.parse.unquote(parts.path)).resolve() if parts.path else path, parts.fragment
 
@@ -170,7 +170,7 @@ def chromium():
 
 @pytest.fixture
 def tab(chromium):
-    """A page without a single message on its console at the end, and without a request to anywhere else."""
+    """A page that must end without a console message and without a request to anywhere else."""
     said = []
     tab = chromium.new_page(viewport={"width": 1280, "height": 900})
     tab.on("console", lambda message: said.append(message.text))
@@ -187,7 +187,7 @@ def choose(tab, layers):
 
 
 def seen(tab):
-    """The picture as the networks of the page see it."""
+    """The input of the page's networks."""
     return np.reshape(tab.evaluate("Array.from(shown.seen)"), (32, 32, 3)).astype("float32")
 
 
@@ -235,7 +235,7 @@ def test_the_page_answers_as_keras(site, tab, layers):
 
 
 def read(path):
-    """RGB, turned as its EXIF says, on white."""
+    """An image as RGB, rotated according to its EXIF data, on white."""
     from PIL import Image, ImageOps
 
     image = ImageOps.exif_transpose(Image.open(path)).convert("RGBA")
@@ -243,7 +243,7 @@ def read(path):
 
 
 def photograph(height, width):
-    """Smooth, so that JPEG's losses are small."""
+    """A smooth image, so that JPEG's errors are small."""
     y, x = np.mgrid[:height, :width] / (height, width)[0]
     channels = [127 + 100 * np.sin(3 * x + phase) * np.cos(5 * y + phase) for phase in (0, 1, 2)]
     return np.stack(channels, -1).astype("uint8")

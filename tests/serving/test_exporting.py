@@ -45,7 +45,7 @@ SWITCHES = {"as it is": {}, "frozen": FROZEN, "BF16": BF16, "frozen, BF16": FROZ
 
 
 def pixels(n=3, height=32, width=32, seed=0):
-    """Blurred noise: the network's answers to sharp noise are all alike."""
+    """Blurred noise, because the network's outputs for sharp noise are all alike."""
     coarse = np.random.default_rng(seed).uniform(0, 255, (n, 4, 4, 3))
     return np.round(tf.image.resize(coarse, (height, width)).numpy()).astype("uint8")
 
@@ -59,7 +59,7 @@ def strings(*values):
 
 
 def serve(path, *requests):
-    """Answers to (signature, array), by TensorFlow's C API in a process without its Python."""
+    """Outputs for (signature, array), by TensorFlow's C API in a process without its Python API."""
     return [answer for answer, _ in served(path, *requests)]
 
 
@@ -93,7 +93,7 @@ def exported(small, tmp_path_factory):
 
 @pytest.fixture
 def listing(tmp_path):
-    """What a server sees in the folder of the versions."""
+    """The versions that a server sees in the folder."""
     return lambda: sorted(name for name in os.listdir(tmp_path / "m") if not name.startswith("."))
 
 
@@ -123,7 +123,7 @@ def test_a_server_gets_the_networks_numbers(small, exported):
 
 
 def test_files_are_cropped_as_the_evaluation_does(tmp_path):
-    """JPEG and PNG, upright and lying, colour and grey, to a network that takes any size."""
+    """JPEG and PNG, portrait and landscape, colour and grey, with a network that takes any size."""
     model = trained(keras_resnet.ResNet18(classes=10, normalization="torch"))
     path = serving.export(model, tmp_path / "m", crop=96)
     lying, upright = pixels(1, 120, 150)[0], pixels(1, 200, 100, seed=1)[0]
@@ -155,7 +155,7 @@ def test_a_malformed_image_is_named(exported):
 
 @pytest.mark.parametrize("name", ["serving_default", "predict_uint8"])
 def test_pixels_of_another_shape_are_refused(name, exported):
-    """They would be broadcast: along height and width by option A's padding, along channels by the normalization."""
+    """They would be broadcast: height and width by option A's padding, channels by the normalization."""
     images = pixels().astype(SIGNATURES[name][1].as_numpy_dtype)
     wrong = images[:, :1, :1], images[..., :1], images[:, :, :16], images[0], images
     *refused, answer = serve(exported, *((name, array) for array in wrong))
@@ -177,7 +177,7 @@ def about(path):
 
 
 def test_pixels_of_another_range_are_refused(exported):
-    """What clients divide by 255 or normalise gets a confident, wrong answer otherwise. Black is black in any range."""
+    """Pixels divided by 255 or normalised would get a confident, wrong prediction. Black is the same in any range."""
     images = pixels().astype("float32")
     dark, black = np.full_like(images, 2), np.zeros_like(images)
     resized = np.where(images > 128, 255.0001, -0.0001).astype("float32")  # what rounding adds
@@ -244,7 +244,7 @@ def test_the_limit_of_pixels_is_to_the_pixel(small, tmp_path):
 
 
 def test_signatures_are_what_clients_ask_for(exported):
-    """The messages of tensorflow-serving-api, and the REST form."""
+    """As messages of tensorflow-serving-api, and in REST."""
     found = signature_defs(exported)
     metadata = get_model_metadata_pb2.GetModelMetadataResponse()
     definitions = get_model_metadata_pb2.SignatureDefMap(signature_def=found)
@@ -314,7 +314,7 @@ def test_a_server_takes_007_for_version_7(small, tmp_path, listing):
 
 
 def test_another_user_may_read_a_version(small, tmp_path):
-    """A server often is one, and the folders of `tempfile` are their owner's alone."""
+    """A server often runs as another user, and the folders of `tempfile` are readable only by their owner."""
     for format in ("saved_model", "onnx"):
         path = pathlib.Path(serving.export(small, tmp_path / format, format=format))
         for each in (path, *path.rglob("*")):
@@ -451,7 +451,7 @@ def test_tensorflow_by_another_name_is_a_version_too(small, tmp_path, monkeypatc
 
 
 def ending(*last, classes=10):
-    """A classifier of the mean colour: what a linear layer says of it, and then the last layers."""
+    """A classifier of the mean colour: a linear layer, then the last layers."""
     kernel = np.random.default_rng(4).normal(0, 0.02, (3, classes))
     inputs = x = keras.Input((8, 8, 3))
     for layer in (layers.GlobalAveragePooling2D(), layers.Dense(classes), *last):
@@ -578,7 +578,7 @@ def test_other_runtimes_give_the_same_numbers(format, small, tmp_path):
 
 @pytest.mark.slow
 def test_openvinos_hint_makes_float32_of_it(cifar10_dir, tmp_path):
-    """And what it does without the hint, which depends on the processor: for docs/serving.md."""
+    """And what it computes without the hint, which depends on the processor: for docs/serving.md."""
     openvino = pytest.importorskip("openvino")
     network = keras_resnet.CifarResNet(20, weights="cifar10")
     file = os.path.join(serving.export(network, tmp_path / "m", format="openvino"), "model.xml")
@@ -616,7 +616,7 @@ def litert_names(path):
 
 
 def test_other_runtimes_have_the_names_of_the_saved_model(tmp_path):
-    """Of a network whose input has no name of its own, and with axes of any length."""
+    """For a network whose input has no name of its own, and axes of any length."""
     for package in ("openvino", "tf2onnx", "onnxruntime", "ai_edge_litert"):
         pytest.importorskip(package)
     inputs = keras.Input((None, None, 3))
@@ -638,7 +638,7 @@ def test_int8_is_close(small, tmp_path):
 
 
 def test_int8_is_fitted_to_300_images(small, tmp_path, monkeypatch):
-    """The first of them; more take minutes and tell no more."""
+    """The first 300; more take minutes without changing the result."""
     fitted = []
     monkeypatch.setitem(formats.WRITERS, "litert", lambda model, path, size, images: fitted.append(images))
     monkeypatch.setitem(formats.RUNNERS, "litert", lambda path, images: small(images).numpy())
@@ -741,7 +741,7 @@ def test_the_program_exports_a_run(small, tmp_path):
 
 
 def rounded(network):
-    """What the second switch computes where a processor has AMX: the factors of each product in bfloat16."""
+    """What the second switch computes on a processor with AMX: products of bfloat16 factors."""
     to_bfloat16 = lambda x: keras.ops.cast(keras.ops.cast(x, "bfloat16"), "float32")
     multiplies = lambda layer: isinstance(layer, (layers.Conv2D, layers.Dense))
     call = lambda layer, *args: layer(*map(to_bfloat16, args) if multiplies(layer) else args)
@@ -754,7 +754,7 @@ def rounded(network):
 
 
 def with_switches(network, requests, folder, monkeypatch, **options):
-    """For each arithmetic its probabilities, (n, classes), those of float32 first."""
+    """The probabilities (n, classes) of each arithmetic, float32 first."""
     paths = {
         "float32": serving.export(network, folder / "float32", **options),
         "bfloat16": serving.export(network, folder / "bfloat16", dtype="bfloat16", **options),
@@ -771,7 +771,7 @@ def with_switches(network, requests, folder, monkeypatch, **options):
 
 @pytest.mark.slow
 def test_what_switches_cost_with_cifars_weights(cifar10_dir, tmp_path, monkeypatch):
-    """What docs/serving.md says of oneDNN's switches: 10,000 photographs, trained weights."""
+    """The numbers of docs/serving.md for oneDNN's switches: 10,000 CIFAR-10 images, trained weights."""
     network = keras_resnet.from_weights(str(shared("weights") / "resnet20-12fca82f.th"))
     test = sources.load("cifar10", cifar10_dir).test
     requests = [("predict_uint8", test.images[i : i + 1000]) for i in range(0, 10_000, 1000)]
@@ -789,7 +789,7 @@ def test_what_switches_cost_with_cifars_weights(cifar10_dir, tmp_path, monkeypat
 
 @pytest.mark.slow
 def test_what_switches_cost_with_random_weights(photographs_dir, tmp_path, monkeypatch):
-    """The same for ResNet-50, whose random weights tell 200 photographs hardly apart: in shares of what they differ."""
+    """The same for ResNet-50 with random weights, which hardly distinguish 200 images: in shares of that."""
     files = [path.read_bytes() for path in sorted(pathlib.Path(photographs_dir).glob("*/*"))]
     requests = [("predict_bytes", strings(*files[i : i + 20])) for i in range(0, len(files), 20)]
     network, exact = trained(keras_resnet.ResNet50(normalization="torch"), gain=0.5), None

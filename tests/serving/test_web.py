@@ -23,7 +23,7 @@ CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "hors
 
 
 def in_node(program, folder, **arrays):
-    """What a program of the page's functions puts into `answer`; `arrays` are Float32Arrays with their names."""
+    """The `answer` of a script that uses the page's functions; `arrays` are Float32Arrays by name."""
     node = shutil.which("node")
     if node is None:
         pytest.skip("node is not installed")
@@ -68,7 +68,7 @@ def answers(html, images, folder):
 
 
 def pictures(n, size, seed=0):
-    """Noise of all scales, in [0, 255], as sharp as pictures are."""
+    """Noise of all scales, in [0, 255], as sharp as photographs."""
     rng = np.random.default_rng(seed)
     noise = [tf.image.resize(rng.uniform(0, 255, (n, k, k, 3)), (size, size)).numpy() for k in (2, 4, 8, size)]
     return np.mean(noise, 0).astype("float32")
@@ -118,7 +118,7 @@ def small(depth=None, size=12, classes=4, normalization=((120.0, 125.0, 110.0), 
 
 
 def telling_apart(model, size=None):
-    """The network with random weights, and scores of mean 0 and standard deviation 1 for each class."""
+    """The network with random weights, scaled so that the scores of each class have mean 0 and standard deviation 1."""
     randomize(model)
     scores = keras.ops.convert_to_numpy(analysis.logits(model)(pictures(4, size or model.input_shape[1])))
     kernel, bias = model.get_layer("fc").get_weights()

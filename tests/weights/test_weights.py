@@ -38,7 +38,7 @@ def pixels(n, size, seed=0):
 
 
 def state_dict(blocks, widths=(64, 128, 256, 512), stem=7, last="fc", classes=10, projections=True, seed=0):
-    """Random tensors of a network of basic blocks by the names of PyTorch's networks."""
+    """Random tensors of a network of basic blocks under the names of PyTorch's networks."""
     rng = np.random.default_rng(seed)
     tensors = {}
 
@@ -69,7 +69,7 @@ def state_dict(blocks, widths=(64, 128, 256, 512), stem=7, last="fc", classes=10
 
 
 def forward(tensors, x, zeros):
-    """The logits of a `state_dict`, written out from PyTorch's networks; `zeros(x, width)` is option A's padding."""
+    """The logits of a `state_dict`, implemented after PyTorch's networks; `zeros(x, width)` is option A's padding."""
     relu = lambda x: np.maximum(x, 0)
 
     def conv_bn(x, conv, bn, strides=1):
@@ -176,7 +176,7 @@ def renamed(tensors, pairs):
     ],
 )
 def test_cifar_networks_of_pytorch_against_numpy(tmp_path, names, widths, classes):
-    """Their published scripts all normalise by the same numbers."""
+    """Their published scripts all normalise with the same numbers."""
     tensors = state_dict(2, widths, 3, classes=classes)
     safetensors.save_file(renamed(tensors, names), tmp_path / "x.safetensors")
     x = pixels(2, 32)
@@ -186,7 +186,7 @@ def test_cifar_networks_of_pytorch_against_numpy(tmp_path, names, widths, classe
 
 
 def preactivated(tensors, x):
-    """The logits of pytorchcv's pre-activation networks, written out from its source."""
+    """The logits of pytorchcv's pre-activation networks, implemented after its source."""
 
     def act(x, name):
         scale = tensors[f"{name}.weight"] / np.sqrt(tensors[f"{name}.running_var"] + 1e-5)
@@ -208,7 +208,7 @@ def preactivated(tensors, x):
 
 @pytest.mark.parametrize("kernels", [(3, 3), (1, 3, 1)])
 def test_preactivation_of_pytorchcv_against_numpy(tmp_path, kernels):
-    """conv1 stands bare there, so that the first shortcut of basic blocks starts before any batch normalisation."""
+    """No layers follow conv1 there, so the first shortcut of basic blocks starts before any batch normalisation."""
     rng, tensors, inputs, expansion = np.random.default_rng(0), {}, 8, 4 if len(kernels) == 3 else 1
 
     def conv(name, inputs, outputs, size):
@@ -458,7 +458,7 @@ def publish(model, path):
 
 
 def test_epsilon_of_keras_applications(tmp_path):
-    """Where the variance is small, a wrong epsilon would show: 1.001e-5 becomes part of the variance."""
+    """With small variances a wrong epsilon would show: 1.001e-5 becomes part of the variance."""
     theirs = keras.applications.ResNet50(weights=None, include_top=False, input_shape=(64, 64, 3))
     for layer in theirs.layers:
         if isinstance(layer, keras.layers.BatchNormalization):
@@ -574,7 +574,7 @@ def test_transformers(tmp_path, name, config):
 
 @pytest.fixture
 def file(tmp_path):
-    """Random weights of a ResNet-18 for 10 classes, by torchvision's names."""
+    """Random weights of a ResNet-18 for 10 classes, under torchvision's names."""
     safetensors.save_file(state_dict(2), tmp_path / "resnet18.safetensors")
     return tmp_path / "resnet18.safetensors"
 
@@ -607,7 +607,7 @@ def test_a_config_of_another_network_is_refused(file, config, message):
 
 
 def unchanged(model, source, message):
-    """Loading fails, says why, and leaves every variable as it was."""
+    """Loading fails with a reason, and every variable is unchanged."""
     before = model.get_weights()
     with pytest.raises(WeightsError, match=message):
         load_weights(model, source)
@@ -730,7 +730,7 @@ def test_there_and_back_is_exact(tmp_path, build, size):
 
 
 def test_torchvision_reads_what_was_saved(tmp_path):
-    """Its names and layout are those of the independent forward pass."""
+    """The independent forward pass accepts its names and layout."""
     model = keras_resnet.ResNet18(classes=10, classifier_activation=None)
     randomize(model)
     keras_resnet.save_torchvision(model, tmp_path / "m.safetensors")
@@ -764,7 +764,7 @@ def test_weights_h5_is_counted(tmp_path):
 
 
 def test_weights_h5_asks_for_the_normalisation(tmp_path):
-    """It holds no first layer: with pixels as they are, such a network gives other answers than it was trained for."""
+    """It has no preprocessing layer: with raw pixels, such a network gives other outputs than in training."""
     model = keras_resnet.CifarResNet(8, normalization="cifar10")
     randomize(model)
     model.save_weights(tmp_path / "m.weights.h5")
@@ -775,7 +775,7 @@ def test_weights_h5_asks_for_the_normalisation(tmp_path):
 
 
 def test_a_dropout_that_does_not_halve_is_none_in_inference():
-    """Networks of this variant that were saved before it halved the shortcut answer as original ones."""
+    """Networks of this variant that were saved before it halved the shortcut compute the same as original ones."""
     model = keras_resnet.CifarResNet(8, shortcut_variant="dropout")
     halved = lambda layer: layer.name.endswith("halved_shortcut")
     before = graphs.copy(model, lambda layer: None if halved(layer) else graphs.same_layer(layer))
@@ -838,7 +838,7 @@ def test_half_a_file_is_damaged(tmp_path):
 
 @pytest.mark.parametrize("size", [(64, 64), (None, None), (32, 32)])
 def test_a_mean_image_at_other_sizes(tmp_path, size):
-    """Where the input has another size than the mean image, its mean colour is subtracted."""
+    """If the input has another size than the mean image, its mean colour is subtracted."""
     mean = pixels(1, 32)[0]
     model = keras_resnet.CifarResNet(8, normalization=(mean, 2.0))
     randomize(model)
@@ -874,7 +874,7 @@ def test_imagenet_is_fetched_once_and_checked(tmp_path, monkeypatch, cache):
 
 @pytest.mark.parametrize("page, heading", [("README.md", "## Three uses"), ("docs/weights.md", "")])
 def test_the_lines_of_the_pages_run(tmp_path, monkeypatch, cache, page, heading):
-    """As one program, in a folder with files of these names and layouts."""
+    """As one script, in a folder with files of these names and layouts."""
     torch = pytest.importorskip("torch", reason="torch is not installed")
     programs = fenced(ROOT / page, heading)["python"]
     program = next(program for program in programs if 'weights="imagenet"' in program and "fit(" not in program)
@@ -1260,7 +1260,7 @@ def test_a_network_under_a_head_is_named(tmp_path):
 
 
 def in_front(*front, **options):
-    """A network behind other layers, and the layers alone."""
+    """A network after other layers, and those layers alone."""
     tensor = keras.Input((32, 32, 3))
     x = tensor
     for layer in front:

@@ -1,4 +1,4 @@
-# The commands of the README. Each builds the environment that it needs.
+# The commands of the README. Each creates the environment that it needs.
 PYTHON ?= python3
 ENVIRONMENT = .venv/keras-deep-residual
 
@@ -11,7 +11,7 @@ test: $(ENVIRONMENT)
 	.venv/bin/mypy
 	.venv/bin/python -m pytest -n 2 --dist worksteal
 
-# The site without its walkthrough takes half a minute: make pages.
+# `make pages` builds the site without running the walkthrough, in half a minute.
 site: walkthrough pages
 
 pages: $(ENVIRONMENT)
@@ -29,9 +29,9 @@ $(ENVIRONMENT): setup.cfg
 	.venv/bin/pip install --quiet --editable ".[test]"
 	touch $@
 
-# All of a release but its upload.
+# Everything for a release except the upload.
 release: test site
 	.ci/wheel dist
-	@echo "dist/ is what an index of packages takes, site/ what a static host serves"
+	@echo "dist/ is for a package index, site/ for a static host"
 
 .PHONY: demo test site pages walkthrough release

@@ -3,7 +3,7 @@
 #
 # **Date:** 2026-11-26
 #
-# **Description:** Plain and residual networks of growing depth on drawn shapes: where plain ones fail, what a
+# **Description:** Plain and residual networks of growing depth on drawn shapes: where plain networks fail, what a
 # shortcut changes, what a network looks at, and how it is served.
 #
 # **You need:** two CPU cores, a few minutes, no data.
@@ -11,7 +11,7 @@
 # P1 is [Deep Residual Learning for Image Recognition](https://arxiv.org/abs/1512.03385), P2 its successor
 # [Identity Mappings in Deep Residual Networks](https://arxiv.org/abs/1603.05027). This file is both page and
 # notebook: `make walkthrough` writes `docs/walkthrough.ipynb` and `docs/walkthrough.html`;
-# `python docs/walkthrough.py` runs it as it is. What the text says of results, a cell prints or asserts.
+# `python docs/walkthrough.py` runs it as a script. Cells print or assert all results that the text states.
 
 # %%
 import os
@@ -36,11 +36,11 @@ plt.rcParams |= {"axes.spines.top": False, "axes.spines.right": False, "legend.f
 # %% [markdown]
 # ## The question
 #
-# Is a better network as easy to have as more layers? (P1, section 1.) A deeper network should not be worse on its own
-# training images: it could copy the shallower one and let the added layers do nothing. The paper shows that plain
-# networks do get worse, and calls it degradation. We repeat that on a small scale.
+# Is learning better networks as easy as stacking more layers? (P1, section 1.) A deeper network should not be worse on
+# its own training images: it could copy the shallower one, with the identity as added layers. The paper shows that
+# plain networks do get worse, and calls this degradation. We repeat the experiment on a small scale.
 #
-# The data are drawn on the spot: ten shapes of any place, size, angle and colour, with noise and clutter
+# The data are generated: ten shapes of random position, size, angle and colour, with noise and clutter
 # (`keras_resnet/data/shapes.py`).
 
 # %%
@@ -58,11 +58,11 @@ for axis, example, name in zip(axes.flat, examples, shapes.CLASSES, strict=True)
 plt.show()
 
 # %% [markdown]
-# ## Twins
+# ## Counterparts
 #
 # The networks are those of P1 4.2: a 3x3 convolution, three stages of 16, 32 and 64 filters, global average pooling,
 # one fully connected layer, 6n+2 layers in all. `CifarPlainNet` is `CifarResNet` without shortcuts. The shortcuts
-# have no parameters (option A), so that twins have equally many, and cost the same multiply-adds.
+# have no parameters (option A), so counterparts have the same number of parameters and multiply-adds.
 
 # %%
 DEPTHS = (8, 20, 32)
@@ -70,13 +70,13 @@ NETWORKS = {"plain": keras_resnet.CifarPlainNet, "residual": keras_resnet.CifarR
 
 
 def build(kind, depth):
-    """A network that takes pixels in [0, 255]: its first layer normalises them."""
+    """A network that takes pixels in [0, 255]: a preprocessing layer normalises them."""
     keras.utils.set_random_seed(0)
     return NETWORKS[kind](depth, input_shape=(SIZE, SIZE, 3), normalization=(127.5, 64))
 
 
 def parameters(model):
-    """How many numbers are trained; `count_params` also counts the moving averages of batch normalisation."""
+    """The number of trained parameters; `count_params` also counts the moving averages of batch normalisation."""
     return sum(np.prod(variable.shape) for variable in model.trainable_variables)
 
 
@@ -91,8 +91,8 @@ for depth in DEPTHS:
 #
 # The recipe is the paper's on a short schedule: its SGD, with weight decay inside the gradient (Keras' own decay is ten
 # times weaker, see `keras_resnet/optimizers.py`), and a learning rate that is divided by 10 after half and after
-# three quarters of the steps. Batches have 64 images, and the rate starts with .05. Nothing is augmented: the question
-# is about the training images themselves.
+# three quarters of the steps. The batch size is 64, and the learning rate starts at .05. There is no augmentation,
+# because the question is about the training images themselves.
 
 # %%
 EPOCHS, BATCH, RATE = 8, 64, 0.05
@@ -135,9 +135,9 @@ axes[0].legend(loc="lower left")
 plt.show()
 
 # %% [markdown]
-# This is P1 Fig. 6 in small. Left, the deepest network ends with the largest error: degradation. It is no
-# overfitting, because these are the images it was trained on. Right, the deepest network is better than the shallowest,
-# and far better than its plain twin. The next cell makes sure of it.
+# This is a small version of P1 Fig. 6. Left, the deepest network ends with the largest error: degradation. This is not
+# overfitting, because these are errors on the training images. Right, the deepest network is better than the
+# shallowest, and far better than its plain counterpart. The next cell asserts it.
 
 # %%
 final = {network: error[-1] for network, error in errors.items()}
@@ -153,15 +153,16 @@ print(
 )
 
 # %% [markdown]
-# On CIFAR-10, with the whole recipe, `python train/reproduce.py fig6` draws this picture; `docs/results.md` has what it
-# gave here.
+# On CIFAR-10, with the whole recipe, `python train/reproduce.py fig6` draws this figure; `docs/results.md` has our
+# results.
 #
 # ## Gradients and responses
 #
-# Do the gradients of plain networks vanish on their way down? The authors thought not: batch normalisation keeps them
-# healthy (P1 4.1). `analysis.gradient_norms` tells. We look at the deepest twins before training.
+# Do the gradients of plain networks vanish on their way to the first layers? The authors thought not: batch
+# normalisation keeps them healthy (P1 4.1). `analysis.gradient_norms` measures them, here in the deepest counterparts
+# before training.
 #
-# `analysis.response_std` is P1 Fig. 7: the standard deviation of what each 3x3 convolution answers after batch
+# `analysis.response_std` is P1 Fig. 7: the standard deviation of the output of each 3x3 convolution after batch
 # normalisation, here in the trained networks.
 
 # %%
@@ -181,14 +182,14 @@ axes[0].legend()
 plt.show()
 
 # %% [markdown]
-# Left: nothing vanishes. In the plain network the gradients even grow towards the image, in the residual one they
-# keep more of one size. So it is not for want of gradients that the deep plain network learns badly, and the authors
+# Left: no gradient vanishes. In the plain network the gradients even grow towards the image; in the residual network
+# they vary less. So the deep plain network does not learn badly because of vanishing gradients, and the authors
 # conjectured exponentially low convergence rates (P1 4.1).
 #
-# Right: batch normalisation starts every response at about 1, and this short training has not moved its scales far.
-# After a long one the responses of residual networks are smaller than those of plain ones (P1 Fig. 7).
-# `python train/reproduce.py fig7` repeats that on CIFAR-10; `docs/results.md` says how much of it shows after how many
-# steps.
+# Right: with batch normalisation every response starts at about 1, and this short training has not changed its scales
+# much. After a long training the responses of residual networks are smaller than those of plain networks (P1 Fig. 7).
+# `python train/reproduce.py fig7` repeats the measurement on CIFAR-10; `docs/results.md` shows the effect after
+# different numbers of steps.
 
 # %%
 spread = {}
@@ -206,15 +207,15 @@ assert spread["residual"] < spread["plain"]
 # %% [markdown]
 # ## Shortcuts A, B and C
 #
-# Where a stage begins, the shape changes: half the size, twice the channels. The paper has three shortcuts for that
-# (P1 3.3 and 4.1): **A** takes every second pixel and adds channels of zeros; **B** projects by a 1x1 convolution where
-# the shape changes; **C** projects everywhere. `blocks.shortcut` makes all three. Each acts on the channels of a
-# pixel as a matrix, which we read off by sending in one channel at a time.
+# Where a stage begins, the shape changes: half the size, twice the channels. The paper has three shortcuts for this
+# (P1 3.3 and 4.1): **A** takes every second pixel and adds channels of zeros; **B** is a 1x1 convolution, a projection,
+# where the shape changes; **C** is a projection everywhere. `blocks.shortcut` builds all three. Each multiplies the
+# channels of a pixel by a matrix, which we determine by setting one input channel at a time to 1.
 
 
 # %%
 def matrix(option, strides, channels, filters):
-    """What a new shortcut does to the channels: (filters, channels)."""
+    """The matrix that a new shortcut applies to the channels: (filters, channels)."""
     x = keras.Input((2, 2, channels))
     model = keras.Model(x, blocks.shortcut(x, x, "shortcut", filters, strides, network=cifar(20, shortcut=option)))
     one_channel_each = np.tile(np.eye(channels)[:, None, None], (1, 2, 2, 1))
@@ -244,14 +245,14 @@ for option in "ABC":
     print(f"ResNet-20 with option {option}: {parameters(network):,} parameters")
 
 # %% [markdown]
-# Projections cost parameters, and the paper found their gain small (P1 Table 3): they are not what cures degradation.
-# Its CIFAR networks have option A, its ImageNet networks B.
+# Projections cost parameters, and the paper found their gain small (P1 Table 3): they are not essential against
+# degradation. Its CIFAR networks have option A, its ImageNet networks B.
 #
 # ## A block in code
 #
-# A block is a function from a tensor to a tensor (`keras_resnet/blocks.py`), and where its batch normalisations and
-# nonlinearities stand is one row of a table. `W` is a convolution, `+` the addition of the shortcut. The first
-# line is P1's block, the last one P2's, where nothing stands on the shortcut's way from block to block.
+# A block is a function from a tensor to a tensor (`keras_resnet/blocks.py`), and a row of a table gives the positions
+# of its batch normalisations and nonlinearities. `W` is a convolution, `+` the addition of the shortcut. The first
+# line is P1's block, the last one P2's, in which no layer is on the shortcut path from block to block.
 
 # %%
 drawings = {
@@ -277,7 +278,7 @@ for axis, (name, steps) in zip(axes, drawings.items(), strict=True):
 plt.show()
 
 # %% [markdown]
-# We build the first one and look at its layers. They stand in the table's order.
+# We build the first one and list its layers. They are in the table's order.
 
 # %%
 x = keras.Input((SIZE, SIZE, 16), name="x")
@@ -290,9 +291,9 @@ letters = {"Conv2D": "W", "BatchNormalization": "BN", "ReLU": "ReLU", "Add": "+"
 assert [letters[type(layer).__name__] for layer in block.layers[1:]] == drawings["original"]
 
 # %% [markdown]
-# Why is that easier to train? A plain block that is to do nothing has to learn the identity. A residual one has
-# to learn zero (P1 3.1). We set the last scale to zero, and the block hands on what it gets: not nearly, but exactly.
-# What it gets is never negative, because each block ends with a ReLU.
+# Why is this block easier to train? To compute the identity, a plain block has to learn it, while a residual block only
+# has to learn zero (P1 3.1). We set the last scale to zero, and the block returns its input exactly. Its inputs are
+# never negative, because each block ends with a ReLU.
 
 # %%
 block.get_layer("conv2_2_2_bn").gamma.assign(np.zeros(16))
@@ -302,24 +303,23 @@ assert np.array_equal(block.predict(values, verbose=0), values)
 # %% [markdown]
 # ## What a trained network looks at
 #
-# The deepest residual network has learned something: here is its error on images that it has never seen.
+# The deepest residual network has learned to classify: this is its error on new images.
 
 # %%
 best = models["residual", deep]
 new_images, new_labels = shapes.draw(1000, seed=1, size=SIZE)
 test_error = 1 - best.evaluate(new_images, new_labels, verbose=0)[1]
-print(f"residual-{deep}: test error {test_error:.1%}; guessing has 90 %")
+print(f"residual-{deep}: test error {test_error:.1%}; guessing gives 90 %")
 assert test_error < 0.5
 
 # %% [markdown]
 # Where did it look? The last feature map is averaged over all positions, and one fully connected layer follows. So the
-# logit of a class is the mean, over positions, of what each one says for this class, plus a bias. This map of what
-# positions say is the class activation map ([Zhou et al. 2016](https://arxiv.org/abs/1512.04150), section 2).
-# `analysis.class_activation_map` reads it off; no gradient is needed, and nothing is approximated.
+# logit of a class is the mean of the evidence for this class over all positions, plus a bias. The evidence at each
+# position is the class activation map ([Zhou et al. 2016](https://arxiv.org/abs/1512.04150), section 2).
+# `analysis.class_activation_map` computes it exactly, without gradients.
 #
-# The network is fully convolutional up to that average, so it also takes other sizes. We lay ten new images, one of
-# each class, side by side in one picture, and ask for every class where it is. The network was never trained to answer
-# that.
+# The network is fully convolutional up to the average, so it also takes other sizes. We put ten new images, one of each
+# class, side by side in one image, and look where each class is. The network was never trained to find this.
 
 # %%
 ROWS, COLUMNS = 2, 5
@@ -334,14 +334,14 @@ bias = any_size.get_layer("fc").get_weights()[1]
 assert np.allclose(maps.mean(axis=(1, 2)) + bias, logits, rtol=1e-3, atol=1e-3)
 
 # %%
-STRIDE = mosaic.shape[1] // maps.shape[1]  # of the map's positions, in pixels
+STRIDE = mosaic.shape[1] // maps.shape[1]  # between the map's positions, in pixels
 cells = SIZE // STRIDE
 tile_means = maps.reshape(10, ROWS, cells, COLUMNS, cells).mean(axis=(2, 4)).reshape(10, 10)
 found = tile_means.argmax(axis=1)
 
 
 def draw_map(axis, evidence, stride):
-    """Draws a map over an image: its position i looks at an area about pixel stride * i."""
+    """Draws a map over an image: position i corresponds to an area around pixel stride * i."""
     continued = np.pad(evidence, (0, 1), "edge")  # the last position is half a stride short of the edge
     rows, columns = continued.shape
     extent = (-stride / 2, (columns - 0.5) * stride, (rows - 0.5) * stride, -stride / 2)
@@ -360,12 +360,12 @@ for label, axis in enumerate(axes.flat):
     axis.axis("off")
 plt.show()
 
-print(f"{sum(found == np.arange(10))} of 10 classes speak loudest from their own image (green)")
+print(f"{sum(found == np.arange(10))} of 10 classes have most evidence in their own image (green)")
 assert sum(found == np.arange(10)) >= 5
 
 # %% [markdown]
-# And a network that has seen photographs: `weights="cifar10"` is ResNet-20 as this project trained it on CIFAR-10, with
-# the paper's whole recipe (`docs/results.md`). It has never seen a drawing.
+# The same for a network trained on photographs: `weights="cifar10"` is ResNet-20 as this project trained it on
+# CIFAR-10, with the paper's whole recipe (`docs/results.md`). It has never seen a drawing.
 
 # %%
 path = next(path for path in ("docs/ship.png", "ship.png") if os.path.exists(path))
@@ -383,16 +383,16 @@ axes[1].set(xlim=(-0.5, 31.5), ylim=(31.5, -0.5), title=f"{name}, {score:.0%}")
 plt.show()
 
 row, column = np.unravel_index(seen.argmax(), seen.shape)
-print(f"it speaks for {name} most of all about pixel ({4 * row}, {4 * column})")
+print(f"the evidence for {name} is largest around pixel ({4 * row}, {4 * column})")
 assert name == "ship"
 assert 6 <= 4 * row <= 23 and 4 <= 4 * column <= 30  # from the funnel to the keel
 
 # %% [markdown]
 # ## Served
 #
-# Trained networks leave as SavedModels for TF Serving. `serving.export` folds batch normalisation into the
-# convolutions, which changes no answer by more than rounding, and writes the next version of a folder, whole or not at
-# all. We read it back and compare.
+# Trained networks are exported as SavedModels for TF Serving. `serving.export` folds batch normalisation into the
+# convolutions, which changes the outputs only by rounding, and writes the next version to a folder, whole or not at
+# all. We load it and compare.
 
 # %%
 folder = os.path.join(tempfile.mkdtemp(), "shapes")
@@ -406,7 +406,7 @@ for name, names, scores in zip(shapes.CLASSES, answer["labels"].numpy(), answer[
     print(f"{name:10} -> {names[0].decode():10} {scores[0]:.0%}, then {names[1].decode()} {scores[1]:.0%}")
 
 # %% [markdown]
-# The same SavedModel takes files, too.
+# The same SavedModel takes image files, too.
 
 # %%
 png = tf.io.encode_png(tiles[0]).numpy()
@@ -414,9 +414,9 @@ answer = served.signatures["predict_bytes"](image_bytes=tf.constant([png]))
 print(f"a PNG of {len(png)} bytes: {answer['labels'][0, 0].numpy().decode()}, {answer['scores'][0, 0].numpy():.0%}")
 
 # %% [markdown]
-# ## Where to go on
+# ## Where to go from here
 #
-# - `docs/results.md`: CIFAR-10 with the paper's recipe, and what was measured.
+# - `docs/results.md`: CIFAR-10 with the paper's recipe, and the results.
 # - `python train/fit.py --dataset shapes --depth 20` trains, logs, checkpoints and tests, as a program.
 # - `python train/reproduce.py` runs the tables and figures of both papers.
 # - `docs/serving.md`: TF Serving, OpenVINO, ONNX and LiteRT.

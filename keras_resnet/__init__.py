@@ -59,7 +59,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> type:
-    if name == "ResNetHyperModel":  # needs keras_tuner and TensorFlow, which the networks do not
+    if name == "ResNetHyperModel":  # needs keras_tuner and TensorFlow; the networks do not
         from keras_resnet.training.tuning import ResNetHyperModel
 
         return ResNetHyperModel

@@ -1,4 +1,4 @@
-"""Views of a network, its last layer and stages, and measurements on it.
+"""Parts of a network as models (logits, features), and measurements on it.
 
 P1 is "Deep Residual Learning for Image Recognition" (arXiv 1512.03385).
 """
@@ -17,7 +17,7 @@ from keras_resnet.weights.keras_models import own_layers
 
 
 def logits(model: keras.Model) -> keras.Model:
-    """The same network up to `fc`. This is what is trained, because cross-entropy on logits is numerically exact.
+    """The same network up to `fc`. Training uses this model, because cross-entropy on logits is numerically exact.
 
     Args:
         model: a network of this package with its top.
@@ -49,7 +49,7 @@ def features(model: keras.Model) -> keras.Model:
     ends = [re.fullmatch(r"(conv\d+)_\d+", layer.name) for layer in own_layers(model)]
     outputs = {end[1]: model.get_layer(end[0]).output for end in ends if end}  # the last block of a stage stays
     if not outputs:
-        raise ValueError(f"{model.name} is no network of this package: it has no blocks conv2_1, conv2_2 and so on")
+        raise ValueError(f"{model.name} is not a network of this package: it has no blocks conv2_1, conv2_2 and so on")
     return _shared(model, outputs)
 
 
@@ -72,11 +72,11 @@ def count_macs(model: keras.Model, input_shape: tuple[int, ...] | None = None) -
     """
     shape = input_shape or tuple(model.input_shape[1:])
     if None in shape:
-        raise ValueError(f"{model.name} takes any size, {shape}; say which: input_shape=(height, width, channels)")
+        raise ValueError(f"{model.name} takes any size, {shape}; give input_shape=(height, width, channels)")
     layers = _layers(model, (keras.layers.Conv2D, keras.layers.DepthwiseConv2D, keras.layers.Dense))
     for layer in own_layers(model):
         if layer not in layers and any(len(variable.shape) > 1 for variable in layer.weights):
-            raise ValueError(f"{type(layer).__name__} layers, as {layer.name} of {model.name}, are not counted")
+            raise ValueError(f"{type(layer).__name__} layers, such as {layer.name} of {model.name}, are not counted")
     with recursion_limit(LOADING_DEPTH):
         probe = keras.Model(model.inputs[0], [layer.output for layer in layers])
         outputs = probe.compute_output_spec(keras.KerasTensor((1, *shape)))
@@ -84,7 +84,7 @@ def count_macs(model: keras.Model, input_shape: tuple[int, ...] | None = None) -
     return sum(math.prod(layer.kernel.shape) * n for layer, n in zip(layers, positions, strict=True))
 
 
-STATISTICS = ("moving_mean", "moving_variance", "mean", "variance", "count")  # variables that no training step learns
+STATISTICS = ("moving_mean", "moving_variance", "mean", "variance", "count")  # not trained by gradients
 
 
 def count_parameters(model: keras.Model) -> int:
@@ -95,9 +95,9 @@ def count_parameters(model: keras.Model) -> int:
 def response_std(model: keras.Model, images: np.ndarray | Tensor, batch_size: int = 128) -> dict[str, float]:
     """The standard deviation of the responses of each 3x3 convolution (P1 Fig. 7).
 
-    The response is taken after the batch normalisation that follows the convolution, before the nonlinearity and the
-    addition. Without one it is the convolution's own output. In a pre-activation block this is the case for the last
-    convolution; the others are followed by the batch normalisation of the next one.
+    The response is the output of the batch normalisation that follows the convolution, before the nonlinearity and the
+    addition. If none follows, it is the convolution's own output, as for the last convolution of a pre-activation
+    block; the other convolutions of that block are followed by the batch normalisation of the next one.
 
     Args:
         model: a network of this package, or another functional or sequential Keras model.
@@ -155,7 +155,7 @@ def recalibrate_bn(model: keras.Model, batches: Iterable[np.ndarray | Tensor]) -
         for layer, (momentum, trainable) in zip(layers, before, strict=True):
             layer.momentum, layer.trainable = momentum, trainable
     if not count:
-        raise ValueError("there are no batches to average over; an iterator that was read before is empty")
+        raise ValueError("there are no batches to average over; has the iterator been consumed already?")
 
 
 def gradient_norms(model: keras.Model, images: np.ndarray | Tensor, labels: np.ndarray | Tensor) -> dict[str, float]:
@@ -171,7 +171,7 @@ def gradient_norms(model: keras.Model, images: np.ndarray | Tensor, labels: np.n
     Returns:
         A dictionary from the names of convolutions and fully connected layers, in the order of their depth, to the
         L2 norms of the cross-entropy's gradient, with batch normalisation in training mode; frozen layers are included.
-        They are always computed in float32, because rounding in a smaller dtype would make small ones vanish.
+        They are always computed in float32, because small ones would underflow in a smaller dtype.
     """
 
     def in_float32(layer):
@@ -208,7 +208,7 @@ def class_activation_map(
         batch_size: images in a forward pass.
 
     Raises:
-        ValueError: the model ends differently, or `class_index` is no class, or is not one for each image.
+        ValueError: the model ends differently, or `class_index` is out of range, or is not one for each image.
 
     Returns:
         (n, rows, columns), float32, of the last feature map's size. Positive values are evidence for the class. In a
@@ -238,8 +238,8 @@ def _pool_and_fc(model):
     pool = fc.input._keras_history.operation if isinstance(fc, keras.layers.Dense) else None
     if not isinstance(pool, keras.layers.GlobalAveragePooling2D):
         raise ValueError(
-            f"{model.name} does not end with global average pooling and one fully connected layer of its own; "
-            "of a network of this package give the whole one, with its top"
+            f"{model.name} does not end with global average pooling and one fully connected layer; "
+            "build a network of this package with its top, include_top=True"
         )
     return pool, fc
 

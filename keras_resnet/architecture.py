@@ -1,4 +1,4 @@
-"""Which network it is: one immutable value, and the papers' networks as rows of tables.
+"""The architecture of a network as one immutable value, and the papers' networks as rows of tables.
 
 P1 is "Deep Residual Learning for Image Recognition" (arXiv 1512.03385), P2 "Identity Mappings in Deep
 Residual Networks" (arXiv 1603.05027).
@@ -27,11 +27,11 @@ IMAGENET = {
 
 
 class Order(typing.NamedTuple):
-    """Where batch normalisation and the nonlinearity stand in a network, each position a tuple of "BN" and "ReLU".
+    """The positions of batch normalisation and nonlinearity in a network, each a tuple of "BN" and "ReLU".
 
-    In a block: `before` each convolution, `behind` each but the last, after the `last`, and after the addition. In the
-    network: after conv1, the `stem`, and after the last block, `post`. A layer is named after its convolution; those in
-    `before` are named after the convolution that follows.
+    In a block: `before` each convolution, `behind` each but the last, after the `last`, and after the addition
+    (`added`). In the network: after conv1 (`stem`) and after the last block (`post`). A layer has the name of the
+    convolution that it follows; a layer in `before` has the name of the next one.
     """
 
     before: tuple[str, ...] = ()
@@ -44,7 +44,7 @@ class Order(typing.NamedTuple):
     def layers(self, convolutions: int) -> set[str]:
         """Names of the layers in conv1 and conv2_1, a block of 2 or 3 `convolutions`, and after the last block.
 
-        No two orders have the same: a saved network's order is recognised by them.
+        Every order has other names, so they identify the order of a saved network.
         """
         found = {"conv1": self.stem, f"conv2_1_{convolutions}": self.last, POST: self.post}
         names = {f"{name}_{step.lower()}" for name, steps in found.items() for step in steps}
@@ -54,8 +54,8 @@ class Order(typing.NamedTuple):
         return names | {f"conv2_1_{step.lower()}" for step in self.added if step == "BN"}
 
 
-# P2 Fig. 4 (a) to (e): W is a convolution, + the addition of the shortcut. Bottlenecks have a third convolution, with
-# the same on both sides.
+# P2 Fig. 4 (a) to (e): W is a convolution, + the addition of the shortcut. Bottlenecks have a third convolution in the
+# same pattern.
 ORDERS = {
     # W BN ReLU W BN + ReLU
     "original": Order(behind=("BN", "ReLU"), last=("BN",), added=("ReLU",)),
@@ -68,14 +68,14 @@ ORDERS = {
     # BN ReLU W BN ReLU W +
     "full_preactivation": Order(before=("BN", "ReLU"), post=("BN", "ReLU")),
 }
-# Not in P2: as full_preactivation, but with nothing after conv1, so that the first block starts from its bare output;
-# and with nothing after the last block either.
+# Not in P2: full_preactivation without layers after conv1, so the first block starts from the output of conv1; and
+# also without layers after the last block.
 OTHER_ORDERS = {
     "bare_stem_preactivation": ORDERS["full_preactivation"]._replace(stem=()),
     "bare_ends_preactivation": ORDERS["full_preactivation"]._replace(stem=(), post=()),
 }
-# What P2 Table 1 does to shortcut and residual before the addition, each with the end of a layer's name that only such
-# networks have; both gates have a "closed" layer. P2 Fig. 2 e, a convolution, is shortcut C.
+# The variants of P2 Table 1, which change shortcut and residual before the addition, each with the suffix of a layer
+# name that identifies it; both gates have a "closed" layer. P2 Fig. 2 e, a convolution, is shortcut C.
 VARIANTS = {
     "constant_scaling": "half",
     "exclusive_gate": "gated",
@@ -87,8 +87,8 @@ VARIANTS = {
 class Block(typing.NamedTuple):
     """One block of a network: its name, such as "conv3_1", and what differs from block to block.
 
-    `rates` are the dilation of its convolutions up to the one with the stride, and of those after it. They differ where
-    the stride has been replaced by dilation.
+    `rates` are the dilation rates of its convolutions, first up to the one with the stride, then after it. They differ
+    if the stride is replaced by dilation.
     """
 
     name: str
@@ -99,22 +99,22 @@ class Block(typing.NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Architecture:
-    """Everything that decides the graph of a network, and so the outputs that its weights give.
+    """Everything that determines the graph of a network, and thus the outputs that its weights give.
 
     Args:
         block: "basic" (two 3x3 convolutions) or "bottleneck" (1x1, 3x3, 1x1), P1 Fig. 5.
-        repetitions: blocks in each stage; the first is conv2_x.
-        width: filters of the first stage; each further one has twice as many.
+        repetitions: blocks in each stage; the first stage is conv2_x.
+        width: filters of the first stage; each further stage has twice as many.
         stem: "7x7" (stride 2, then 3x3 max pooling) or "3x3" (stride 1, no pooling).
         shortcut: "A", "B" or "C" (P1 4.1), or None for a plain network.
-        stride_in: which convolution of a bottleneck has the stride, "1x1" (the paper) or "3x3"; None: not stated. Basic
-            blocks have it in the first 3x3, and None here.
+        stride_in: which convolution of a bottleneck has the stride, "1x1" (the paper) or "3x3"; None: not stated. In
+            basic blocks it is the first 3x3, and this is None.
         activation_order: one of ORDERS or OTHER_ORDERS.
         shortcut_variant: None or one of VARIANTS.
-        output_stride: None, or 8 or 16: the last strides are replaced by dilation. It needs no other weights.
+        output_stride: None, or 8 or 16: the last strides are replaced by dilation. The weights stay the same.
 
     Raises:
-        ValueError: there is no such network; the message names what there is.
+        ValueError: no such network exists; the message lists the choices.
     """
 
     block: str
@@ -136,14 +136,14 @@ class Architecture:
         choose("shortcut_variant", self.shortcut_variant, (None, *VARIANTS))
         if self.shortcut is None and (self.activation_order != "original" or self.shortcut_variant):
             raise ValueError(
-                "a plain network has no shortcut, so it takes no other order of activations and no variant"
+                "a plain network has no shortcut, so activation_order and shortcut_variant cannot be changed"
             )
         if not self.order.stem and self.stem != "3x3":  # max pooling with zero padding needs positive values
             raise ValueError(f'activation_order={self.activation_order!r} needs stem="3x3"')
         whole = STEMS[self.stem] * 2 ** (len(self.repetitions) - 1)
         if self.output_stride and whole < 8:
             raise ValueError(
-                f"output_stride={self.output_stride} needs a network of a larger stride; this one has {whole}"
+                f"output_stride={self.output_stride} needs a network with a larger stride; this one has {whole}"
             )
         choose("output_stride", self.output_stride, (None, *(n for n in (8, 16) if n <= whole)))
         object.__setattr__(self, "repetitions", tuple(self.repetitions))
@@ -163,7 +163,7 @@ class Architecture:
 
     @property
     def name(self) -> str:
-        """The name that its model has unless it is given another one, such as "resnet50" or "cifar_plainnet20"."""
+        """The default name of its model, such as "resnet50" or "cifar_plainnet20"."""
         small = len(self.repetitions) == 3
         v2 = self.activation_order == "full_preactivation" and not small
         return f"{'cifar_' * small}{'resnet' if self.shortcut else 'plainnet'}{self.depth}{'v2' * v2}"
@@ -181,9 +181,9 @@ class Architecture:
                 yield Block(f"conv{stage}_{i}", self.width * 2 ** (stage - 2), strides, (before, dilation))
 
     def differences(self, other: "Architecture") -> dict[str, tuple]:
-        """The fields that differ so that the two networks need other weights, each with the two values.
+        """The fields whose values make the weights of the two networks incompatible, each with the two values.
 
-        `output_stride` needs no others, and a `stride_in` that one of the two does not state is no difference.
+        `output_stride` is ignored, because it does not affect the weights, and so is a `stride_in` of None.
         """
         pairs = {f.name: (getattr(self, f.name), getattr(other, f.name)) for f in dataclasses.fields(self)}
         del pairs["output_stride"]

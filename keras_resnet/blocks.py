@@ -19,7 +19,7 @@ Initializer: typing.TypeAlias = str | initializers.Initializer | None
 
 BN_MOMENTUM = 0.9
 BN_EPSILON = 1e-5
-GATE_BIAS = -6.0  # the best of those that P2 Table 1 tried: gates are closed at first
+GATE_BIAS = -6.0  # the best value in P2 Table 1: gates start closed
 
 
 def basic(
@@ -33,8 +33,8 @@ def basic(
     Args:
         x: a tensor (batch, height, width, channels).
         name, filters, strides, rates: as in `architecture.Block`.
-        network: what all of its blocks share.
-        activated: whether x is already activated, so that what a pre-activation block begins with is left out.
+        network: the architecture, which all blocks share.
+        activated: whether x is already activated; a pre-activation block then leaves out its first activation.
         initializer: of the shortcut's projection; default He.
 
     Returns:
@@ -60,7 +60,7 @@ def bottleneck(
     """1x1, 3x3 and 1x1 convolution to four times `filters`, and the shortcut around them (P1 Fig. 5 right).
 
     In the paper the first 1x1 has the stride. Later networks ("v1.5") have it in the 3x3, which costs 6 % more.
-    Arguments as in `basic`.
+    The arguments are those of `basic`.
     """
     before, behind, last, added, *_ = network.order
     in_3x3 = network.stride_in == "3x3"
@@ -92,9 +92,9 @@ def shortcut(
     B: identity; where the shape changes, a 1x1 projection.
     C: a 1x1 projection everywhere.
 
-    Where the shape changes it begins at `start`, as the residual branch does: in pre-activation networks behind the
-    activation (P2, appendix), in others this is x. With the initializer "average" a projection starts as the mean of
-    its inputs.
+    Where the shape changes, the shortcut starts from `start`, as the residual branch does: in pre-activation networks
+    this is x after the activation (P2, appendix), in others x. The initializer "average" initialises a projection as
+    the mean of its inputs.
     """
     channels = x.shape[-1]
     changes = strides > 1 or channels != filters
@@ -114,10 +114,10 @@ def shortcut(
 
 
 def add(x: KerasTensor, residual: KerasTensor, name: str, network: Architecture) -> KerasTensor:
-    """The sum of shortcut and residual, after what the network's variant does to the two."""
+    """The sum of shortcut and residual, which the network's variant changes first."""
     if network.shortcut_variant:
         x, residual = VARIANT_FUNCTIONS[network.shortcut_variant](x, residual, name)
-    # Keras walks a graph recursively; this order of the inputs needs the least depth.
+    # Keras traverses a graph recursively; this order of the inputs needs the least depth.
     return layers.Add(name=f"{name}_add" if network.order.added else name)([x, residual])
 
 
@@ -141,7 +141,7 @@ def convolve(
 
 
 def pad(x: KerasTensor, pixels: int, name: str) -> KerasTensor:
-    """Zeros on all four sides. Keras' `padding="same"` would pad a strided layer on the right and below only."""
+    """Zeros on all four sides. Keras' `padding="same"` would pad a strided layer on the right and bottom only."""
     return layers.ZeroPadding2D(pixels, name=f"{name}_pad")(x) if pixels else x
 
 
@@ -170,7 +170,7 @@ def classifier_normal() -> initializers.Initializer:
 
 
 def _fresh(initializer):
-    """A copy with a random state of its own: one initializer without a seed gives the same values at each call."""
+    """A copy with its own random state: an initializer without a seed returns the same values at each call."""
     keeps_state = isinstance(getattr(initializer, "seed", None), random.SeedGenerator)
     return initializer if keeps_state or not isinstance(initializer, initializers.Initializer) else initializer.clone()
 
@@ -195,8 +195,8 @@ def shortcut_gate(x: KerasTensor, residual: KerasTensor, name: str) -> tuple[Ker
 def dropout(x: KerasTensor, residual: KerasTensor, name: str) -> tuple[KerasTensor, KerasTensor]:
     """Half of the shortcut's values are dropped while training (P2 Fig. 2 f).
 
-    The paper's dropout scales the shortcut by 0.5 on average, its reason why the network fails (P2 3.1). Keras'
-    own doubles what it keeps, so this is undone; in inference the shortcut is halved.
+    The paper's dropout scales the shortcut by 0.5 on average, the paper's reason why the network fails (P2 3.1). Keras'
+    layer doubles the values that it keeps; the rescaling undoes this, and halves the shortcut at inference.
     """
     x = layers.Dropout(0.5, name=f"{name}_dropout")(x)
     return layers.Rescaling(0.5, name=f"{name}_halved_shortcut")(x), residual

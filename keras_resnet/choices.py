@@ -1,12 +1,14 @@
-"""What the programs' flags choose from and their defaults, so that reading a command line needs neither Keras nor
-TensorFlow, whose import takes seconds."""
+"""Choices and defaults of the programs' flags.
 
-# Weights: the extensions of the files, and names of normalizations.
+They are here so that parsing a command line imports neither Keras nor TensorFlow, which takes seconds.
+"""
+
+# Weights: file extensions and names of normalizations.
 WEIGHTS = (".keras", ".h5", ".safetensors", ".pth", ".pt", ".th", ".bin")
 NORMALIZATIONS = ("caffe", "torch", "cifar10", "cifar100")
 
 # Evaluation (P1 3.4).
-SPLITS = ("test", "validation", "all")  # of data
+SPLITS = ("test", "validation", "all")  # of the data
 PROTOCOLS = ("center", "10-crop", "multi-scale", "single")
 COLOR_SAMPLE = 10_000  # images for the colour statistics
 
@@ -14,4 +16,4 @@ COLOR_SAMPLE = 10_000  # images for the colour statistics
 FORMATS = ("saved_model", "openvino", "onnx", "litert", "web")
 DTYPES = ("float32", "bfloat16", "int8")
 TOP_K = 5
-MAX_PIXELS = 50_000_000  # of a file: 150 MB once it is decoded, 16 of them at a time
+MAX_PIXELS = 50_000_000  # of an image file: 150 MB when decoded, up to 16 at a time

@@ -1,6 +1,6 @@
-"""What a process runs on: the version of this code, packages that are missing, and Keras' own values.
+"""The environment of a process: the version of this code, missing packages, and the settings of Keras.
 
-Flags are read before Keras is imported, and need this module; so it imports Keras in its functions.
+The programs parse their flags before they import Keras, and need this module for it; so it imports Keras in functions.
 """
 
 import contextlib
@@ -19,7 +19,7 @@ __version__ = "1.0.0"
 def commit() -> str | None:
     """The git commit of this package, with "-dirty" if its files were changed; None if git does not track them.
 
-    A package installed inside another repository does not have that repository's commit.
+    A package installed inside another repository does not report that repository's commit.
     """
     try:
         _git("ls-files", "--error-unmatch", "__init__.py")
@@ -29,7 +29,7 @@ def commit() -> str | None:
 
 
 def circumstances(devices: list[str]) -> dict[str, object]:
-    """With what something is made: this code's commit, the versions of Python, Keras and its backend, the devices."""
+    """For records: the commit of this code, the versions of Python, Keras and its backend, and the devices."""
     import keras
 
     backend = keras.backend.backend()
@@ -47,23 +47,23 @@ def _git(*arguments):
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
 
-# Distributions whose names are not those of their packages, with hyphens.
+# Distributions whose names differ from their packages' names by more than hyphens.
 DISTRIBUTIONS = {"tensorflow_serving": "tensorflow-serving-api"}
 
 
 def missing(*names: str) -> list[str]:
-    """Those of these packages that are not installed."""
+    """The packages among `names` that are not installed."""
     return [name for name in names if not importlib.util.find_spec(name)]
 
 
 def install(*names: str) -> str:
-    """The words for how to get packages: "matplotlib: pip install matplotlib"."""
+    """How to install packages, as text: "matplotlib: pip install matplotlib"."""
     distributions = [DISTRIBUTIONS.get(name, name.replace("_", "-")) for name in names]
     return f"{' and '.join(names)}: pip install {' '.join(distributions)}"
 
 
 def lacks(name: str, what: str) -> bool:
-    """Whether a package is missing that `what` needs, with a line that says so and that the rest goes on without."""
+    """Whether the package is missing that `what` needs. If so, prints that the program continues without `what`."""
     if absent := missing(name):
         print(f"no {what}, which needs the package {install(*absent)}", flush=True)
     return bool(absent)
@@ -76,23 +76,23 @@ def needed(*names: str) -> str | None:
 
 
 def import_tensorflow(before: Callable[[], object] = lambda: None) -> None:
-    """Imports TensorFlow without the lines about its build that it logs then; what it says of errors is lost, too.
+    """Imports TensorFlow with stderr silenced, which hides its log lines about its build, but also about errors.
 
-    `before` is called first, and is as quiet. Nothing happens if TensorFlow has been imported. Where Keras has another
-    backend, TensorFlow leaves the GPUs and their memory to that one.
+    `before` is called first, silenced, too. Does nothing if TensorFlow is imported already. If Keras uses another
+    backend, TensorFlow does not use the GPUs and their memory.
     """
     if "tensorflow" in sys.modules:
         return
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     masks = hasattr(signal, "pthread_sigmask")  # not on Windows
-    if masks:  # the signals would abort the import
+    if masks:  # these signals would abort the import
         signals = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
     stderr, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 2)
     try:
         before()
-        tf = importlib.import_module("tensorflow")  # which `import keras_resnet` does without
-        tf.config.list_physical_devices()  # which logs, too
+        tf = importlib.import_module("tensorflow")  # not needed by `import keras_resnet`
+        tf.config.list_physical_devices()  # logs, too
         import keras
 
         if keras.backend.backend() != "tensorflow":
@@ -106,7 +106,7 @@ def import_tensorflow(before: Callable[[], object] = lambda: None) -> None:
             signal.pthread_sigmask(signal.SIG_SETMASK, signals)
 
 
-# Keras' values of the process as Keras ships them, whatever `keras.json` and the environment of the user say.
+# The settings of Keras as shipped, before the user's `keras.json` and environment change them.
 DEFAULTS = {
     "floatx": "float32",
     "dtype_policy": "float32",
@@ -118,7 +118,7 @@ DEFAULTS = {
 
 
 def set_values(values: dict) -> None:
-    """Sets these values of `keras.config`, by the names in DEFAULTS."""
+    """Sets these settings of `keras.config`, by the names in DEFAULTS."""
     import keras
 
     for name, value in values.items():
@@ -142,7 +142,7 @@ def bars_at_terminals() -> Iterator[None]:
 
 @contextlib.contextmanager
 def as_shipped() -> Iterator[None]:
-    """Inside this context, Keras' values are DEFAULTS."""
+    """Inside this context, the settings of Keras are DEFAULTS."""
     import keras
 
     before = {name: getattr(keras.config, name)() for name in DEFAULTS}

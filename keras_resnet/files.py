@@ -1,4 +1,4 @@
-"""Atomic writes, the lock of a run, and the errors that are for people."""
+"""Atomic writes, the lock of a run, and the errors for users."""
 
 import contextlib
 import errno
@@ -18,14 +18,14 @@ Path: typing.TypeAlias = str | os.PathLike
 
 
 class ResNetError(Exception):
-    """Something that a person can mend. The message says what was wrong, what was found and what to do.
+    """An error that the user can fix. The message says what was wrong, what was found and what to do.
 
-    All errors of this package that are for people come from this one, so that a program can catch them together.
+    All errors of this package for users derive from it, so a program can catch them together.
     """
 
 
 class RunError(ResNetError):
-    """A run cannot start or continue, or what it left cannot be read."""
+    """A run cannot start or continue, or its files cannot be read."""
 
 
 class DataError(ResNetError):
@@ -33,7 +33,7 @@ class DataError(ResNetError):
 
 
 class WeightsError(ResNetError, ValueError):
-    """The weights cannot be read, or do not fit the network. Nothing has been changed."""
+    """The weights cannot be read, or do not fit the network. Nothing is changed."""
 
 
 @contextlib.contextmanager
@@ -44,7 +44,7 @@ def whole(path: Path) -> Iterator[Path]:
     If `path` is a device such as /dev/stdout, it is yielded itself.
 
     Raises:
-        RunError: the disk is full, the folder has vanished or the like. The old file at `path` is still there.
+        RunError: the file cannot be written, for example on a full disk. The old file at `path` is unchanged.
     """
     try:
         if os.path.exists(path) and not os.path.isfile(path):
@@ -71,7 +71,7 @@ def whole_folder(path: Path) -> Iterator[str]:
             os.mkdir(temporary)
             yield temporary
             if os.path.isdir(target):
-                os.rmdir(target)  # which is empty; not every system replaces it
+                os.rmdir(target)  # it is empty; not every system can replace it
     except OSError as error:
         raise RunError(f"{path} could not be written: {reason(error)}") from error
 
@@ -88,7 +88,7 @@ def _replacing(target):
 
 
 def sync(path: Path) -> None:
-    """Flushes a file, or a folder and all that is in it, to the disk, so that it survives a power cut."""
+    """Flushes a file, or a folder and everything in it, to the disk, so that it survives a power cut."""
     for folder, _, names in os.walk(os.fspath(path)):
         for name in names:
             _flush(os.path.join(folder, name))
@@ -98,7 +98,7 @@ def sync(path: Path) -> None:
 
 
 def _flush(path):
-    windows = os.name == "nt"  # it flushes only what is open for writing, and opens no folders
+    windows = os.name == "nt"  # flushes only files opened for writing, and cannot open folders
     if windows and os.path.isdir(path):
         return
     descriptor = os.open(path, os.O_RDWR if windows else os.O_RDONLY)
@@ -109,7 +109,7 @@ def _flush(path):
 
 
 def reason(error: BaseException | str) -> str:
-    """The first line of an error's message, without the path or the marks that TensorFlow adds for its programmers."""
+    """The first line of an error's message, without the path and TensorFlow's internal markers."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     lines = str(error).strip().splitlines() or [type(error).__name__]
@@ -117,7 +117,7 @@ def reason(error: BaseException | str) -> str:
 
 
 def is_name(text: str) -> bool:
-    """Whether a text names one file or folder within another: neither empty nor a path."""
+    """Whether a text is the name of a file or folder: neither empty nor a path."""
     return text not in ("", os.curdir, os.pardir) and os.path.basename(text) == text
 
 
@@ -132,43 +132,43 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
 
     Raises:
         OSError: the file cannot be read.
-        ValueError: it is damaged or of another kind; the message is for people.
+        ValueError: it is damaged or not a .npz file; the message is for users.
     """
     with open(path, "rb") as opened:
         if not zipfile.is_zipfile(opened):
-            raise ValueError("it is no .npz file, or only the beginning of one")
+            raise ValueError("it is not a .npz file, or is truncated")
         try:
             opened.seek(0)
             with np.load(opened, allow_pickle=False) as file:
                 return {name: file[name] for name in file.files}
-        except Exception as error:  # each kind of damage raises another one
+        except Exception as error:  # its type depends on the damage
             raise ValueError("one of its arrays cannot be read") from error
 
 
 def lock(path: Path) -> typing.ContextManager:
-    """The operating system's lock of a file, which is released when the process ends, however it ends.
+    """The operating system's lock on a file, which is released when the process ends, even if it is killed.
 
     Raises, on entering the context:
-        TimeoutError: another process has it.
+        TimeoutError: another process holds it.
         OSError: the file cannot be written, or the file system has no locks.
     """
-    import filelock  # here, because the networks do without it
+    import filelock  # here, because the networks do not need it
 
     return filelock.FileLock(path, blocking=False, fallback_to_soft=False)
 
 
 @contextlib.contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Keeps the file `path` locked, so that only one process at a time trains a run. A leftover file means nothing.
+    """Locks the file `path`, so that only one process at a time trains a run. A leftover file has no effect.
 
-    The lock is the operating system's, which releases it when the process ends, however it ends. It works on local
-    disks and between machines that share a file system, NFS included. The file beside it, with ".owner" at the end,
-    says which process it is. If the file system has no locks, or the package filelock is missing, a line says so.
+    The operating system releases the lock when the process ends, even if it is killed. The lock works on local disks
+    and across machines that share a file system, NFS included. A file beside it, with ".owner" at the end, names the
+    process. If the file system has no locks, or the package filelock is missing, a warning is printed.
 
     Raises:
         RunError: another process has locked it, or it cannot be written.
     """
-    if environment.lacks("filelock", "lock of the run"):  # so two processes can train it at the same time
+    if environment.lacks("filelock", "lock of the run"):  # then two processes can train it at the same time
         yield
         return
     owner = f"{os.fspath(path)}.owner"
@@ -179,23 +179,23 @@ def locked(path: Path) -> Iterator[None]:
                 file.write(f"PID {os.getpid()} on {platform.node()}")
         except TimeoutError as error:
             found = ""
-            if os.path.exists(owner):  # not yet, if it has just begun
+            if os.path.exists(owner):  # not yet, if it has just started
                 with open(owner) as file:
                     found = f"{file.read()}, "
             raise RunError(
-                f"another process trains this run, {found}in {os.path.dirname(path)}. Wait for it, stop it, or "
+                f"another process is training this run, {found}in {os.path.dirname(path)}. Wait for it, stop it, or "
                 "choose another folder (--output, --name)."
             ) from error
         except OSError as error:
             if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
                 raise RunError(f"{path} cannot be written: {reason(error)}") from error
-            print(f"{path} cannot be locked ({error.strerror}): no other process may train this run at the same time")
+            print(f"{path} cannot be locked ({error.strerror}): make sure that no other process trains this run")
         yield
 
 
 @contextlib.contextmanager
 def own_line(verbose: int) -> Iterator[None]:
-    """Inside this context, an error ends the line of a progress bar, so that its message has a line of its own."""
+    """Inside this context, an error ends the line of a progress bar, so that its message starts on a new line."""
     try:
         yield
     except BaseException:

@@ -1,6 +1,7 @@
 """Copies of networks for inference, with batch normalisation folded into the convolutions, and graphs of any depth.
 
-Keras walks the graph of a network recursively, also when it loads or copies one; deep networks need a higher limit.
+Keras traverses the graph of a network recursively, also when it loads or copies one, so deep networks need a higher
+recursion limit.
 """
 
 import collections
@@ -19,7 +20,7 @@ from keras_resnet import normalization
 
 LOADING_DEPTH = 20_000  # recursion limit while Keras loads or copies a network; ResNet-1202 needs up to 2,000
 
-# The process has one limit for all threads: the limit outside this context, and those requested inside it right now.
+# The process has one limit for all threads. The limit outside of the context, and those now requested inside it:
 _lock = threading.Lock()
 _at_rest: list[int] = []
 _wanted: list[int] = []
@@ -29,8 +30,8 @@ _wanted: list[int] = []
 def recursion_limit(n: int) -> Iterator[None]:
     """Lets Python recurse `n` calls deep; building a network takes several calls for each block.
 
-    Python has one limit for all threads of a process. Inside this context it is the highest that any of them requests.
-    When the last one leaves, the old limit is restored.
+    Python has one limit for all threads of a process. Inside this context it is the highest limit that any of
+    them requests. When the last thread leaves, the old limit is restored.
     """
     with _lock:
         if not _wanted:
@@ -55,7 +56,7 @@ def load_model(path: str | os.PathLike) -> keras.Model:
         The `keras.Model`, not compiled.
 
     Raises:
-        Exception: whatever Keras raises; each kind of damage has its own.
+        Exception: as raised by Keras; its type depends on the damage.
     """
     flip = _flip()
     operations = {flip.__name__: flip} if os.fspath(path).endswith(".h5") else None
@@ -64,7 +65,7 @@ def load_model(path: str | os.PathLike) -> keras.Model:
 
 
 def _flip():
-    """The operation in front of "caffe" networks: unlike a .keras file, an .h5 file does not say where its class is."""
+    """The class that reverses the channels of "caffe" networks; an .h5 file, unlike a .keras file, lacks its module."""
     pixels = keras.Input((None, None, 3))
     return type(keras.Model(pixels, keras.ops.flip(pixels, -1)).operations[-1])
 
@@ -72,25 +73,25 @@ def _flip():
 def copy(
     model: keras.Model, layer: Callable | None = None, state: Callable | None = None, inputs: Callable | None = None,
 ) -> keras.Model:  # fmt: skip
-    """A copy of a network with its whole state: the weights, and what preprocessing layers have been adapted to.
+    """A copy of a network with its whole state: the weights, and the state of adapted preprocessing layers.
 
     Args:
         model: a functional or sequential `keras.Model`. It does not change.
-        layer: a function from a layer of the network, or of a model within it, to a new layer, or to None, which leaves
-            the layer out. Default: `same_layer`.
-        state: a function of a layer and its new one that gives the new one its state. Default: `give_state`.
-        inputs: a function from an input tensor of the network, or of a model within it, to a new `keras.Input`.
-            Default: the same shape, dtype and name.
+        layer: a function from a layer of the network, or of a nested model, to a new layer, or to None to leave it out.
+            Default: `same_layer`.
+        state: a function (layer, new layer) that sets the state of the new layer. Default: `give_state`.
+        inputs: a function from an input tensor of the network, or of a nested model, to a new `keras.Input`. Default:
+            the same shape, dtype and name.
 
     Returns:
         A functional `keras.Model`, not compiled. The names of its layers, and the structure of its inputs and outputs,
-        are those of `model`. What `model` contains several times, it contains as often.
+        are those of `model`. Layers that `model` uses several times are shared in the copy, too.
 
     Raises:
         ValueError: `model` is neither functional nor sequential.
     """
     if not _has_graph(model):
-        raise ValueError(f"{model.name} is neither functional nor sequential, so its layers' order is not known")
+        raise ValueError(f"{model.name} is neither functional nor sequential, so the order of its layers is unknown")
     new: dict[int, tuple] = {}  # by the id of a layer, model or operation: itself, its copy
 
     def clone(original):
@@ -120,12 +121,12 @@ def copy(
 
 
 def same_layer(layer: layers.Layer) -> layers.Layer:
-    """A new layer of the same configuration, without the state."""
+    """A new layer with the same configuration, without the state."""
     return type(layer).from_config(layer.get_config())
 
 
 def give_state(layer: layers.Layer, copied: layers.Layer) -> None:
-    """Gives a layer what Keras would save of another one and of the layers in it: variables and vocabularies."""
+    """Copies what Keras would save of a layer and its sublayers, variables and vocabularies, to another layer."""
     for one, other in zip(layer._flatten_layers(), copied._flatten_layers(), strict=True):
         variables: dict = {}
         one.save_own_variables(variables)
@@ -158,9 +159,9 @@ def fold(model: keras.Model, dtype: str = "float32", batch_norm: bool = True) ->
         model: a functional or sequential `keras.Model`. It does not change.
         dtype: of weights and arithmetic, for example "float32" or "bfloat16". Input, normalization, softmax and output
             are float32.
-        batch_norm: whether to fold batch normalisations. Those remain that do not follow a convolution (as after the
-            additions of pre-activation networks), that normalise another axis than the channels, or whose convolution
-            is applied twice, feeds another layer as well or is an output.
+        batch_norm: whether to fold batch normalisations. A batch normalisation is kept if it does not follow a
+            convolution (as after the additions of pre-activation networks), if it does not normalise the channels, or
+            if its convolution is applied twice, also feeds another layer or is an output.
 
     Returns:
         A `keras.Model` of stock layers with the same names as in `model`, and the same structure of inputs and outputs.
@@ -171,7 +172,7 @@ def fold(model: keras.Model, dtype: str = "float32", batch_norm: bool = True) ->
     """
     for layer in model._flatten_layers():
         if getattr(layer, "quantization_mode", None):
-            raise ValueError(f"{model.name}: {layer.name} was changed by quantize(); fold before that")
+            raise ValueError(f"{model.name}: {layer.name} was changed by quantize(); call fold before")
     folded = _foldable(model) if batch_norm else {}
     normalizations = {id(bn) for bn in folded.values()}
 
@@ -208,13 +209,13 @@ def _to_float32(output):
 
 
 def _returns_its_input(layer):
-    """Whether a layer acts in training only, as `Dropout` and `RandomFlip` do; of integers the latter makes floats."""
+    """Whether a layer acts in training only, such as `Dropout`; not on integers, which `RandomFlip` makes floats."""
     floats = all(keras.backend.is_float_dtype(node.input_tensors[0].dtype) for node in layer._inbound_nodes)
     return floats and normalization.acts_in_training_only(layer)
 
 
 def _is_exact(layer):
-    """Whether a layer belongs to the input or output of a network, where float32 is cheap and rounding would harm."""
+    """Whether a layer is at the input or output of a network, where float32 is cheap and rounding does harm."""
     if isinstance(layer, layers.Activation):
         return layer.activation is keras.activations.softmax
     return isinstance(layer, (layers.Rescaling, layers.Softmax))
@@ -224,7 +225,7 @@ def _foldable(model):
     """The batch normalisations that are the only layer after a convolution, by the convolution's id."""
     with recursion_limit(LOADING_DEPTH):
         graphs = [_functional(layer) for layer in model._flatten_layers() if _has_graph(layer)]
-    # By id: a layer's own nodes are of all its models, and two models in a network can have nodes in common.
+    # By id: a layer's nodes are those of all models that use it, and two models in a network can share nodes.
     nodes = {id(node): node for graph in graphs for found in graph._nodes_by_depth.values() for node in found}.values()
     outputs = {id(tensor): tensor for graph in graphs for tensor in graph.outputs}.values()
     makers = {id(tensor): node.operation for node in nodes for tensor in node.outputs}

@@ -1,4 +1,4 @@
-"""The networks of the papers by the names that people know, and the one builder of them all.
+"""The networks of the papers under their usual names, and the builder of them all.
 
 P1 is "Deep Residual Learning for Image Recognition" (arXiv 1512.03385), P2 "Identity Mappings in Deep
 Residual Networks" (arXiv 1603.05027). `architecture` has the tables, `blocks` the blocks.
@@ -46,10 +46,10 @@ class ResNet:
             weights: None; a path or a Keras model, of this package, torchvision, timm, transformers,
                 keras.applications, keras_hub, akamaster, kuangliu, chenyaofo or pytorchcv (docs/weights.md); or
                 "imagenet" for the published weights of `ResNet18` to `ResNet152`, "cifar10" for those of CIFAR
-                networks that this package contains. If `classes` differs from that of these two, the last layer is
-                newly initialised; a path or a model has to have as many (or take its body, with include_top=False).
+                networks that this package contains. If `classes` differs from their number of classes, the last
+                layer is newly initialised; a path or a model must have `classes` classes (or use include_top=False).
             input_tensor: a Keras tensor to build the network on, instead of a new input. The model's inputs are those
-                that it was computed from.
+                from which the tensor was computed.
             input_shape: (height, width, channels); a height or width of None allows any. Default: (None, None, 3).
             pooling: without the top: None for the last feature map, "avg" or "max" for global pooling.
             classes: number of classes.
@@ -58,25 +58,26 @@ class ResNet:
             shortcut: "A" (identity, new channels filled with zeros), "B" (projection where the shape changes) or
                 "C" (projection everywhere), P1 4.1.
             stride_in: which convolution of a bottleneck has the stride: "1x1" (the paper) or "3x3" (Facebook,
-                torchvision, "v1.5"). Basic blocks have it in the first 3x3. Default: the weights' place, or "1x1".
+                torchvision, "v1.5"). Basic blocks have it in the first 3x3. Default: as in the weights, or "1x1".
             stem: "7x7" (stride 2, then 3x3 max pooling) or "3x3" (stride 1, no pooling: for small images).
             shortcut_initializer: initializer of the projections; default He. "average" fills them with
-                1 / input channels. As everywhere in Keras, one with an integer seed gives the same values each time.
-            normalization: what the first layer does with pixels in [0, 255]: "caffe", "torch", "cifar10" or "cifar100"
-                (RGB; `normalization.NAMED`), or (mean, std), each a number, one number per channel or an image.
-                "auto": as the weights need it, so that the network takes pixels, and with the mean colour of a mean
-                image where the input has another size; without weights there is no such layer. None: no such layer;
-                the input is normalised outside, by `preprocess_input(images, mode)`.
+                1 / input channels. An initializer with an integer seed gives the same values each time, as always in
+                Keras.
+            normalization: how the preprocessing layer normalises pixels in [0, 255]: "caffe", "torch", "cifar10" or
+                "cifar100" (RGB; `normalization.NAMED`), or (mean, std), each a number, one number per channel or an
+                image. "auto": as the weights need it; a mean image is replaced by its mean colour if the input has
+                another size; without weights there is no such layer. None: no such layer; normalise the input with
+                `preprocess_input(images, mode)`.
             output_stride: None, or 8 or 16 for the ratio of the input's size to the last feature map's: the last
                 strides are replaced by dilation, with the same parameters. At the positions of the undilated network
-                the values stay the same.
+                the values are the same.
 
         Returns:
             A `keras.Model`. Input: (batch, height, width, channels), float. Output: (batch, classes) probabilities, or
             the features. Block 1 of stage 3 ends with `conv3_1`; its convolutions are `conv3_1_1` and `conv3_1_2`.
 
         Raises:
-            ValueError: an argument is none of the above, or the weights do not fit; the message says what is possible.
+            ValueError: an argument is none of the above, or the weights do not fit; the message lists the choices.
         """
         network = dataclasses.replace(
             self.architecture, shortcut=shortcut, stride_in=stride_in, stem=stem, output_stride=output_stride
@@ -145,9 +146,9 @@ def CifarResNet(
         block: "basic" (two 3x3 convolutions) or "bottleneck" (1x1, 3x3, 1x1).
         shortcut: "A" (the paper's), "B", "C", or None for a plain network.
         activation_order: an order of P2 Fig. 4 by name: "original", "bn_after_addition", "relu_before_addition",
-            "relu_only_preactivation" or "full_preactivation" (P2's networks). Two more are full pre-activation with
-            nothing after conv1, "bare_stem_preactivation" (pytorchcv's networks), and with nothing after the last block
-            either, "bare_ends_preactivation" (kuangliu's).
+            "relu_only_preactivation" or "full_preactivation" (P2's networks). Two more are full pre-activation without
+            layers after conv1, "bare_stem_preactivation" (pytorchcv's networks), and also without layers after the last
+            block, "bare_ends_preactivation" (kuangliu's).
         shortcut_variant: a variant of the shortcut in P2 Table 1: None, "constant_scaling", "exclusive_gate",
             "shortcut_gate" or "dropout". The 1x1 convolution of that table is option C.
         classes, input_shape, include_top, weights, input_tensor, pooling, name: as of `ResNet50`.
@@ -187,16 +188,16 @@ def from_weights(source: readers.Readable, normalization: Normalization = "auto"
     """Builds the network that the tensors of `source` describe, with these weights.
 
     Args:
-        source: as `weights` of `ResNet50`, except "imagenet" and `.weights.h5`, which describe no network.
+        source: as `weights` of `ResNet50`, except "imagenet" and `.weights.h5`, which do not describe a network.
         normalization: as of `ResNet50`. "auto": the source's own. PyTorch files of networks for small images often do
-            not state it; then it has to be given.
+            not state it; then it must be given.
 
     Returns:
-        A `keras.Model`, which takes pixels in [0, 255] if it normalises them. It has a top if the source has one. What
-        a Keras model states beyond its tensors is kept: the last activation, the pooling, the output stride.
+        A `keras.Model`, which takes pixels in [0, 255] if it normalises them. It has a top if the source has one. The
+        last activation, the pooling and the output stride of a Keras model are kept.
 
     Raises:
-        WeightsError: the source cannot be read, or is no network that this module builds, or does not state how its
+        WeightsError: the source cannot be read, or this module cannot build its network, or it does not state how its
             input was normalised.
     """
     network = architecture_of(found := readers.read(source))
@@ -268,7 +269,7 @@ def _stem(x, network):
     if network.stem == "3x3":
         return blocks.activate(blocks.convolve(x, "conv1", 3, network.width), network.order.stem, "conv1")
     x = blocks.activate(blocks.convolve(x, "conv1", 7, network.width, strides=2), network.order.stem, "conv1")
-    return layers.MaxPooling2D(3, 2, name="pool1")(blocks.pad(x, 1, "pool1"))  # zeros will do: x is not negative
+    return layers.MaxPooling2D(3, 2, name="pool1")(blocks.pad(x, 1, "pool1"))  # zeros suffice: x is not negative
 
 
 def _head(x, include_top, pooling, classes, classifier_activation):
@@ -279,7 +280,7 @@ def _head(x, include_top, pooling, classes, classifier_activation):
         x = layers.GlobalMaxPooling2D(name="pool")(x)
     if include_top:
         if not hasattr(classes, "__index__") or operator.index(classes) < 1:
-            raise ValueError(f"classes is a positive integer, their number; found {classes!r}")
+            raise ValueError(f"classes is the number of classes, a positive integer; found {classes!r}")
         x = layers.Dense(operator.index(classes), kernel_initializer=blocks.classifier_normal(), name="fc")(x)
         if classifier_activation:
             x = layers.Activation(classifier_activation, dtype="float32", name="predictions")(x)

@@ -1,4 +1,4 @@
-"""Normalisation of RGB pixels in [0, 255] before the first convolution, by a network's first layer or outside."""
+"""Normalisation of RGB pixels in [0, 255] before the first convolution, by a preprocessing layer or outside."""
 
 import typing
 from collections.abc import Sequence
@@ -19,9 +19,9 @@ NAMED: dict[str, tuple] = {
     # 255 times (.5070 .4865 .4409) and (.2673 .2564 .2761): chenyaofo
     "cifar100": ((129.285, 124.0575, 112.4295), (68.1615, 65.382, 70.4055)),
 }
-UNKNOWN = "unknown"  # of weights: trained on normalised images, and nothing says how they were normalised
+UNKNOWN = "unknown"  # of weights: trained on normalised images, but how they were normalised is not stated
 UNSAID = (
-    "nothing says how the images were normalised that this network was trained on. Say it: "
+    "the weights do not state how the images were normalised that the network was trained on. Choose: "
     'normalization="cifar10" (mean .4914 .4822 .4465, std .2023 .1994 .2010), "cifar100" (.5070 .4865 .4409, '
     '.2673 .2564 .2761), "torch" (ImageNet\'s), (mean, std) of pixels in [0, 255], or None for an input that is '
     "normalised outside; with convert.py: --normalization cifar10"
@@ -30,19 +30,19 @@ UNSAID = (
 NAME = "normalization"  # of the layer
 FLIP = "Flip"  # Keras' class for the operation that reverses the channels for "caffe"
 
-# Stock layers that return their input at inference, beside those whose names begin with "Random".
+# Stock layers that return their input at inference, in addition to those whose names begin with "Random".
 TRAINING_ONLY = (
     *("ActivityRegularization", "AlphaDropout", "AugMix", "CutMix", "Dropout", "GaussianDropout", "GaussianNoise"),
     *("MixUp", "RandAugment", "SpatialDropout1D", "SpatialDropout2D", "SpatialDropout3D"),
 )
-ACT_ALWAYS = ("RandomCrop",)  # crops or resizes to its size
+ACT_ALWAYS = ("RandomCrop",)  # crops or resizes at inference, too
 
 Normalization: typing.TypeAlias = str | tuple | list | None  # as in `ResNet50`
 Tensor: typing.TypeAlias = typing.Any  # of the current backend: the backends' tensors have no common class
 
 
 def normalize(x: KerasTensor, normalization: Normalization) -> KerasTensor:
-    """The first layer: normalises pixels in [0, 255] as the network needs it."""
+    """The preprocessing layer: normalises pixels in [0, 255] as the network needs them."""
     shape = tuple(x.shape[1:])
     if isinstance(normalization, str) and normalization in NAMED and shape[-1] != 3:
         raise ValueError(
@@ -76,8 +76,10 @@ def mean_and_std(normalization: Normalization) -> tuple[np.ndarray, np.ndarray]:
 
 
 def for_size(normalization: Normalization, size: tuple[int | None, ...]) -> Normalization:
-    """The normalization for images of this (height, width), None for any: a mean image of another size becomes its mean
-    colour, and likewise an image of standard deviations. Otherwise `normalization` itself is returned.
+    """The normalization for images of this (height, width), None for any.
+
+    A mean image of another size is replaced by its mean colour, and an image of standard deviations likewise; otherwise
+    `normalization` itself is returned.
     """
     if normalization is None or isinstance(normalization, str):
         return normalization
@@ -102,8 +104,8 @@ def same(one: Normalization, other: Normalization) -> bool:
 def of(model: keras.Model) -> Normalization:
     """How a Keras model normalises its input before the first convolution, as `normalization` in `ResNet50`.
 
-    Read from this package's first layer, or from stock `Rescaling` and `Normalization` layers. Layers that act in
-    training only, such as `RandomFlip`, are ignored. None if there are no such layers, UNKNOWN if there are any others.
+    Read from this package's preprocessing layer, or from stock `Rescaling` and `Normalization` layers. Layers that act
+    in training only, such as `RandomFlip`, are ignored. None if there are no such layers, UNKNOWN if there are others.
     """
     scale, offset, found, reversed_channels = np.ones(()), np.zeros(()), False, False
     for operation in getattr(model, "operations", model.layers):
@@ -146,7 +148,7 @@ def affine(layer: layers.Rescaling | layers.Normalization) -> tuple[np.ndarray, 
 
 
 def described(normalization: Normalization) -> str:
-    """A normalization for messages."""
+    """A normalization as text, for messages."""
     if isinstance(normalization, str):
         return repr(normalization)
     shown = [
@@ -158,7 +160,7 @@ def described(normalization: Normalization) -> str:
 def preprocess_input(images: np.ndarray | Tensor, mode: str = "auto") -> np.ndarray | Tensor:
     """Prepares images for a network of this package, as the function of the same name in keras.applications.
 
-    A network built with `weights=` takes pixels: its first layer normalises them (`normalization="auto"`). By default
+    A network built with `weights=` takes pixels: a layer normalises them (`normalization="auto"`). By default
     this function therefore returns the images unchanged, and code written for keras.applications stays correct. A
     network built with `normalization=None` needs the mode that its weights were trained with.
 
@@ -205,14 +207,14 @@ def decode_predictions(
 
     Raises:
         ValueError: `top` is not positive, the numbers of classes and names differ, a prediction is not finite, or
-            `classes` is another word.
+            `classes` is another string.
     """
     predictions = ops.convert_to_numpy(predictions)
     if not isinstance(top, (int, np.integer)) or top < 1:
         raise ValueError(f"top is a positive integer; found {top!r}")
     if isinstance(classes, str) and classes not in ("imagenet", "cifar10"):
         raise ValueError(
-            f'classes is "imagenet", "cifar10" or the names in their order, ["cat", "dog"]; found {classes!r}'
+            f'classes is "imagenet", "cifar10" or a list of the names, such as ["cat", "dog"]; found {classes!r}'
         )
     if not np.isfinite(predictions).all():
         raise ValueError("predictions are probabilities; found some that are not finite. Has the training diverged?")

@@ -1,4 +1,4 @@
-"""The paper's optimizer, and its learning-rate rules as callbacks of `fit`, for any Keras backend.
+"""The paper's optimizer, and its learning-rate schedules as callbacks of `fit`, for any Keras backend.
 
 P1 is "Deep Residual Learning for Image Recognition" (arXiv 1512.03385).
 """
@@ -19,14 +19,14 @@ LearningRate: typing.TypeAlias = float | keras.optimizers.schedules.LearningRate
 
 
 def sync_variables(model: keras.Model) -> None:
-    """Brings the model's variables up to date inside `fit`, where those of JAX lag behind."""
+    """Updates the model's variables inside `fit`, where they lag behind on JAX."""
     getattr(model, "jax_state_sync", lambda: None)()
 
 
 def _check_logged(logs, name, needed):
     if name not in (logs or {}):
         found = ", ".join(logs or {}) or "nothing"
-        raise ValueError(f'the schedule follows "{name}", and this epoch logged {found}; {needed}')
+        raise ValueError(f'the schedule needs "{name}", but this epoch logged {found}; {needed}')
 
 
 @keras.saving.register_keras_serializable("keras_resnet")
@@ -43,8 +43,8 @@ class SGD(keras.optimizers.SGD):
     Args:
         learning_rate: a float, a schedule or a callable, as in `keras.optimizers.SGD`.
         momentum: in [0, 1].
-        weight_decay: not negative; None is 0. Like the momentum it can be set later, which affects only training
-            functions that are made after that.
+        weight_decay: not negative; None is 0. Like the momentum it can be changed later; only training functions
+            that are built after the change use it.
         kwargs: as in `keras.optimizers.SGD`.
 
     Raises:
@@ -80,7 +80,7 @@ class SGD(keras.optimizers.SGD):
 
 
 class _Schedule(keras.callbacks.Callback):
-    """The base of both schedules: sets the optimizer's rate to that of a rule, whose state it keeps in `state`."""
+    """The base of both schedules: sets the optimizer's learning rate to that of a rule, whose state is `state`."""
 
     def __init__(self, rule, steps):
         super().__init__()
@@ -90,16 +90,16 @@ class _Schedule(keras.callbacks.Callback):
         self.end = math.inf if steps is None else steps
         self.state = self._first_state()
         self.optimizer = None  # the one that `state` belongs to
-        self.step = 0  # iterations done, or more: batches are counted here, and the optimizer is asked when it matters
+        self.step = 0  # iterations done, or more: batches are counted; the optimizer's number is read if it matters
         self.current_rate = None
-        self.text = ""  # what the rule says of this epoch
-        self.warned = False  # that something else sets the rate, too
+        self.text = ""  # the rule's message about this epoch
+        self.warned = False  # that something else sets the learning rate, too
 
     def _first_state(self):
         return {"trained": False, **self.rule.first_state()}
 
     def rate(self, step: int) -> float:
-        """The rate of iteration `step`, counted from 0."""
+        """The learning rate of iteration `step`, counted from 0."""
         return self.rule.rate(step, self.state)
 
     def set_model(self, model):
@@ -110,13 +110,13 @@ class _Schedule(keras.callbacks.Callback):
 
     def on_train_begin(self, logs=None):
         self.current_rate, self.text = None, ""
-        reason = "the error has plateaued at the last rate" if self.rule.finished(self.state) else ""
+        reason = "the error has plateaued at the last learning rate" if self.rule.finished(self.state) else ""
         if self._ask() >= self.end:
             reason = f"the optimizer has made {self.step} iterations of {self.end}"
         if reason:
-            self._say(f"nothing is left to train: {reason}")
+            self._say(f"nothing left to train: {reason}")
             self.model.stop_training = True
-            self.model._initial_epoch = sys.maxsize  # as BackupAndRestore tells `fit` where to begin
+            self.model._initial_epoch = sys.maxsize  # as BackupAndRestore sets the first epoch of `fit`
 
     def on_train_end(self, logs=None):
         if self.model._initial_epoch == sys.maxsize:
@@ -128,8 +128,8 @@ class _Schedule(keras.callbacks.Callback):
             self._take_up(float(ops.convert_to_numpy(self.optimizer.learning_rate)))
 
     def _take_up(self, rate):
-        """If nobody restored the state, infers it from the optimizer's last learning rate."""
-        # It is that of the last iteration or, saved behind this callback, already that of the next one.
+        """If the state was not restored, infers it from the optimizer's last learning rate."""
+        # It is that of the last iteration or, if saved after this callback, already that of the next one.
         warm = [self.rule.rate(step, {**self.state, "warm_at_step": 0}) for step in (self.step - 1, self.step)]
         if self.state["warm_at_step"] is None and any(math.isclose(rate, other, rel_tol=1e-3) for other in warm):
             self.state["warm_at_step"] = self.step
@@ -146,14 +146,14 @@ class _Schedule(keras.callbacks.Callback):
         if batch + 1 == self.params.get("steps") and self.state["warm_at_step"] is None:
             self._end_epoch(logs)  # now, so that BackupAndRestore, which may be an earlier callback, saves this rate
         if self.step >= self.end or self.rate(self.step) != self.current_rate:
-            # Only perhaps: an iteration can be several batches, or skipped. Asking the optimizer waits for the device.
+            # Perhaps not yet: an iteration can be several batches, or skipped. Reading its number waits for the device.
             self.model.stop_training |= self._ask() >= self.end
             due = getattr(self.rule, "boundaries", ())
             late = [b for b in due if b < self.step and self.rate(b) < self.current_rate]
             if late := late + [self.end] * (self.end < self.step):
                 warnings.warn(
-                    f"iteration {', '.join(map(str, late))} of the schedule lay within an execution of several steps, "
-                    f"so that its change came late, at {self.step}; choose a steps_per_execution that divides it",
+                    f"iteration {', '.join(map(str, late))} of the schedule was within an execution of several steps, "
+                    f"so it took effect late, at {self.step}; choose a steps_per_execution that divides it",
                     stacklevel=2,
                 )
 
@@ -164,7 +164,7 @@ class _Schedule(keras.callbacks.Callback):
         self.model.stop_training |= self.rule.finished(self.state)
 
     def _end_epoch(self, logs):
-        """Tells the rule the epoch's errors. An epoch that ends the warm-up may be told before it is validated, too."""
+        """Passes the epoch's errors to the rule; during the warm-up also once before the epoch is validated."""
         if self.state["warm_at_step"] is None:
             _check_logged(logs, "error", "compile the model with a metric of that name")
             self._ask()
@@ -187,12 +187,12 @@ class _Schedule(keras.callbacks.Callback):
                 self.optimizer.learning_rate = self.current_rate
             except TypeError as error:
                 raise ValueError(
-                    f"{type(self).__name__} sets the learning rate, and this optimizer has a schedule of its own; "
-                    "compile with a number, or leave out the callback"
+                    f"{type(self).__name__} sets the learning rate, but this optimizer has its own schedule; "
+                    "compile it with a number, or leave out the callback"
                 ) from error
 
     def _warn_of_others(self):
-        """Warns, once, if the optimizer's rate is not the one that was last set in this `fit`."""
+        """Warns, once, if the optimizer's learning rate is not the one last set in this `fit`."""
         if self.current_rate is None or self.warned:
             return
         sync_variables(self.model)
@@ -200,35 +200,35 @@ class _Schedule(keras.callbacks.Callback):
         if not math.isclose(found, self.current_rate, rel_tol=1e-3):
             self.warned = True
             warnings.warn(
-                f"{type(self).__name__} has set the learning rate to {self.current_rate:g}, and now it is {found:g}: "
-                "something else sets it, too, such as LearningRateScheduler, ReduceLROnPlateau or another schedule, so "
-                "that each overwrites what the other has set; leave one of them out",
+                f"{type(self).__name__} has set the learning rate to {self.current_rate:g}, but now it is {found:g}: "
+                "something else sets it, too, such as LearningRateScheduler, ReduceLROnPlateau or another schedule, "
+                "and they overwrite each other; remove one of them",
                 stacklevel=2,
             )
 
     def _say(self, text):
         if text and (verbose := (self.params or {}).get("verbose", 1)):
-            print("\n" * (verbose != 2) + text, flush=True)  # the line may have a progress bar
+            print("\n" * (verbose != 2) + text, flush=True)  # a progress bar may be on this line
 
 
 class StepSchedule(_Schedule):
     """`schedules.Steps` as a callback: divides the learning rate by 10 at each boundary, a number of iterations.
 
-    Iterations are counted by the optimizer: with gradient accumulation one iteration is several batches, and a step
-    skipped by `LossScaleOptimizer` is none. So training continues from the optimizer's iteration, however it was
-    restored. `state` is what a resumed run has to restore. If nobody restores it, as with BackupAndRestore, the
-    optimizer's learning rate tells whether the warm-up is over. A model with another optimizer starts with a new state.
+    The optimizer counts the iterations: with gradient accumulation one iteration is several batches, and a step skipped
+    by `LossScaleOptimizer` is not counted. So training continues from the optimizer's iteration, however it was
+    restored. A resumed run has to restore `state`. If it does not, as with BackupAndRestore, the optimizer's learning
+    rate shows whether the warm-up is over. A model with another optimizer starts with a new state.
 
-    The rate cannot change within one execution of `steps_per_execution` steps: a boundary inside takes effect at the
-    end of the execution, with a warning. If something else sets the optimizer's rate during `fit`, too, there is a
-    warning as well, once.
+    The learning rate cannot change within one execution of `steps_per_execution` steps: a boundary inside takes effect
+    at the end of the execution, with a warning. There is one warning, too, if something else sets the learning rate
+    during `fit`.
 
     Args:
         learning_rate, boundaries, warmup_rate, warmup_error, warmup_steps: as in `schedules.Steps`.
         steps: None, or the iteration after which training stops.
 
     Raises:
-        ValueError: an argument is out of its range.
+        ValueError: an argument is out of range.
 
     If `warmup_rate` is given without `warmup_steps`, the model has to be compiled with a metric named "error".
     """
@@ -244,13 +244,13 @@ class StepSchedule(_Schedule):
 class PlateauSchedule(_Schedule):
     """`schedules.Plateau` as a callback: divides the learning rate by 10 when the validation error plateaus.
 
-    BackupAndRestore has to come after this callback; before it, it saves the rate of the epoch that ended, not of the
-    next one. Iterations, `state` and warnings are as in `StepSchedule`.
+    BackupAndRestore has to come after this callback; before it, it saves the learning rate of the epoch that ended, not
+    of the next one. Iterations, `state` and warnings are as in `StepSchedule`.
 
     Args:
         learning_rate, warmup_rate, warmup_error, patience, warmup_steps: as in `schedules.Plateau`.
         steps: None, or the iteration after which training stops.
-        divisions: None, or how often the rate is divided. Training stops at the next plateau after that.
+        divisions: None, or how often the learning rate is divided. Training stops at the next plateau after that.
 
     The model has to be compiled with a metric named "error" and fitted with validation data.
     """
@@ -276,10 +276,10 @@ class PlateauSchedule(_Schedule):
         if any(name.startswith("val_") for name in logs or {}):
             self.not_validated = 0
             _check_logged(logs, "val_error", 'compile the model with a metric named "error"')
-        else:  # which `validation_freq` allows, but not for `patience` epochs
+        else:  # `validation_freq` allows this, but not for `patience` epochs
             self.not_validated += 1
             message = (
-                f'the schedule follows "val_error", and of the last {self.not_validated} epochs none was validated; '
+                f'the schedule needs "val_error", but none of the last {self.not_validated} epochs was validated; '
                 f"fit with validation_data, and with a validation_freq of at most the patience, {self.rule.patience}"
             )
             if self.not_validated >= self.rule.patience:

@@ -1,6 +1,6 @@
-"""A run's folder as one value: its settings, result, classes, network and held-out images.
+"""A run's folder as one object: its settings, result, classes, network and held-out images.
 
-Everything that reads what a run left reads it here. A file that is damaged is an error of one sentence.
+All code that reads the files of a run uses this module. A damaged file raises an error of one sentence.
 """
 
 import csv
@@ -28,7 +28,7 @@ HISTORY, MODEL = "history.csv", "model.keras"
 SHIPPED = pathlib.Path(__file__).parent / "weights" / "shipped"  # folders of finished runs of this project
 SHIPPED_NAME = re.compile(r"cifar10-(plain|resnet)-\d+")
 
-# What is read of the files, and what it is. Older versions of this package wrote fewer fields.
+# The fields that are read from the files, and their types. Older versions of this package wrote fewer fields.
 Kinds: typing.TypeAlias = Mapping[str, typing.Any]
 NUMBER = int | float
 SETTINGS_KINDS: Kinds = {
@@ -54,7 +54,7 @@ RESTORE = "Restore it from a copy, or delete the folder and train again."
 
 
 class Fields(dict):
-    """A JSON object of a file. RunError, which names the file, if a field is asked for that it does not have."""
+    """A JSON object from a file. Reading a field that is missing raises a RunError that names the file."""
 
     def __init__(self, content: Mapping[str, typing.Any], file: Path, advice: str = RESTORE):
         super().__init__(content)
@@ -71,8 +71,8 @@ def read_json(path: Path, kinds: Kinds, advice: str = RESTORE) -> Fields:
 
     Args:
         path: of the file.
-        kinds: of fields, each a type; a dictionary of kinds, for an object; or a list with one kind, for a list that
-            is not empty. The fields need not be there, and there may be others.
+        kinds: the kinds of fields by name: a type; a dictionary of kinds, for an object; or a list with one kind, for
+            a list that is not empty. Fields may be missing, and there may be others.
         advice: what to do if the file is damaged, a sentence.
 
     Raises:
@@ -89,14 +89,14 @@ def _json(path, advice):
     except OSError as error:
         raise RunError(f"{path} cannot be read: {reason(error)}") from error
     except UnicodeDecodeError as error:
-        raise RunError(f"{path} is damaged: it is no text. {advice}") from error
+        raise RunError(f"{path} is damaged: it is not text. {advice}") from error
     except (ValueError, RecursionError) as error:
-        raise RunError(f"{path} is damaged: it is no JSON, {error}. {advice}") from error
+        raise RunError(f"{path} is damaged: it is not JSON, {error}. {advice}") from error
 
 
 def _check(content, kinds, path, advice, what="it"):
     if not isinstance(content, dict):
-        raise RunError(f'{path} is damaged: {what} is {content!r:.40}, where {{"name": value}} belongs. {advice}')
+        raise RunError(f'{path} is damaged: {what} is {content!r:.40} instead of {{"name": value}}. {advice}')
     for name, kind in kinds.items():
         if name not in content:
             continue
@@ -116,16 +116,16 @@ def _is(value, kind):
 
 
 class Run:
-    """A finished run, or a model without one.
+    """A finished run, or a model without a run.
 
     Args:
         path: the folder of a run of `train/fit.py`, a `.keras` or `.h5` file, which may be in such a folder, or the
-            name of a network in the package, as `list_weights` has them. A folder or file of one's own comes first.
+            name of a network in the package (`list_weights`). An existing folder or file comes first.
 
     `found` is the path of the folder or file, and `folder` that of the folder.
 
     Raises:
-        RunError: there is no such folder, file or name.
+        RunError: no such folder, file or name exists.
     """
 
     def __init__(self, path: Path):
@@ -161,7 +161,7 @@ class Run:
             return None
         names = _json(path, RESTORE)
         if not _is(names, [str]):
-            raise RunError(f"{path} is damaged: it holds {names!r:.40}, where a list of names belongs. {RESTORE}")
+            raise RunError(f"{path} is damaged: it holds {names!r:.40} instead of a list of names. {RESTORE}")
         return tuple(names)
 
     @property
@@ -175,7 +175,7 @@ class Run:
         except OSError as error:
             raise RunError(f"{path} cannot be read: {reason(error)}") from error
         except (ValueError, TypeError, IndexError, csv.Error) as error:
-            raise RunError(f"{path} is damaged: it is no table of numbers. {RESTORE}") from error
+            raise RunError(f"{path} is damaged: it is not a table of numbers. {RESTORE}") from error
 
     @property
     def imagenet_style(self) -> bool:
@@ -188,7 +188,7 @@ class Run:
         return self.settings["image_size"] if self.imagenet_style else None
 
     def held_out(self, dataset: str, data_dir: Path | None = None) -> "folders.Splits | None":
-        """The images of `dataset` that the run set aside from training, as `validation` of what is returned.
+        """The images of `dataset` that the run set aside for validation: `validation` of the result.
 
         Args:
             dataset: an image folder, or a data set of TensorFlow Datasets.
@@ -216,22 +216,22 @@ class Run:
             same = os.path.realpath(dataset) == os.path.realpath(trained_on)
         if same and kept is not None:
             raise RunError(
-                f"{dataset} has changed since {self.path} was trained on it, so which images were set aside is not "
-                "known. --split all tests on all of them, most of which it was trained on."
+                f"{dataset} has changed since {self.path} was trained on it, so the images that were set aside are "
+                "not known. --split all tests on all images, most of which it was trained on."
             )
         return data if same else None
 
     @property
     def file(self) -> str:
-        """The path of the file of the network. RunError if there is none, or only the beginning of one."""
+        """The path of the network's file. RunError if the file is missing or incomplete."""
         if not os.path.isdir(self.found):
             file = self.found
         elif not os.path.isfile(file := self._path(MODEL)):
             if os.path.exists(self._path(RESULT)):
-                raise RunError(f"{self.path} is damaged: the run is finished, and its {MODEL} is missing. {RESTORE}")
-            raise RunError(f"{self.path} holds no {MODEL}; a run has one when it is finished")
+                raise RunError(f"{self.path} is damaged: the run is finished, but its {MODEL} is missing. {RESTORE}")
+            raise RunError(f"{self.path} has no {MODEL}; a run writes it when it finishes")
         if file.endswith(".keras") and not zipfile.is_zipfile(file):
-            raise RunError(f"{file} is damaged: it is no whole .keras file. Restore it from a copy, or make it anew.")
+            raise RunError(f"{file} is damaged: the .keras file is incomplete. Restore a copy, or create it again.")
         return file
 
     def load_model(self) -> "keras.Model":
@@ -241,19 +241,19 @@ class Run:
         file = self.file
         try:
             return graphs.load_model(file)
-        except Exception as error:  # each kind of damage raises another one
+        except Exception as error:  # its type depends on the damage
             raise RunError(f"{file} is not a model that Keras can load: {reason(error)}") from error
 
 
 def shipped() -> list[pathlib.Path]:
-    """The folders of the networks in the package, sorted by name. What is not named like one is ignored."""
+    """The folders of the networks in the package, sorted by name. Folders with other names are ignored."""
     return sorted(
         folder for folder in SHIPPED.glob("*") if SHIPPED_NAME.fullmatch(folder.name) and (folder / MODEL).is_file()
     )
 
 
 def known(path: Path) -> str:
-    """The names of the networks in the package, and which of them is nearest to `path`, for messages."""
+    """The names of the networks in the package, and the one most similar to `path`, for messages."""
     names, word = [folder.name for folder in shipped()], os.path.basename(os.fspath(path))
     depth = lambda name: int(re.findall(r"\d+", f"0 {name}")[-1])
     close = difflib.get_close_matches(word, names, len(names), cutoff=0.8)
@@ -276,8 +276,8 @@ def list_weights() -> list[Weights]:
         for name, error, parameters, size in keras_resnet.list_weights():
             print(f"{name:<20}{error:.2%}  {parameters:,}  {size / 1e6:.1f} MB")
 
-    `keras_resnet.from_weights(name)` builds such a network with its weights, and the programs take its name for a
-    model. `weights="cifar10"` and `weights="imagenet"` choose by the builder.
+    `keras_resnet.from_weights(name)` builds such a network with its weights, and the programs accept its name as a
+    model. `weights="cifar10"` and `weights="imagenet"` select the weights for the network that is built.
 
     Returns:
         A list of named tuples, sorted by name: `name`, such as "cifar10-resnet-20"; `test_error` in [0, 1];

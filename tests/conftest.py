@@ -31,7 +31,7 @@ sys.meta_path[sys.meta_path.index(importlib.machinery.PathFinder)] = Finder
 
 
 def shared(*path):
-    """A folder of data beside the project, or a skipped test."""
+    """A data folder beside the project; skips the test if it is missing."""
     folder = SHARED.joinpath(*path)
     if not folder.is_dir():
         pytest.skip(f"the data of this test are not in {folder}")
@@ -39,7 +39,7 @@ def shared(*path):
 
 
 def blocks(page, heading=""):
-    """The fenced blocks of a page, or of one of its sections, by language, as users would paste them."""
+    """The fenced blocks of a page or of one of its sections, by language, as users would paste them."""
     text = page.read_text().partition(f"{heading}\n")[2] if heading else page.read_text()
     level = heading.partition(" ")[0]
     fence, found = re.compile(r"^```(\w*)\n(.*?)^```$", re.M | re.S), {}
@@ -91,7 +91,7 @@ def pytest_sessionfinish(session):
 
 @pytest.fixture(autouse=True)
 def seeded():
-    """The same initial weights in every run of a test, so that none is close to its tolerance by chance."""
+    """The same initial weights in every run of a test, so that no run exceeds a tolerance by chance."""
     keras.utils.set_random_seed(0)
 
 
@@ -103,19 +103,19 @@ def cifar10_dir():
 
 @pytest.fixture
 def photographs_dir():
-    """200 ImageNet photographs of original size, one folder a class."""
+    """200 ImageNet images of original size, one folder per class."""
     return str(shared("imagenet_sample"))
 
 
 @pytest.fixture
 def imagenette_dir():
-    """Photographs of ten classes in train/ and val/."""
+    """An image folder with ten classes in train/ and val/."""
     return str(shared("imagenette"))
 
 
 @pytest.fixture
 def terminated_at(monkeypatch):
-    """A function that makes a context within which a run gets SIGTERM in its `step`-th step."""
+    """A function that returns a context in which a run gets SIGTERM in its `step`-th step."""
 
     @contextlib.contextmanager
     def terminated(step):
@@ -135,7 +135,7 @@ def terminated_at(monkeypatch):
 
 @pytest.fixture
 def full_disk():
-    """A context within which no file may become larger than 1,000 bytes, as on a full disk."""
+    """A context in which no file can become larger than 1,000 bytes, as on a full disk."""
 
     @contextlib.contextmanager
     def full():
@@ -182,7 +182,7 @@ def images(n, size, seed=0):
 
 
 def randomize(model, seed=0):
-    """Gives every variable, batch normalisation's too, a value that a mistake would show in."""
+    """Sets every variable, batch normalisation's too, to values that reveal mistakes."""
     rng = np.random.default_rng(seed)
     for variable in model.variables:
         if "variance" in variable.path or "gamma" in variable.path:
@@ -195,7 +195,7 @@ def randomize(model, seed=0):
 
 
 def rounded(model, batch_norm=True):
-    """The network with its weights in float16, as in a page, batch normalisations as a scale and an offset."""
+    """The network with its weights in float16, as in a page, and batch normalisations as a scale and an offset."""
     from keras_resnet.graphs import fold
 
     copy = fold(model, batch_norm=batch_norm)
@@ -227,7 +227,7 @@ def by_hand(x, kernel, strides):
 
 
 class _Python2(pickle._Pickler):
-    """Writes bytes as Python 2, which made the originals, wrote its strings."""
+    """Writes bytes as Python 2, with which the original files were made, wrote its strings."""
 
     def save_bytes(self, content):
         self.write(pickle.BINSTRING + struct.pack("<i", len(content)) + content)

@@ -68,7 +68,7 @@ def test_multiply_adds_by_hand(layer, macs):
 def test_what_is_not_counted_is_refused():
     for layer in (keras.layers.SeparableConv2D(4, 3), keras.layers.Conv2DTranspose(4, 3)):
         model = keras.Sequential([keras.Input((16, 16, 8)), layer], name="x")
-        with pytest.raises(ValueError, match=f"{type(layer).__name__} layers, as {layer.name} of x, are not counted"):
+        with pytest.raises(ValueError, match=f"{type(layer).__name__} layers, such as {layer.name} of x, are not"):
             count_macs(model)
 
 
@@ -92,7 +92,7 @@ def images():
 
 @pytest.mark.parametrize("build", NETWORKS)
 def test_response_std_of_a_recalibrated_network_is_its_scale(images, build):
-    """Batch normalisation by the statistics of these very images gives each channel the deviation gamma, about beta."""
+    """Normalised with the statistics of the same images, each channel has mean beta and standard deviation gamma."""
     keras.utils.set_random_seed(0)
     x, model, expected = images[0].astype("float32"), build(), {}
     rng = np.random.default_rng(0)
@@ -139,7 +139,7 @@ def test_gradient_norms_against_a_tape(images, build):
 
 @pytest.mark.parametrize("policy", ["mixed_float16", "float16", "mixed_bfloat16"])
 def test_gradient_norms_of_other_precisions(images, policy):
-    """They are those of the float32 network of the same weights; under float16 a first loss scale overflows."""
+    """They equal those of the float32 network with the same weights; in float16 the first loss scale overflows."""
     x, y = images[0].astype("float32"), images[1]
     exact = keras_resnet.CifarResNet(8, normalization="torch")
     keras.config.set_dtype_policy(policy)
@@ -156,7 +156,7 @@ def test_gradient_norms_of_other_precisions(images, policy):
 
 
 def nested():
-    """A network as people fine-tune it, and the model in it."""
+    """A typical network for fine-tuning, and the model nested in it."""
     inner = keras_resnet.CifarResNet(8, include_top=False, pooling="avg")
     return keras.Sequential([keras.Input((32, 32, 3)), inner, keras.layers.Dense(5, name="fc")]), inner
 
@@ -191,7 +191,7 @@ def test_recalibration_leaves_frozen_layers_frozen(images):
 
 @pytest.mark.parametrize("policy", ["mixed_float16", "float16", "mixed_bfloat16", "bfloat16"])
 def test_moments_are_not_computed_in_16_bits(policy):
-    """The responses are 256 and 258, which 16 bits hold, and their squares are more than 16 bits hold."""
+    """The responses, 256 and 258, are exact in 16 bits; their squares are not."""
     keras.config.set_dtype_policy(policy)
     try:
         model = keras.Sequential([keras.Input((8, 8, 1)), keras.layers.Conv2D(1, 3, padding="same", name="conv")])
@@ -293,7 +293,7 @@ def test_a_class_activation_map_is_the_last_feature_map_times_a_column_of_the_la
     ],
 )
 def test_where_a_class_activation_map_looks(build, stride, off):
-    """The pixels that change a position lie about (stride i, stride j), as many on each side."""
+    """The pixels that affect position (i, j) are centered around (stride i, stride j)."""
     model = build()
     for layer in model.layers:
         if hasattr(layer, "kernel"):

@@ -42,7 +42,7 @@ def test_rows_are_the_papers():
 
 @pytest.mark.parametrize("output_stride", [None, 8, 16])
 def test_the_strides_of_the_blocks(output_stride):
-    """P1 Table 1: conv3_1, conv4_1 and conv5_1; dilation doubles where a stride is left out."""
+    """P1 Table 1: conv3_1, conv4_1 and conv5_1; dilation doubles where a stride is removed."""
     rows = {block.name: block for block in imagenet(18, output_stride=output_stride).blocks()}
     assert [row.filters for row in rows.values()] == [64, 64, 128, 128, 256, 256, 512, 512]
     strides = {name: row.strides for name, row in rows.items() if row.strides > 1}
@@ -103,7 +103,7 @@ NETWORKS = [
 
 @pytest.mark.parametrize("network", NETWORKS, ids=str)
 def test_a_model_says_which_network_it_is(network):
-    """Written by the builder, read from the layers."""
+    """The builder's architecture is recovered from the layers."""
     model = keras_resnet.models.build(network, include_top=False)
     found = readers.read(model).architecture
     if network.block == "bottleneck" and network.stride_in is None:
@@ -123,7 +123,7 @@ def test_a_model_says_which_network_it_is(network):
         ({"activation_order": "bare_stem_preactivation", "stem": "7x7"}, 'needs stem="3x3"'),
         ({"shortcut_variant": "half"}, "shortcut_variant is one of None, 'constant_scaling'"),
         ({"shortcut": None, "shortcut_variant": "dropout"}, "a plain network has no shortcut"),
-        ({"output_stride": 8}, "output_stride=8 needs a network of a larger stride; this one has 4"),
+        ({"output_stride": 8}, "output_stride=8 needs a network with a larger stride; this one has 4"),
     ],
 )
 def test_what_is_no_network(options, message):

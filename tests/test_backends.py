@@ -111,7 +111,7 @@ def by_hand(initial, batches, mean):
 
 
 def distance(found, expected):
-    """The largest difference of a variable's values, relative to the largest of that variable."""
+    """The largest difference of a variable's values, relative to its largest value."""
     assert found.keys() == expected.keys()
     return max(abs(found[path] - expected[path]).max() / abs(expected[path]).max() for path in expected)
 

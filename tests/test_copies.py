@@ -1,4 +1,4 @@
-"""Every stock layer with state, through everything that copies a network: the copy answers as the original does."""
+"""Every stock layer with state, in everything that copies a network: the copy has the outputs of the original."""
 
 import inspect
 import json
@@ -29,7 +29,7 @@ def adapted(layer, data=IMAGES):
 
 
 def lengthwise(layer):
-    """Of sequences (batch, positions, channels)."""
+    """For sequences (batch, positions, channels)."""
     return lambda x: layer(layers.Reshape((-1, 3 * SIZE))(layers.Rescaling(0.01)(x)))
 
 
@@ -38,7 +38,7 @@ def attention(layer):
 
 
 def in_time(layer):
-    """Of videos (batch, frames, rows, columns, channels)."""
+    """For videos (batch, frames, rows, columns, channels)."""
     return lambda x: layer(layers.Reshape((-1, 4, 4, 3))(layers.Rescaling(0.01)(x)))
 
 
@@ -74,7 +74,7 @@ def nested_deep(x):
 
 @keras.saving.register_keras_serializable("test_copies")
 class Subclassed(keras.Model):
-    """A model without a graph: its layers are its own affair."""
+    """A model without a graph, whose layers cannot be traced."""
 
     def __init__(self, **kwargs):
         super().__init__(**kwargs)
@@ -168,7 +168,7 @@ POOLS = {4: layers.GlobalAveragePooling2D, 3: layers.GlobalAveragePooling1D, 5: 
 
 
 def classifier(*fronts, size=SIZE):
-    """A network of five classes that has seen something: no variable has the value of a new one."""
+    """A network for five classes after some training: no variable has its initial value."""
     inputs = x = keras.Input((size, size, 3))
     for front in fronts:
         x = front(x)
@@ -260,7 +260,7 @@ def test_a_saved_model_answers_as_the_network(tmp_path, name):
 
 @pytest.mark.parametrize("format", ["openvino", "onnx", "litert"])
 def test_other_runtimes_answer_as_the_network(tmp_path, format):
-    """Flips and rotations within, which their exporters do not know; each export compares the answers."""
+    """With flips and rotations, which the exporters do not support; each export compares the outputs."""
     assert serving.export(NETWORKS["nested"](), tmp_path / "m", format=format)
 
 
@@ -328,7 +328,7 @@ ARGUMENTS = {
 
 @pytest.mark.parametrize("name", AUGMENTATIONS)
 def test_layers_that_act_in_training_only_are_left_out(name):
-    """But for RandomCrop, which acts always."""
+    """Except RandomCrop, which always acts."""
     shape = {"SpatialDropout1D": (8, 3), "SpatialDropout3D": (2, 4, 8, 3)}.get(name, (8, 8, 3))
     layer = getattr(layers, name)(*ARGUMENTS.get(name, ()))
     model = keras.Sequential([keras.Input(shape), layer, layers.Rescaling(0.5)])

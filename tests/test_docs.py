@@ -1,4 +1,4 @@
-"""What the pages show is run as it stands there; tests/serving/test_contract.py does the same for docs/serving.md."""
+"""Runs the code of the pages unchanged; tests/serving/test_contract.py does the same for docs/serving.md."""
 
 import ast
 import importlib
@@ -32,7 +32,7 @@ def commands(page):
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_the_programs_take_the_commands_of_the_pages(page, monkeypatch, tmp_path):
-    """Flags and their values; what needs days or other people's data is not run."""
+    """Parses flags and values; does not run what needs days or data that are not included."""
     monkeypatch.syspath_prepend(str(ROOT / "train"))
     monkeypatch.chdir(tmp_path)
     for folder in ("IMAGENET", "FLOWERS", "A", "B", "DIR"):  # the names of folders of photographs in the pages

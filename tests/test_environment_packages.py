@@ -1,4 +1,4 @@
-"""Packages, and parts of the system, that only some uses need."""
+"""Packages and system functions that only some uses need."""
 
 import json
 import os
@@ -46,7 +46,7 @@ builtins.open = no_proc
 
 
 def trained(folder, before):
-    """The output of a short training, a prediction and an evaluation in a process of their own."""
+    """The output of a short training, a prediction and an evaluation in a separate process."""
     code = TRAINED.format(before=before, ship=str(ROOT / "docs" / "ship.png"))
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     done = subprocess.run(
@@ -77,7 +77,7 @@ def test_an_export_without_warm_up(tmp_path, monkeypatch, capsys):
 
     monkeypatch.setitem(sys.modules, "tensorflow_serving", None)
     path = serving.export(keras_resnet.CifarResNet(8, normalization=(127.5, 1.0)), tmp_path / "m")
-    assert "no file of requests that warm a server up, which needs the package tensorflow_serving: pip install " in (
+    assert "no file of warm-up requests, which needs the package tensorflow_serving: pip install " in (
         printed := capsys.readouterr().out
     )
     assert printed.endswith("pip install tensorflow-serving-api\n")

@@ -1,4 +1,4 @@
-"""A run is what its settings say, whatever keras.json, the environment and the process say."""
+"""A run depends on its settings alone, not on keras.json, the environment or the process."""
 
 import csv
 import json

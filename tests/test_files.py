@@ -1,4 +1,4 @@
-"""Files that are whole or not there."""
+"""Files are written whole or not at all."""
 
 import os
 import pathlib
@@ -14,7 +14,7 @@ from keras_resnet.files import RunError
 
 
 def test_two_writers_of_one_file_do_not_meet(tmp_path):
-    """Each publishes what it wrote, the first to leave too."""
+    """Each publishes its own content, including the first to finish."""
     path = tmp_path / "file.txt"
     with files.whole(path) as slow:
         pathlib.Path(slow).write_text("half")
@@ -28,7 +28,7 @@ def test_two_writers_of_one_file_do_not_meet(tmp_path):
 
 @pytest.mark.parametrize("umask, mode", [(0o022, 0o644), (0o077, 0o600)])
 def test_who_may_read_a_file_is_the_users_choice(umask, mode, tmp_path):
-    """Not that of `tempfile`, whose files are their owner's alone."""
+    """Not `tempfile`'s, whose files only their owner can read."""
     before = os.umask(umask)
     try:
         files.write_whole(tmp_path / "file", lambda file: file.write(b"x"))
@@ -48,7 +48,7 @@ def test_a_path_in_an_error_is_the_users(tmp_path):
 
 
 def test_a_folder_is_flushed_to_the_last_file(tmp_path, monkeypatch):
-    """And nothing else of the machine, whose other disks may be slow."""
+    """And nothing else on the machine, because other disks may be slow."""
     flushed = []
     monkeypatch.setattr(os, "fsync", lambda descriptor: flushed.append(os.readlink(f"/proc/self/fd/{descriptor}")))
     monkeypatch.setattr(os, "sync", None)

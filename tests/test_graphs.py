@@ -9,7 +9,7 @@ from keras_resnet.graphs import fold, recursion_limit
 
 
 def trained(model, gain=1):
-    """The network with batch normalisations that have seen something, and answers that differ.
+    """The network with batch normalisation statistics of real data, and outputs that differ between inputs.
 
     `gain` scales each branch, so that hundreds of them do not add up to infinity.
     """
@@ -55,7 +55,7 @@ def test_a_folded_network_is_the_same(name):
 
 
 def test_what_cannot_be_folded_stays():
-    """Behind an addition, behind a nonlinearity, and where a second layer sees the convolution's output."""
+    """After an addition, after a nonlinearity, and where a second layer uses the convolution's output."""
     inputs = layers.Input((8, 8, 3))
     shared = layers.Conv2D(4, 3, name="shared")(inputs)
     x = layers.Add()([layers.BatchNormalization()(shared), shared])
@@ -94,7 +94,7 @@ def test_bfloat16_is_inside_only():
 
 
 def test_input_and_output_are_exact():
-    """In bfloat16 200.5 is 200, 201.5 is 202, and probabilities have three digits."""
+    """In bfloat16 200.5 becomes 200, 201.5 becomes 202, and probabilities have three digits."""
     x = np.array([[200.5, 201.5, 199.25], [203.5, 100.25, 0.3]], "float32")
     normalization = layers.Normalization(mean=[200, 200, 200], variance=[1, 1, 1])
     for first, expected in ((layers.Rescaling(1.0, -200), x - 200), (normalization, x - 200)):
@@ -115,7 +115,7 @@ def test_a_network_of_16_bits_becomes_one_of_32():
 
 
 def test_deep_networks_are_loaded_and_copied(tmp_path):
-    """A chain of more layers than Python lets functions call each other, 1000."""
+    """A chain of more layers than Python's recursion limit, 1000."""
     with recursion_limit(20_000):
         x = inputs = keras.Input((1,))
         for i in range(1200):
@@ -152,7 +152,7 @@ def over_rows(inputs):
 
 
 def adapted(inputs):
-    """LoRA: the kernel is not all that is multiplied with."""
+    """With LoRA, the kernel is only a part of the weights."""
     convolution = layers.Conv2D(4, 3)
     outputs = normalized(convolution(inputs))
     convolution.enable_lora(2)
@@ -201,7 +201,7 @@ def test_every_graph_is_right_or_left_alone(build, left):
 
 
 def test_other_models_of_the_same_layers_change_nothing():
-    """Nothing but the model's own graph counts: neither another use of its layers nor one without them."""
+    """Only the model's own graph matters, not other uses of its layers."""
     model = trained(keras_resnet.CifarResNet(8, normalization=(120.0, 60.0)))
     expected = np.array(model(images(2, 32, 32)))
     other = layers.Input((16, 16, 16))
@@ -230,5 +230,5 @@ def test_every_output_of_a_network_stays(dtype, tolerance):
 def test_quantized_layers_are_refused():
     model = keras_resnet.CifarResNet(8)
     model.quantize("int8")
-    with pytest.raises(ValueError, match=r"fc was changed by quantize\(\); fold before that"):
+    with pytest.raises(ValueError, match=r"fc was changed by quantize\(\); call fold before"):
         fold(model)

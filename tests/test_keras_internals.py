@@ -1,4 +1,4 @@
-"""Canaries: this package reaches into Keras and TensorFlow in some places. Where one changes, its sentence says so.
+"""Canaries for the internals of Keras and TensorFlow that this package uses. If one changes, its message explains it.
 
 `REACHED` has every place; `test_all_places_are_known` finds one that is missing.
 """

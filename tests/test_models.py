@@ -47,7 +47,7 @@ def test_1202_builds_and_leaves_the_recursion_limit():
 
 
 def test_threads_share_the_recursion_limit():
-    """Python has one for the process: whoever leaves first must not lower what another one still needs."""
+    """Python has one limit per process: the first thread to leave must not lower the limit that another still needs."""
     before, wanted = sys.getrecursionlimit(), 6_000
     inside, outside = threading.Event(), threading.Event()
 
@@ -122,7 +122,7 @@ def test_pooling_and_input_tensor():
 
 
 def test_several_inputs_behind_the_input_tensor():
-    """As in keras.applications: the model's inputs are those that the tensor was computed from."""
+    """As in keras.applications, the model's inputs are those from which the tensor was computed."""
     left, right = keras.Input((32, 32, 1), name="left"), keras.Input((32, 32, 2), name="right")
     both = keras.layers.Concatenate()([left, right])
     model = keras_resnet.CifarResNet(8, input_tensor=both, normalization="torch")
@@ -190,7 +190,7 @@ def test_option_a_against_numpy():
 
 
 def test_residual_is_added_to_the_shortcut():
-    """With the last scale of every block at zero, a residual network is its shortcuts alone."""
+    """With the last scale of every block at zero, a residual network consists of its shortcuts alone."""
     model = keras_resnet.CifarResNet(20)
     for layer in model.layers:
         if layer.name.endswith("_2_bn") and layer.name.startswith("conv"):
@@ -202,7 +202,7 @@ def test_residual_is_added_to_the_shortcut():
 
 @pytest.mark.parametrize("shortcut", ["A", "B", "C", None])
 def test_cifar_network_against_numpy(shortcut):
-    """The whole network, written out a second time from the paper."""
+    """The whole network, implemented a second time from the paper."""
     model = keras_resnet.CifarResNet(20, shortcut=shortcut)
     randomize(model)
 
@@ -232,7 +232,7 @@ def test_cifar_network_against_numpy(shortcut):
 
 
 def bn_relu(model, x, letters, name):
-    """Batch normalisation and nonlinearity by hand, with the numbers of the model's layer."""
+    """Batch normalisation and nonlinearity in NumPy, with the variables of the model's layer."""
     for letter in letters:
         if letter == "B":
             gamma, beta, mean, variance = model.get_layer(f"{name}_bn").get_weights()
@@ -243,7 +243,7 @@ def bn_relu(model, x, letters, name):
 
 
 def branch_by_hand(model, x, order, name, strides, activated):
-    """The residual branch of P2 Fig. 4 (a) to (e): what goes into the addition, and what the shortcut starts from."""
+    """The residual branch of P2 Fig. 4 (a) to (e): the input of the addition, and the start of the shortcut."""
     conv = lambda x, part, strides=1: by_hand(x, model.get_layer(f"{name}_{part}").kernel.numpy(), strides)
     act = lambda x, letters, part: bn_relu(model, x, letters, f"{name}_{part}")
     if order == "original":
@@ -269,7 +269,7 @@ AT_THE_END = {"relu_only_preactivation": "R", "full_preactivation": "BR"}
     [*((order, None) for order in architecture.ORDERS), *(("original", variant) for variant in architecture.VARIANTS)],
 )
 def test_identity_mappings_against_numpy(order, variant):
-    """P2's networks written out a second time."""
+    """P2's networks, implemented a second time."""
     model = keras_resnet.CifarResNet(14, activation_order=order, shortcut_variant=variant)
     randomize(model)
     inputs = images(2, 32)
@@ -311,7 +311,7 @@ def test_gates_start_closed_and_the_dropout_drops():
 
 @pytest.mark.parametrize("depth", [18, 50])
 def test_preactivation_normalizes_the_inputs_of_convolutions(depth):
-    """The convolutions stay; all but conv1 and the shortcuts' have batch normalisation for their input."""
+    """The convolutions stay; all but conv1 and the shortcuts' have a batch normalisation on their input."""
     before, after = (getattr(keras_resnet, f"ResNet{depth}{version}")() for version in ("", "V2"))
     convolutions = [layer for layer in after.layers if isinstance(layer, keras.layers.Conv2D)]
     originals = [layer for layer in before.layers if isinstance(layer, keras.layers.Conv2D)]
@@ -326,7 +326,7 @@ def test_preactivation_normalizes_the_inputs_of_convolutions(depth):
 
 @pytest.mark.parametrize("depth, millions", [(164, "1.7"), pytest.param(1001, "10.2", marks=pytest.mark.slow)])
 def test_parameters_of_identity_mappings(depth, millions):
-    """P2 Table 4 and its text, which are of the kernels alone. With option A ResNet-1001 would have 10.1."""
+    """P2 Table 4 and its text, which count only the kernels. With option A ResNet-1001 would have 10.1."""
     model = keras_resnet.CifarResNet(depth, block="bottleneck", shortcut="B", activation_order="full_preactivation")
     kernels = [math.prod(v.shape) for v in model.weights if v.name == "kernel"]
     assert f"{sum(kernels) / 1e6:.1f}" == millions
@@ -376,8 +376,8 @@ def test_normalization_by_numbers():
         ({"normalization": "pytorch"}, "normalization is None"),
         ({"normalization": (np.zeros((8, 8, 3)), 1)}, r"found shape \(8, 8, 3\)"),
         ({"weights": "weights.keras"}, "do not exist"),
-        ({"weights": __file__}, "is no file of weights: those end in .keras, .h5"),
-        ({"classes": 0}, "classes is a positive integer, their number; found 0"),
+        ({"weights": __file__}, "is not a file of weights: these end in .keras, .h5"),
+        ({"classes": 0}, "classes is the number of classes, a positive integer; found 0"),
         ({"normalization": ([1, 2, 3], [1, 0, 1])}, "its std positive; found"),
         ({"normalization": (float("nan"), 1)}, "mean of a normalization is finite"),
         ({"normalization": ([1, 2], [3, 4])}, r"found shape \(2,\)"),
@@ -394,7 +394,7 @@ def test_normalization_by_numbers():
         ({"input_shape": (3, 224, 224)}, r"found \(3, 224, 224\), which looks like \(channels, height, width\)"),
         ({"input_shape": (3, 224, 320)}, "which looks like"),
         ({"input_shape": (1, 28, 28)}, "which looks like"),
-        ({"classes": "10"}, "classes is a positive integer, their number; found '10'"),
+        ({"classes": "10"}, "classes is the number of classes, a positive integer; found '10'"),
         ({"output_stride": 4}, "output_stride is one of None, 8, 16; found 4"),
         ({"output_stride": 16, "stem": "3x3"}, "output_stride is one of None, 8; found 16"),
     ],
@@ -515,7 +515,7 @@ def test_the_classifier_sees_its_features(shortcut):
     ],
 )
 def test_a_dilated_network_has_the_undilated_ones_values(name, options, output_stride):
-    """At each of its positions, borders included; between them there are new ones."""
+    """At each of its positions, borders included; there are new positions between them."""
     build = getattr(keras_resnet, name)
     coarse, fine = (build(include_top=False, output_stride=n, **options) for n in (None, output_stride))
     assert {v.path.split("/", 1)[-1]: v.shape for v in coarse.weights} == {

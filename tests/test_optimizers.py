@@ -51,7 +51,7 @@ def toy_data(n=64):
 
 
 def test_equals_half_the_l2_penalty_with_a_pure_loss():
-    """The gradient of L2(l) is 2 l w. Ours leaves the loss as it is; theirs adds the penalty to it."""
+    """The gradient of L2(l) is 2 l w. Weight decay leaves the loss unchanged; the regulariser adds a penalty."""
     ours, theirs = toy(SGD(0.1, 0.9, 1e-2)), toy(keras.optimizers.SGD(0.1, 0.9), keras.regularizers.L2(5e-3))
     x, y = toy_data()
     for model in (ours, theirs):
@@ -104,8 +104,8 @@ def test_what_is_excluded_does_not_decay():
 @pytest.mark.parametrize(
     "schedule, message",
     [
-        (StepSchedule(warmup_rate=0.01), 'follows "error", and this epoch logged .*loss.*compile the model'),
-        (PlateauSchedule(patience=1), 'follows "val_error", .*fit with validation_data'),
+        (StepSchedule(warmup_rate=0.01), 'needs "error", but this epoch logged .*loss.*compile the model'),
+        (PlateauSchedule(patience=1), 'needs "val_error", .*fit with validation_data'),
     ],
 )
 def test_a_schedule_says_what_it_needs(schedule, message):
@@ -171,7 +171,7 @@ def test_numbers_that_are_none(argument, number):
         (lambda: StepSchedule(warmup_rate=0.01, warmup_steps=0), "warmup_steps is positive"),
         (
             lambda: StepSchedule(0.1, (4, 8), warmup_rate=0.01, warmup_steps=5),
-            r"boundaries lie behind the 5 warmup_steps; found \(4, 8\)",
+            r"boundaries come after the 5 warmup_steps; found \(4, 8\)",
         ),
     ],
 )
@@ -181,7 +181,7 @@ def test_schedules_that_cannot_be(make, message):
 
 
 class Recorder(keras.callbacks.Callback):
-    """The learning rate that each execution was made with."""
+    """The learning rate of each execution."""
 
     def __init__(self, error=None, stop_at=None):
         super().__init__()
@@ -202,7 +202,7 @@ class Recorder(keras.callbacks.Callback):
 
 
 def fit(schedule, error=None, epochs=10, model=None, examples=64 * 16, before=(), behind=(), stop_at=None, **options):
-    """Rates by execution, of 64 steps an epoch, if nothing else is asked for."""
+    """The learning rate of each execution; 64 steps per epoch by default."""
     recorder, (x, y) = Recorder(error, stop_at), toy_data(examples)
     callbacks = [recorder, *before, schedule, *behind]
     options = {"verbose": 0, **options}
@@ -239,7 +239,7 @@ def test_a_schedule_that_is_done_trains_nothing(capsys):
     before = model.get_weights()
     assert fit(schedule, model=model, verbose=2) == []
     assert all(np.array_equal(a, b) for a, b in zip(before, model.get_weights(), strict=True))
-    assert "nothing is left to train: the optimizer has made 10 iterations of 10" in capsys.readouterr().out
+    assert "nothing left to train: the optimizer has made 10 iterations of 10" in capsys.readouterr().out
     assert len(fit(StepSchedule(0.1, (5, 8)), epochs=1, model=model)) == 64  # another goes on
     assert fit(schedule, model=model) == []  # and beyond the end, too
 
@@ -265,7 +265,7 @@ def test_executions_of_several_steps(recwarn):
 
 def test_what_an_execution_passes_is_told():
     model = executions(4)
-    with pytest.warns(UserWarning, match="change came late") as warnings:
+    with pytest.warns(UserWarning, match="took effect late") as warnings:
         assert fit(StepSchedule(0.1, (6, 12), steps=15), model=model) == [0.1] * 2 + [0.01] + [0.001]
     found = [str(warning.message) for warning in warnings if "schedule" in str(warning.message)]
     assert ["iteration 6 of" in found[0], "at 8;" in found[0]] == [True, True]
@@ -312,7 +312,7 @@ def test_steps_that_are_left_out_do_not_count(wrapper):
 
 
 def test_the_optimizer_is_asked_only_when_it_matters(monkeypatch):
-    """Asking is waiting for the device."""
+    """Reading its iterations waits for the device."""
     asked, ask = [], StepSchedule._ask
     monkeypatch.setattr(StepSchedule, "_ask", lambda schedule: asked.append(schedule.step) or ask(schedule))
     fit(StepSchedule(0.1, (100, 150), steps=160))
@@ -337,7 +337,7 @@ def test_another_model_starts_at_the_beginning():
 @pytest.mark.parametrize("place", ["before", "behind"])
 @pytest.mark.parametrize("stopped, boundary", [(70, 80), (140, 80), (140, 128)])
 def test_backup_and_restore(tmp_path, place, stopped, boundary):
-    """A fit goes on behind the last whole epoch, in a new process if need be; the first one ends the warm-up."""
+    """A fit continues after the last complete epoch, in a new process, too; the first epoch ends the warm-up."""
     expected = fit(StepSchedule(0.1, (boundary, 150), warmup_rate=0.01, steps=160), lambda step: 0.5)
     for again in (False, True):
         schedule = StepSchedule(0.1, (boundary, 150), warmup_rate=0.01, steps=160)
@@ -348,7 +348,7 @@ def test_backup_and_restore(tmp_path, place, stopped, boundary):
 
 
 def test_a_state_that_was_restored_is_believed():
-    """The warm-up's rate may be one of the schedule's own, so that the optimizer's alone would not tell."""
+    """The warm-up's learning rate may be one of the schedule's, so the optimizer's does not determine the state."""
     model = toy_after(64)
     model.optimizer.learning_rate = 0.01
     schedule = StepSchedule(0.1, (40, 100), warmup_rate=0.01, steps=128)
@@ -388,7 +388,7 @@ def test_warm_up_ends_when_the_training_error_falls_below_80_percent(capsys, ver
 
 
 def test_gradual_warm_up_of_goyal_et_al():
-    """2.2: from .1 to 3.2 in five epochs of 156 iterations, by the same amount in each; then 30, 60 and 80 of 90."""
+    """2.2: from .1 to 3.2 in five epochs of 156 iterations, linearly; then divided at epochs 30, 60 and 80 of 90."""
     schedule = StepSchedule(3.2, (4680, 9360, 12480), warmup_rate=0.1, warmup_steps=780)
     rates = np.array([schedule.rate(step) for step in range(14_040)])
     expected = np.full(14_040, 3.2)
@@ -400,7 +400,7 @@ def test_gradual_warm_up_of_goyal_et_al():
 
 @pytest.mark.parametrize("batches", [1, 3])
 def test_gradual_warm_up_in_fit_goes_on_where_the_optimizer_is(batches):
-    """Also where an iteration is several batches, whatever part of one was made."""
+    """Also if an iteration is several batches and the first fit stopped within one."""
     make = lambda: StepSchedule(1.0, (8,), warmup_rate=0.2, warmup_steps=4, steps=10)
     expected = np.repeat([0.2, 0.4, 0.6, 0.8, *[1.0] * 4, *[0.1] * 2], batches).tolist()
     options = {"gradient_accumulation_steps": batches} if batches > 1 else {}
@@ -412,7 +412,7 @@ def test_gradual_warm_up_in_fit_goes_on_where_the_optimizer_is(batches):
 
 
 def test_the_gradual_warm_up_is_no_plateau_either():
-    """Its rates may be tenths of the first one, and its errors are none to beat."""
+    """Its learning rates may be tenths of the first one, and its errors do not count as best errors."""
     schedule, rates = PlateauSchedule(0.1, warmup_rate=0.01, warmup_steps=8, patience=1), []
     errors = iter([0.1, 0.1, 0.9, 0.9, 0.8])
     show = keras.callbacks.LambdaCallback(on_epoch_end=lambda epoch, logs: logs.update(val_error=next(errors)))
@@ -431,15 +431,15 @@ def test_the_plateau_behind_the_last_division_ends_the_training(capsys):
     options = {"model": model, "examples": 64, "validation_data": toy_data(), "verbose": 2}
     rates = fit(schedule, epochs=50, **options)
     assert rates == [1e-9] * 12 + [1e-10] * 8 + [1e-11] * 8
-    assert "for 2 epochs, at the last rate: the end" in capsys.readouterr().out
+    assert "for 2 epochs, at the last learning rate: finished" in capsys.readouterr().out
     again = PlateauSchedule(1e-9, patience=2, divisions=2)
     again.state.update(schedule.state)
     assert fit(again, epochs=50, **options) == []
-    assert "nothing is left to train: the error has plateaued at the last rate" in capsys.readouterr().out
+    assert "nothing left to train: the error has plateaued at the last learning rate" in capsys.readouterr().out
 
 
 def plateau(errors, model=None, **options):
-    """The rates after epochs with these validation errors; None for an epoch without validation."""
+    """The learning rates after epochs with these validation errors; None for an epoch without validation."""
     schedule, rates = PlateauSchedule(0.1, **options), []
     schedule.set_model(model or toy_after(0))
     for epoch, error in enumerate(errors):
@@ -453,13 +453,13 @@ def plateau(errors, model=None, **options):
 
 
 def test_plateau_divides_the_rate_and_remembers():
-    """Two epochs without a new best error; the state is all that a new process needs."""
+    """Two epochs without a new best error; a new process needs only the state."""
     errors = [0.9, 0.8, 0.85, 0.8, 0.7, 0.7, 0.71, 0.72, 0.72]
     assert plateau(errors, patience=2) == [0.1, 0.1, 0.1, 0.01, 0.01, 0.01, 0.001, 0.001, 0.0001]
 
 
 def test_the_warm_up_is_no_plateau():
-    """Nor is its error one to beat: what follows at ten times the rate may well be worse at first."""
+    """Its error is not a best error either: at ten times the learning rate the next may be worse at first."""
     assert plateau([0.9] * 6 + [0.7], warmup_rate=0.01, patience=2) == [0.01] * 6 + [0.1]
     errors = [0.9, 0.6, 0.85, 0.84, 0.83, 0.83, 0.83]
     assert plateau(errors, warmup_rate=0.01, patience=2) == [0.01] + [0.1] * 5 + [0.01]
@@ -468,12 +468,12 @@ def test_the_warm_up_is_no_plateau():
 def test_epochs_without_validation_only_make_the_best_error_older():
     assert plateau([0.9, None, 0.8, None, 0.8, None, 0.7], patience=2) == [0.1] * 4 + [0.01] * 3
     assert plateau([0.9, None, 0.9, None, 0.9], patience=3) == [0.1] * 4 + [0.01]
-    with pytest.warns(UserWarning, match="of the last 1 epochs none was validated; fit with validation_data"):
+    with pytest.warns(UserWarning, match="none of the last 1 epochs was validated; fit with validation_data"):
         model, schedule = toy(SGD(0.5)), PlateauSchedule(1e-9, patience=2)
         options = {"validation_data": toy_data(), "validation_freq": 2}
         fit(schedule, model=model, epochs=6, examples=64, **options)
     assert schedule.state["drops"] == 2 and schedule.current_rate == pytest.approx(1e-11)
-    none = "of the last [12] epochs none was validated; .*at most the patience, 2"
+    none = "none of the last [12] epochs was validated; .*at most the patience, 2"
     with pytest.warns(UserWarning, match=none), pytest.raises(ValueError, match=none):
         fit(PlateauSchedule(patience=2), model=model, epochs=6, examples=64)
 
@@ -490,7 +490,7 @@ def test_plateau_in_fit(capsys, verbose):
 
 
 class Sets(keras.callbacks.Callback):
-    """Sets the learning rate when a batch of this number begins."""
+    """Sets the learning rate when the batch with this number begins."""
 
     def __init__(self, rate, batch):
         super().__init__()
@@ -516,7 +516,7 @@ def test_something_else_that_sets_the_rate_is_told_once(place, other, at):
     """Before the next epoch, or at the next boundary."""
     validation = {"validation_data": toy_data()} if at == "0.02" else {}
     model = toy(SGD(0.5))
-    with pytest.warns(UserWarning, match="learning rate to .*leave one of them out") as found:
+    with pytest.warns(UserWarning, match="learning rate to .*remove one of them") as found:
         fit(StepSchedule(0.1, (200,)), lambda step: 0.5, 4, model, **{place: [other()]}, **validation)
     told = [str(warning.message) for warning in found if "has set the learning rate" in str(warning.message)]
     first, second = ("0.02", "0.1") if (place, at) == ("before", "0.02") else ("0.1", at)  # of two, the first one tells
@@ -524,7 +524,7 @@ def test_something_else_that_sets_the_rate_is_told_once(place, other, at):
 
 
 def test_a_rate_that_was_set_between_fits_is_no_conflict(tmp_path):
-    """Nor is one that was restored, nor a division, a warm-up, or a wrapped optimizer."""
+    """Neither are a restored learning rate, a division, a warm-up and a wrapped optimizer."""
     model = toy(keras.optimizers.LossScaleOptimizer(SGD(0.5), initial_scale=1.0))
     schedule = StepSchedule(0.1, (80, 100, 140), warmup_rate=0.01, steps=300)
     with warnings.catch_warnings():
@@ -541,5 +541,5 @@ def test_a_rate_that_was_set_between_fits_is_no_conflict(tmp_path):
 def test_two_schedules_of_one_rate_are_refused():
     model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1)])
     model.compile(SGD(keras.optimizers.schedules.CosineDecay(0.1, 10)), "mse")
-    with pytest.raises(ValueError, match="StepSchedule sets the learning rate, and this optimizer has"):
+    with pytest.raises(ValueError, match="StepSchedule sets the learning rate, but this optimizer has"):
         model.fit(np.ones((4, 1)), np.ones((4, 1)), verbose=0, callbacks=[StepSchedule(0.1, (3,))])

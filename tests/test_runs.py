@@ -1,4 +1,4 @@
-"""A finished run as one value, and what every program says of one that is damaged."""
+"""A finished run as one object, and the error messages of every program if a file is damaged."""
 
 import importlib
 import json
@@ -29,7 +29,7 @@ NAMES = [f"cifar10-{kind}-{depth}" for kind in ("plain", "resnet") for depth in 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    """The folder of a finished run on the built-in data set, as `fit.py` writes it; nothing was trained."""
+    """The folder of a finished run on the built-in data set, as `fit.py` writes it, without training."""
     folder = tmp_path_factory.mktemp("runs") / "run"
     settings = Settings(depth=8, dataset="shapes", strategy="none", name="run", output="runs").as_json()
     errors = {"train_error": 0.5, "val_error": 0.4, "test_error": 0.3, "paper_test_error": None}
@@ -144,7 +144,7 @@ def test_a_name_that_does_not_exist_is_answered_with_those_that_do(name, nearest
 def test_a_name_that_is_near_to_nothing():
     with pytest.raises(RunError, match=f"typo does not exist; .*{NAMES[-1]}$"):
         Run("typo")
-    with pytest.raises(WeightsError, match=f"'imagenet' is what networks were trained on; name one of {NAMES[0]}"):
+    with pytest.raises(WeightsError, match=f"'imagenet' is the networks' data set; give one of {NAMES[0]}"):
         readers.read("imagenet")
     with pytest.raises(WeightsError, match="the weights 'typo.pth' do not exist"):
         readers.read("typo.pth")
@@ -155,7 +155,7 @@ def test_a_name_that_is_near_to_nothing():
 
 @pytest.fixture
 def program(monkeypatch):
-    """A function that runs a program in this process, and returns what it ended with: None, or its message."""
+    """A function that runs a program in this process and returns its error message, or None."""
     monkeypatch.syspath_prepend(str(ROOT / "train"))
     monkeypatch.setattr(sources, "SHAPES_EXAMPLES", {"train": 50, "test": 20})
     monkeypatch.setattr(sources, "VALIDATION_EXAMPLES", {"shapes": 10})
@@ -194,7 +194,7 @@ DAMAGES = {
 
 
 def ends(program, name):
-    """What one of the programs says of runs/run."""
+    """The error message of a program for runs/run."""
     if name != "reproduce":
         return program(name, *WORDS[name])
     settings = Settings(depth=8, dataset="shapes", strategy="none", name="run")
@@ -226,14 +226,14 @@ def test_a_network_that_was_cut_off_is_damaged(run, program, name):
     whole = (run / "model.keras").read_bytes()
     (run / "model.keras").write_bytes(whole[: len(whole) // 2])
     said = ends(program, name)
-    assert "runs/run/model.keras is damaged: it is no whole .keras file" in said and said.count("\n") == 0
+    assert "runs/run/model.keras is damaged: the .keras file is incomplete" in said and said.count("\n") == 0
 
 
 def test_a_run_that_is_not_finished_holds_no_network(run, program):
     (run / "model.keras").unlink()
     (run / "result.json").unlink()
     for name in ("convert", "evaluate", "export"):
-        assert "holds no model.keras; a run has one when it is finished" in ends(program, name)
+        assert "has no model.keras; a run writes it when it finishes" in ends(program, name)
 
 
 WRONG = {
@@ -272,14 +272,14 @@ def test_a_segment_of_another_kind_is_named(run, changes, said):
 @pytest.mark.parametrize("names", [["a", 2], {"a": 1}, [], "ab"])
 def test_classes_are_a_list_of_names(run, names):
     (run / "classes.json").write_text(json.dumps(names))
-    with pytest.raises(RunError, match="classes.json is damaged: it holds .*, where a list of names belongs"):
+    with pytest.raises(RunError, match="classes.json is damaged: it holds .* instead of a list of names"):
         _ = Run(run).classes
 
 
 @pytest.mark.parametrize("name", WORDS)
 @pytest.mark.parametrize("file", ["args.json", "result.json"])
 def test_fields_that_are_missing_are_named_or_not_needed(run, program, name, file):
-    """Nothing ends with another error than for people."""
+    """All errors are errors for users."""
     (run / file).write_text("{}")
     said = ends(program, name)
     expected = {
@@ -295,7 +295,7 @@ def test_fields_that_are_missing_are_named_or_not_needed(run, program, name, fil
 @pytest.mark.parametrize("content", ["", "epoch,step\n", "epoch,step\n1,two\n", "epoch,step\n1,2\n2\n"])
 def test_a_damaged_history(run, content):
     (run / "history.csv").write_text(content)
-    with pytest.raises(RunError, match="history.csv is damaged: it is no table of numbers"):
+    with pytest.raises(RunError, match="history.csv is damaged: it is not a table of numbers"):
         _ = Run(run).history
     (run / "history.csv").unlink()
     with pytest.raises(RunError, match="history.csv cannot be read: No such file"):
@@ -362,7 +362,7 @@ def test_arrays_are_read_or_refused_in_words_for_people(tmp_path, damage):
         middle = len(good) // 2
         flipped = good[:middle] + bytes([good[middle] ^ 255]) + good[middle + 1 :]
         path.write_bytes({"text": b"text", "cut": good[:-9], "flipped": flipped}[damage])
-    with pytest.raises(ValueError, match="it is no .npz file, or only the beginning of one|cannot be read") as error:
+    with pytest.raises(ValueError, match="it is not a .npz file, or is truncated|cannot be read") as error:
         files.read_arrays(path)
     assert "pickle" not in str(error.value)
 

@@ -34,7 +34,7 @@ def test_a_rule_is_a_value():
         (lambda: Plateau(0.1, warmup_rate=0.01, warmup_steps=0), "warmup_steps is positive and finite; found 0"),
         (lambda: Plateau(warmup_steps=5), "warmup_steps 5 need a warmup_rate to start from"),
         (lambda: Steps(boundaries=(8, 5)), r"boundaries ascend; found \(8, 5\)"),
-        (lambda: Steps(1.0, (4,), warmup_rate=0.1, warmup_steps=5), r"lie behind the 5 warmup_steps; found \(4,\)"),
+        (lambda: Steps(1.0, (4,), warmup_rate=0.1, warmup_steps=5), r"come after the 5 warmup_steps; found \(4,\)"),
         (lambda: Plateau(patience=0), "patience is positive and finite; found 0"),
         (lambda: Plateau(divisions=-1), "divisions is not negative and finite; found -1"),
     ],
@@ -92,7 +92,7 @@ def test_the_warm_up_ends_after_the_first_epoch_below_80_percent(rule):
 
 
 def followed(rule, epochs, steps=10):
-    """(rate of the next step, text) after each epoch of `steps` with this training and validation error; the state."""
+    """(learning rate of the next step, text) after each epoch of `steps` with these errors; the state."""
     state, found = rule.first_state(), []
     for epoch, (error, val_error) in enumerate(epochs, 1):
         before = copy.deepcopy(state)
@@ -104,7 +104,7 @@ def followed(rule, epochs, steps=10):
 
 
 def test_plateaus():
-    """Two epochs without a best error; an equal one is none, and one without validation only makes the best older."""
+    """Two epochs without a new best error; an equal error is not better, and epochs without validation count."""
     errors = [0.5, 0.4, 0.4, 0.45, 0.39, None, 0.38, 0.41, None, 0.42, 0.4]
     found, state = followed(Plateau(0.1, patience=2), [(0.5, error) for error in errors])
     assert [rate for rate, _ in found] == [0.1, 0.1, 0.1, 0.01, 0.01, 0.01, 0.01, 0.01, 0.01, 0.001, 0.001]
@@ -126,7 +126,7 @@ def test_the_plateau_after_the_last_division_is_the_end():
     found, state = followed(rule, [(0.5, 0.4)] * 2)
     assert found[-1][0] == 0.01 and not rule.finished(state)
     found, state = followed(rule, [(0.5, 0.4)] * 3)
-    end = "step 30: the validation error has not been below 40.0% for 1 epochs, at the last rate: the end"
+    end = "step 30: the validation error has not been below 40.0% for 1 epochs, at the last learning rate: finished"
     assert found[-1] == (0.01, end) and rule.finished(state) is True and state["drops"] == 1
     assert not Steps().finished(Steps().first_state())
     assert followed(Plateau(0.1, patience=1, divisions=0), [(0.5, 0.4)] * 2)[1]["used_up"]
@@ -147,7 +147,7 @@ def test_an_epoch_counts_if_its_last_step_is_after_the_warm_up(warmup_steps, exp
 
 
 def fit(schedule, epochs):
-    """The rate of each step, of 8 an epoch, in which the logs hold these errors."""
+    """The learning rate of each step, with 8 steps and one of these errors per epoch."""
     model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
     model.compile(keras.optimizers.SGD(0.5), "mse")
     rates = []

@@ -1,4 +1,4 @@
-"""The site: built without the walkthrough's results, read as files, and used in a browser that opens its folder."""
+"""The site: built without the walkthrough's results, read as files, and opened from its folder in a browser."""
 
 import html.parser
 import importlib.util
@@ -52,7 +52,7 @@ def site(tmp_path_factory):
 
 
 class Page(html.parser.HTMLParser):
-    """What a page refers to: `loaded` by itself, `linked` for the reader; and its `anchors`."""
+    """The references of a page, `loaded` or `linked`, and its `anchors`."""
 
     def __init__(self, path):
         super().__init__()
@@ -76,7 +76,7 @@ def pages(site):
 
 
 def address(path, link):
-    """The file that a relative link of a page leads to, and the anchor there."""
+    """The file and the anchor of a relative link of a page."""
     parts = urllib.parse.urlsplit(link)
     return path.parent.joinpath(urllib.parse.unquote(parts.path)).resolve() if parts.path else path, parts.fragment
 
@@ -171,7 +171,7 @@ def chromium():
 
 @pytest.fixture
 def tab(chromium):
-    """A page without a single message on its console at the end, and without a request to anywhere else."""
+    """A page that must end without a console message and without a request to anywhere else."""
     said = []
     tab = chromium.new_page(viewport={"width": 1280, "height": 900})
     tab.on("console", lambda message: said.append(message.text))
@@ -188,7 +188,7 @@ def choose(tab, layers):
 
 
 def seen(tab):
-    """The picture as the networks of the page see it."""
+    """The input of the page's networks."""
     return np.reshape(tab.evaluate("Array.from(shown.seen)"), (32, 32, 3)).astype("float32")
 
 
@@ -236,7 +236,7 @@ def test_the_page_answers_as_keras(site, tab, layers):
 
 
 def read(path):
-    """RGB, turned as its EXIF says, on white."""
+    """An image as RGB, rotated according to its EXIF data, on white."""
     from PIL import Image, ImageOps
 
     image = ImageOps.exif_transpose(Image.open(path)).convert("RGBA")
@@ -244,7 +244,7 @@ def read(path):
 
 
 def photograph(height, width):
-    """Smooth, so that JPEG's losses are small."""
+    """A smooth image, so that JPEG's errors are small."""
     y, x = np.mgrid[:height, :width] / (height, width)[0]
     channels = [127 + 100 * np.sin(3 * x + phase) * np.cos(5 * y + phase) for phase in (0, 1, 2)]
     return np.stack(channels, -1).astype("uint8")
@@ -268,7 +268,7 @@ def test_pictures_of_every_kind(site, tab, tmp_path):
         assert np.abs(seen(tab) - expected).max() < 2, path.name  # browsers decode JPEG a little differently
     (tmp_path / "none.txt").write_text("no picture")
     tab.set_input_files("#file", tmp_path / "none.txt")
-    tab.wait_for_selector("#message:has-text('none.txt is no picture that this browser can show.')")
+    tab.wait_for_selector("#message:has-text('This browser cannot read none.txt as an image.')")
     tab.get_by_role("button", name="Use the camera").click()
     tab.wait_for_selector("#message:has-text('camera')")
     assert tab.evaluate("shown.name") == "clear.png"
@@ -279,10 +279,10 @@ def test_the_lesson_draws_what_is_chosen(site, tab):
     assert tab.locator("#lesson path").count() == 6
     said = tab.locator(".said")
     assert said.inner_text() == (
-        "Without shortcuts, 56 layers are worse than 20: 12.91 % test error, not 9.11 %. "
-        "With shortcuts, 56 layers are better than 20: 6.84 % test error, not 8.19 %."
+        "Without shortcuts, 56 layers are worse than 20: 12.91 % test error, against 9.11 %. "
+        "With shortcuts, 56 layers are better than 20: 6.84 % test error, against 8.19 %."
     )
-    tab.get_by_label("What layers change").check()
+    tab.get_by_label("Layer responses").check()
     assert said.inner_text().startswith(
         "Without shortcuts, responses are 0.57 on average with 56 layers, 0.85 with 20."
     )
@@ -290,14 +290,14 @@ def test_the_lesson_draws_what_is_chosen(site, tab):
     tab.get_by_label("without", exact=True).uncheck()
     assert tab.locator("#lesson path").count() == 3 and said.inner_text().startswith("With shortcuts")
     tab.get_by_label("2,560").check()
-    assert said.inner_text() == "With shortcuts, 56 layers are worse than 20: 33.85 % test error, not 20.05 %."
+    assert said.inner_text() == "With shortcuts, 56 layers are worse than 20: 33.85 % test error, against 20.05 %."
     tab.get_by_label("Errors, every seed").check()
     assert tab.locator("#lesson tbody tr").count() == 4 and tab.locator("#lesson circle").count() == 7
-    tab.get_by_label("What layers change").check()
+    tab.get_by_label("Layer responses").check()
     assert tab.locator("#lesson path").count() == 2
     for layers in ("20", "32", "56"):
         tab.get_by_label(layers, exact=True).uncheck()
-    assert "There is no such run" in tab.locator("#lesson .picture").inner_text()
+    assert "No such run exists" in tab.locator("#lesson .picture").inner_text()
 
 
 def test_the_search_finds_pages_in_a_folder(site, tab):

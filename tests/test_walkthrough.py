@@ -1,4 +1,4 @@
-"""The page runs as it is written, its own assertions included, on a short schedule."""
+"""The page runs as written, with its own assertions, on a short schedule."""
 
 import os
 import re
@@ -34,7 +34,7 @@ def test_the_page_runs_and_what_it_asserts_holds(tmp_path):
     environment = os.environ | {"MPLBACKEND": "Agg", "TMPDIR": str(tmp_path)}
     run = subprocess.run([sys.executable, script], env=environment, cwd=tmp_path, capture_output=True, text=True)
     assert run.returncode == 0, run.stdout + run.stderr
-    assert "test error" in run.stdout and "speaks for ship" in run.stdout and "a PNG of" in run.stdout
+    assert "test error" in run.stdout and "evidence for ship" in run.stdout and "a PNG of" in run.stdout
 
 
 def test_text_and_code_take_turns():

@@ -1,6 +1,6 @@
-"""What the site shows and other places know: networks, figures, records, the walkthrough as it was last run.
+"""Generates parts of the site: the networks, figures, records, and the walkthrough as it was last run.
 
-Everything is written below docs/made, which git ignores, before Sphinx reads the pages.
+Everything is written to docs/made, which git ignores, before Sphinx reads the pages.
 """
 
 import io
@@ -28,14 +28,14 @@ def write(folder: pathlib.Path) -> None:
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         content = content.encode() if isinstance(content, str) else content
-        if not path.exists() or path.read_bytes() != content:  # Sphinx reads again what has changed
+        if not path.exists() or path.read_bytes() != content:  # Sphinx rebuilds changed files
             path.write_bytes(content)
     for name in ("network.js", "picture.js", "drawings.js", "page.js", "demo.css"):
         shutil.copy(web.FOLDER / name, folder / "static")
 
 
 def networks():
-    """Each as a script, which a page that was opened from a folder may load, and the page that loads them."""
+    """Each network as a script, which a page opened from a folder may load, and the page that loads them."""
     files, choices = {}, []
     for name in NETWORKS:
         run = Run(name)
@@ -71,7 +71,7 @@ def results(records):
             if figure := report.draw(experiment, group):
                 file = f"figures/{name}-{number}.svg"
                 files[file] = svg(figure)
-                lines.append(f"![{experiment.title}, as the table has it in numbers]({file})")
+                lines.append(f"![{experiment.title}; the table has the numbers]({file})")
         lines += [*table(entries, above), *not_run(name, entries)]
         sections.append("\n\n".join(lines))
     files["runs.md"] = "\n\n".join([INTRODUCTION, *sections, "## Experiments that were not run", "\n".join(missing)])
@@ -87,7 +87,7 @@ P1 is [Deep Residual Learning for Image Recognition](https://arxiv.org/abs/1512.
 [Identity Mappings in Deep Residual Networks](https://arxiv.org/abs/1603.05027). Errors are in %, on the 10,000 test
 images of CIFAR-10, which are used once, at the end; ± is the standard deviation over seeds. Networks are comparable if
 their conditions are the same: a shortened schedule divides the learning rate by 10 at the same fractions of its length,
-and its errors are not comparable with the paper's. The paper trains on all 50,000 images, as runs with
+and its errors are not comparable with the paper's. The paper trains on all 50,000 images, as do runs with
 `--train-on-all`; the others are trained on 45,000, and their curves show the error on the other 5,000."""
 
 
@@ -98,7 +98,7 @@ def svg(figure):
 
 
 def table(entries, above):
-    """The rows of an experiment; those that another table has `above` are not repeated."""
+    """The rows of an experiment; rows that are in a table `above` are not repeated."""
     rows = ["| network | the paper | here | runs | trained on | steps | other conditions |"]
     rows.append("|---|--:|--:|--:|---|--:|---|")
     repeated = []
@@ -123,7 +123,7 @@ def table(entries, above):
             f"`{flags(others)}`",
         )
         rows.append(f"| {' | '.join(map(str, cells))} |")
-    again = f"Above already: {', '.join(dict.fromkeys(repeated))}." if repeated else ""
+    again = f"In a table above: {', '.join(dict.fromkeys(repeated))}." if repeated else ""
     return (["\n".join(rows)] if len(rows) > 2 else []) + ([again] if again else [])
 
 
@@ -149,10 +149,10 @@ def not_run(name, entries):
 
 
 def every_run(records):
-    """The commands, with a button each that copies it, by networks; the longest schedule first."""
+    """The commands, each with a copy button, sorted by network; the longest schedule first."""
     lines = [
         "## The commands",
-        "Each makes the run of its caption, with one more flag where the data are: `--data-dir`.",
+        "Each command trains the run of its caption; add `--data-dir` for data in another folder.",
     ]
     for record in sorted(records, key=lambda record: (_name(record), -record["history"]["step"][-1])):
         (made,) = record["segments"][-1:]
@@ -170,7 +170,7 @@ def _name(record):
 
 
 def depth(records):
-    """The first page's table: what depth does without and with shortcuts, on the whole schedule."""
+    """The first page's table: test errors by depth, without and with shortcuts, with the whole schedule."""
     group = report.groups(report.entries(EXPERIMENTS["fig6"], records))[0]
     found = {entry.row.name: entry for entry in group}
     rows = ["| layers | plain, here | residual, here | residual, the paper |", "|--:|--:|--:|--:|"]

@@ -1,8 +1,8 @@
-"""Runs docs/walkthrough.py as the notebook docs/walkthrough.ipynb, unless nothing it depends on has changed since.
+"""Runs docs/walkthrough.py as the notebook docs/walkthrough.ipynb, if anything it depends on has changed.
 
     python docs/site/walkthrough.py
 
-`page` turns the notebook into a page of the site, with what the cells printed and drew.
+`page` converts the notebook to a page of the site, with the outputs of the cells.
 """
 
 import hashlib
@@ -11,11 +11,11 @@ import pathlib
 
 DOCS = pathlib.Path(__file__).parents[1]
 SOURCE, NOTEBOOK = DOCS / "walkthrough.py", DOCS / "walkthrough.ipynb"
-WITHOUT = "```{note}\nWithout pictures and results: `make walkthrough` computes them, in a few minutes.\n```\n\n"
+WITHOUT = "```{note}\nWithout figures and results: `make walkthrough` computes them in a few minutes.\n```\n\n"
 
 
 def inputs() -> str:
-    """A hash of what the result follows from: the page and the package."""
+    """A hash of everything that the results depend on: the page and the package."""
     found = hashlib.sha256()
     for path in [SOURCE, DOCS / "ship.png", *sorted((DOCS.parent / "keras_resnet").rglob("*.py"))]:
         found.update(path.read_bytes())
@@ -23,7 +23,7 @@ def inputs() -> str:
 
 
 def finished() -> bool:
-    """Whether the notebook was run with the present inputs."""
+    """Whether the notebook was run with the current inputs."""
     return NOTEBOOK.is_file() and json.loads(NOTEBOOK.read_text("utf-8"))["metadata"].get("inputs") == inputs()
 
 
@@ -48,7 +48,7 @@ def main() -> None:
 
 
 def page(folder: pathlib.Path) -> str:
-    """The page in Markdown; its pictures are written to `folder`. Without outputs where it was not run."""
+    """The page in Markdown, without outputs if it was not run; figures are written to `folder`."""
     import jupytext
     import nbformat
     from nbconvert import MarkdownExporter

@@ -1,6 +1,6 @@
-"""The papers' tables and figures as runs, and what is said of them: records, the report, model cards.
+"""The papers' tables and figures as runs, and their records, report and model cards.
 
-A record belongs to its settings and not to an experiment, so what several tables show is trained once.
+A record belongs to its settings, not to an experiment, so a network in several tables is trained once.
 """
 
 from keras_resnet.experiments.experiments import RESULTS, load, run

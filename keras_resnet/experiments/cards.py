@@ -18,14 +18,14 @@ DATASETS = {"cifar10": ("uoft-cs/cifar10", "CIFAR-10"), "cifar100": ("uoft-cs/ci
 # Of the networks in the package. A paragraph is one line, because Hugging Face's page breaks lines where the text does.
 INEXACT = """
 93 of the 60,000 images (73 of training, 20 of test) in the copy of CIFAR-10 that was used are decoded from JPEG \
-copies and differ from the originals by about 8/255 (RMSE). The error is that of one run after its last step; nothing \
-was chosen on the test images. docs/weights.md of the project says how many seeds were trained, and their spread. \
-The weights have the project's licence, Apache 2.0. CIFAR-10 comes without a licence, for research.
+copies and differ from the originals by about 8/255 (RMSE). The error is that of one run after its last step; no \
+choice was based on the test images. docs/weights.md of the project states how many seeds were trained, and their \
+spread. The weights have the project's licence, Apache 2.0. CIFAR-10 comes without a licence, for research.
 """
 OPENED = {
     "keras": """import keras
 
-# Or load_model("hf://USER/NAME"), with the names under which it is on Hugging Face.
+# Or load_model("hf://USER/NAME"), with the user and the name on Hugging Face.
 model = keras.saving.load_model("model.keras")  # RGB pixels in [0, 255], {shape}
 """,
     "keras-hub": """import keras_hub
@@ -36,19 +36,19 @@ model = keras_hub.models.ImageClassifier.from_preset(".")  # RGB pixels in [0, 2
 
 
 def card(path: str | os.PathLike, model: keras.Model, library: str = "keras") -> str:
-    """What to write into the README.md beside a network: its data, recipe, command, error and licence.
+    """The text of a network's README.md: its data, recipe, command, error and licence.
 
     Args:
         path: as in `runs.Run`, of a finished run.
         model: its network.
-        library: what opens the files: "keras" or "keras-hub".
+        library: the library that opens the files: "keras" or "keras-hub".
 
     Returns:
         Markdown with YAML in front, as https://huggingface.co/docs/hub/model-cards describes it. A licence is stated
-        of networks in the package alone.
+        only for networks in the package.
 
     Raises:
-        RunError: `path` is no such folder, or its files are damaged.
+        RunError: `path` is not the folder of a finished run, or its files are damaged.
     """
     run = Run(path)
     result, classes = run.result, run.classes
@@ -71,7 +71,7 @@ def card(path: str | os.PathLike, model: keras.Model, library: str = "keras") ->
         "tags": ["resnet", "arxiv:1512.03385"],
         "metrics": ["accuracy"],
     }
-    if identifier:  # a result needs the name of a data set that Hugging Face knows
+    if identifier:  # a result needs the data set's name on Hugging Face
         front["datasets"] = [identifier]
         front["model-index"] = [{"name": name, "results": [{"task": task, "dataset": dataset, "metrics": metrics}]}]
     network = f"{'plain' if settings['plain'] else 'ResNet'}-{settings['depth']}"
@@ -84,7 +84,7 @@ def card(path: str | os.PathLike, model: keras.Model, library: str = "keras") ->
         f"{split} error": f"{error:.2%}",
         "the paper's test error": f"{paper:.2%}" if (paper := result.get("paper_test_error")) else "–",
         "training error, last epoch": f"{result['train_error']:.2%}",
-        "trained on": "; then ".join(map(_where, segments)) or "not known, with an older version",
+        "trained on": "; then ".join(map(_where, segments)) or "unknown (older version)",
         "SHA-256 of the weights": weights_sha256(model),
     }
     yaml = "\n".join(f"{key}: {json.dumps(value)}" for key, value in front.items())  # which is YAML, too
@@ -98,9 +98,9 @@ def card(path: str | os.PathLike, model: keras.Model, library: str = "keras") ->
 
 
 def _command(run, segments):
-    """What trains the network again: the settings that decide the result and are not the paper's.
+    """The command that trains the network again, with the settings that affect the result and are not the paper's.
 
-    An image folder has its name in place of its path, as in the records.
+    Like the records, it names an image folder without its path.
     """
     recipe = recipes.IMAGENET if run.imagenet_style else recipes.CIFAR
     usual = {field.name: field.default for field in dataclasses.fields(Settings)} | recipe
@@ -112,7 +112,7 @@ def _command(run, segments):
 
 
 def _where(segment):
-    """Backend, devices and code of some steps of a run."""
+    """Backend, devices and code of a segment of a run."""
     versions = f"{segment['backend']} {segment[segment['backend']]}, keras_resnet {segment['commit'] or 'not in git'}"
     together = f"{segment['normalized_together']} images normalised together"
     return f"steps {segment['from']} to {segment['to']} on {', '.join(segment['devices'])}: {versions}, {together}"

@@ -3,8 +3,8 @@
 P1 is "Deep Residual Learning for Image Recognition" (arXiv 1512.03385), P2 "Identity Mappings in Deep Residual
 Networks" (arXiv 1603.05027).
 
-A run does not belong to an experiment: its name and its file follow from its settings, so plain-20 is trained once for
-all tables and figures that show it.
+A run does not belong to an experiment: its name and its file depend on its settings alone, so plain-20 is trained once
+for all tables and figures that show it.
 """
 
 import json
@@ -21,7 +21,7 @@ from keras_resnet.training.settings import Settings, names
 RESULTS = "docs/results"
 RESPONSE_IMAGES = 2_000  # training images; P1 Fig. 7 does not state which
 
-# What every record has, and what is read of it.
+# The fields of every record, and the kinds of those that are read.
 RECORD = ("conditions", "error", "history", "measured_on", "result", "segments", "settings")
 CURVES = ("step", "error", "val_error")
 RECORD_KINDS = {
@@ -50,7 +50,7 @@ def describe(settings: Settings, backend: str | None = None) -> dict:
 
 
 def run(settings: Settings, folder: Path = RESULTS, verbose: int = 1) -> dict:
-    """Trains and evaluates a network, unless its result already exists.
+    """Trains and evaluates a network, unless its record exists already.
 
     Args:
         settings: a `Settings` of `Experiment.settings`.
@@ -63,8 +63,8 @@ def run(settings: Settings, folder: Path = RESULTS, verbose: int = 1) -> dict:
         responses.
 
     Raises:
-        RunError, DataError, Stopped: as in `loop.train`. RunError also if the result is of another data folder of the
-            same name.
+        RunError, DataError, Stopped: as in `loop.train`. RunError also if the record belongs to another data folder
+            of the same name.
     """
     from keras_resnet.training import loop
     from keras_resnet.weights.published import weights_sha256
@@ -76,8 +76,8 @@ def run(settings: Settings, folder: Path = RESULTS, verbose: int = 1) -> dict:
             found = _size(_imagenet_style(settings))
             if found != record["data"]:
                 raise RunError(
-                    f"{path} is of another folder of that name, with {record['data']}; {settings.dataset} has {found}. "
-                    "Rename it, or give another --results and --output"
+                    f"{path} belongs to another folder of that name, with {record['data']}; {settings.dataset} has "
+                    f"{found}. Rename the folder, or give another --results and --output"
                 )
         return record
     writes = loop.writes(settings)
@@ -85,7 +85,7 @@ def run(settings: Settings, folder: Path = RESULTS, verbose: int = 1) -> dict:
         if writes:
             os.makedirs(folder, exist_ok=True)
     except OSError as error:
-        raise RunError(f"the folder of the results, {folder}, cannot be made: {error}") from error
+        raise RunError(f"the folder of the results, {folder}, cannot be created: {error}") from error
     result = loop.train(settings, verbose)
     trained = Run(settings.folder)
     model = trained.load_model()
@@ -158,23 +158,23 @@ def load(folder: Path = RESULTS) -> list[dict]:
     """All records in a folder, sorted by file name.
 
     Raises:
-        RunError: the folder does not exist, or a file in it is damaged or no record.
+        RunError: the folder does not exist, or a file in it is damaged or not a record.
     """
     if not os.path.isdir(folder):
-        raise RunError(f"there are no results in {folder}: no such folder. `python train/reproduce.py` makes them.")
+        raise RunError(f"{folder}, the folder of the results, does not exist. `python train/reproduce.py` creates it.")
     return [_read(os.path.join(folder, name)) for name in sorted(os.listdir(folder)) if name.endswith(".json")]
 
 
 def _read(path):
-    record = read_json(path, RECORD_KINDS, "Delete it to make it anew.")
+    record = read_json(path, RECORD_KINDS, "Delete it and run the experiment again.")
     if missing := [name for name in RECORD if name not in record]:
-        kind = "of an older version" if "made" in record else "no result of train/reproduce.py"
+        kind = "of an older version" if "made" in record else "not a result of train/reproduce.py"
         raise RunError(f"{path} is {kind}: it has no {', '.join(missing)}")
     return record
 
 
 def matches(experiment: Experiment, row: Row, record: dict) -> bool:
-    """Whether a record is of a run of this row, under any conditions."""
+    """Whether a record is a run of this row, under any conditions."""
     settings = record["settings"]
     if experiment.dataset is None:
         recipe, same_data = recipes.IMAGENET, settings["dataset"] not in sources.DATASETS

@@ -25,7 +25,7 @@ HEADROOM = 2  # the end of the vertical axis, as a multiple of the largest final
 
 
 TEXT, MUTED, GRID = "#1f2328", "#59636e", "#d8dce1"
-# Okabe and Ito's colours, which the colour-blind can tell apart; some are darkened to a contrast of 3:1 against white.
+# Okabe and Ito's colours, which the colour-blind can distinguish; some are darkened to a contrast of 3:1 against white.
 LINES = ("#0072B2", "#D55E00", "#009E73", "#C0629A", "#A67400", "#4D4D4D")
 
 

@@ -1,4 +1,4 @@
-"""A page of the experiments' results: tables with the papers' numbers, and the papers' figures."""
+"""The report of the experiments' results: tables with the papers' numbers, and the papers' figures."""
 
 import base64
 import html
@@ -27,7 +27,7 @@ BACKENDS = {"tensorflow": "TensorFlow", "jax": "JAX"}
 
 
 def made_with(record: dict) -> str:
-    """On which backend a run was trained, and how many images it normalised together: "JAX, 64"."""
+    """The backend of a run and the images it normalised together, as text: "JAX, 64"."""
     found = [f"{_backend(one)}, {one['normalized_together']}" for one in record["segments"]]
     return "; then ".join(dict.fromkeys(found))
 
@@ -46,9 +46,9 @@ def _backend(segment):
 
 
 class Entry(typing.NamedTuple):
-    """A row of an experiment and runs of it that can be averaged, sorted by seed; there may be none.
+    """A row of an experiment and its runs that can be averaged, sorted by seed; the list may be empty.
 
-    They have the same conditions and were `made_with` the same.
+    The runs have the same conditions and the same `made_with`.
     """
 
     row: tables.Row
@@ -87,7 +87,7 @@ def entries(experiment: Experiment, records: Sequence[dict]) -> list[Entry]:
 
 
 def groups(found: Sequence[Entry]) -> list[list[Entry]]:
-    """Lists of entries with the same conditions, without those that have no runs; the conditions of most rows first.
+    """Lists of entries that have runs under the same conditions; the most common conditions first.
 
     Among equally common conditions the longest schedule comes first. A row is in a list once: with the backend that has
     most runs of it, and with another one in another list.
@@ -119,7 +119,7 @@ def ours(errors: Sequence[float]) -> str:
 
 
 def command(name: str, entry: Entry, conditions: dict) -> str:
-    """The command that makes an entry; for an entry without runs, under the conditions of the others."""
+    """The command that trains an entry; for an entry without runs, under the conditions of the others."""
     options = {"only": entry.row.name, **(entry.conditions if entry.records else conditions)}
     if tables.EXPERIMENTS[name].dataset is None:
         options.setdefault("data", "IMAGENET")
@@ -131,8 +131,8 @@ def command(name: str, entry: Entry, conditions: dict) -> str:
 
 
 def draw(experiment: Experiment, group: Sequence[Entry]) -> "figures.Figure | None":
-    """The experiment's figure of one of `groups`; None if it has no figure, or none of these networks is in it."""
-    from keras_resnet.experiments import figures  # here, because it needs matplotlib, which tables do not
+    """The experiment's figure of one of `groups`; None if there is none, or it shows none of these networks."""
+    from keras_resnet.experiments import figures  # here, because only figures need matplotlib
 
     shared = {entry.row.name: entry for entry in group}
     conditions = schedule(experiment, next(iter(shared.values())))
@@ -182,7 +182,7 @@ def _mean(entry, values):
     found = [values(record) for record in entry.records]
     if len({np.shape(curve) for curve in found}) > 1:
         commands = "\n  ".join(record["command"] for record in entry.records)
-        raise RunError(f"these runs have curves of different lengths, so they are not of the same data:\n  {commands}")
+        raise RunError(f"these runs have curves of different lengths, so their data differ:\n  {commands}")
     return np.mean(found, axis=0)
 
 
@@ -201,7 +201,7 @@ def schedule(experiment: Experiment, entry: Entry) -> str:
 
 
 def write(records: Sequence[dict], folder: Path) -> list[str]:
-    """Writes report.html and the figures for which there are results as PNG, one for each schedule.
+    """Writes report.html and, as PNG, the figures that have results, one for each schedule.
 
     Args:
         records: those of `experiments.load`.
@@ -277,7 +277,7 @@ def _section(name, experiment, found, pictures):
 <h2>{html.escape(experiment.title)} <small>{html.escape(experiment.source)}</small></h2>
 {pictures}
 <div class="wide"><table><caption>Error in %, on {html.escape(measured)}; ± is the standard deviation over runs with
-different seeds. Runs on TensorFlow and on JAX, which have other random numbers, are not averaged.
+different seeds. Runs on TensorFlow and JAX, whose random numbers differ, are not averaged together.
 </caption><thead><tr>{heads}</tr></thead><tbody>
 {os.linesep.join(rows)}
 </tbody></table></div></section>"""

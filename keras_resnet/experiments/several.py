@@ -1,4 +1,4 @@
-"""Several runs at a time, each in a process of its own, within some seconds: for small networks on a large GPU."""
+"""Several runs at a time, each in its own process, with a time limit: for small networks on a large GPU."""
 
 import multiprocessing
 import os
@@ -10,23 +10,23 @@ from collections.abc import Sequence
 from keras_resnet.runs import RESULT
 from keras_resnet.training.settings import Settings
 
-LOG = "log.txt"  # in the folder of a run: what it says
-GRACE = 60  # seconds in which a run that was told to stop saves itself
+LOG = "log.txt"  # in the folder of a run: its output
+GRACE = 60  # seconds that a run has to save itself after SIGTERM
 
 
 def train(
     runs: Sequence[Settings], at_a_time: int, seconds: float | None = None
 ) -> tuple[list[Settings], list[Settings]]:
-    """Trains runs, or goes on with them, several at a time; each says what it has to say in its folder, in log.txt.
+    """Trains runs, or continues them, several at a time; each writes its output to log.txt in its folder.
 
     Args:
-        runs: their settings, in the order in which they are begun.
+        runs: their settings, in the order in which they are started.
         at_a_time: the largest number of processes. On JAX they share the memory of a GPU equally, on TensorFlow each
             takes what it needs.
-        seconds: None, or when those that still run are told to stop and to save themselves. The next call goes on.
+        seconds: None, or the time after which the remaining runs are saved and stopped. The next call continues them.
 
     Returns:
-        Those that are not finished, and those of them that failed.
+        The runs that are not finished, and those of them that failed.
     """
     begun, context = time.monotonic(), multiprocessing.get_context("spawn")
     left = [settings for settings in runs if not _finished(settings)]
@@ -70,7 +70,7 @@ def _finished(settings):
 
 
 def _stop(running):
-    """Tells processes to stop and waits until they have saved their runs."""
+    """Stops processes and waits until they have saved their runs."""
     for process in running:
         process.terminate()
     until = time.monotonic() + GRACE
@@ -80,7 +80,7 @@ def _stop(running):
 
 
 def _work(settings):
-    """In a process of its own: a run, whose output goes to its folder."""
+    """Trains a run in its own process; its output goes to its folder."""
     from keras_resnet.training.command_line import errors_told
     from keras_resnet.training.loop import train
 
@@ -88,6 +88,6 @@ def _work(settings):
     log = os.open(os.path.join(settings.folder, LOG), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(log, 1)
     os.dup2(log, 2)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, which ends all
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, which stops all
     with errors_told("run"):
         train(settings, verbose=2)

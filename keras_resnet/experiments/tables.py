@@ -16,7 +16,7 @@ from keras_resnet.training.settings import Settings
 
 
 class Row(typing.NamedTuple):
-    """One network of an experiment: its name there, its settings, and the paper's error in %, as it is printed."""
+    """One network of an experiment: its name there, its settings, and the paper's error in %, as printed."""
 
     name: str
     network: dict
@@ -26,7 +26,7 @@ class Row(typing.NamedTuple):
 class Experiment(typing.NamedTuple):
     """A table or a figure of a paper.
 
-    `dataset` is None for ImageNet, which the user has to provide. `panels` are the panels of a figure, each a title
+    `dataset` is None for ImageNet, which the user provides. `panels` are the panels of a figure, each a title
     and the names of rows; `responses`: whether it shows responses (P1 Fig. 7) instead of training curves.
     """
 
@@ -38,7 +38,7 @@ class Experiment(typing.NamedTuple):
     responses: bool = False
 
     def row(self, name: str) -> Row:
-        """RunError unless there is a row of this name."""
+        """The row of this name; RunError if it does not exist."""
         for row in self.rows:
             if row.name == name:
                 return row
@@ -59,7 +59,7 @@ class Experiment(typing.NamedTuple):
             A list of pairs, a row's name and a `Settings`.
 
         Raises:
-            RunError, DataError: there is no such row, or a setting is out of range.
+            RunError, DataError: a row does not exist, or a setting is out of range.
         """
         if seeds < 1:
             raise RunError(f"--seeds is positive; found {seeds}")
@@ -240,7 +240,7 @@ def identity(settings: Settings) -> str:
     elsewhere = ("dataset", "depth", "plain", "activation_order", "shortcut_variant", "steps", "seed")
     rest = {name: value for name, value in settings.changes.items() if name not in elsewhere}
     if "colors" in rest:
-        rest["colors"] = os.path.basename(rest["colors"])  # a path is no name of a folder
+        rest["colors"] = os.path.basename(rest["colors"])  # a path cannot be the name of a folder
     rest |= {"seed": settings.seed} if settings.epochs else {"steps": settings.steps, "seed": settings.seed}
     words = flags(rest).replace("--", "").replace(" ", "-").replace("_", "-")
     return f"{settings.data}-{settings.network.lower()}-{words}"

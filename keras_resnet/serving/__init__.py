@@ -1,6 +1,6 @@
-"""What leaves the house: SavedModels for TF Serving, other runtimes, and a page in which the network runs.
+"""Exports: SavedModels for TF Serving, models for other runtimes, and a web page that runs the network.
 
-A version appears whole or not at all, and its answers are compared with the network's first. Needs TensorFlow.
+A version appears whole or not at all, and other runtimes are compared with the network first. Needs TensorFlow.
 """
 
 from keras_resnet.serving.exporting import ABOUT, CALIBRATION_IMAGES, DTYPES, FORMATS, TOP_K, export, export_run

@@ -1,7 +1,7 @@
-"""Exports classifiers: SavedModels for TF Serving, and the forms of other runtimes.
+"""Exports classifiers: SavedModels for TF Serving, and the formats of other runtimes.
 
-A folder NAME/ holds versions, NAME/1, NAME/2 and so on. A server that watches it takes up a new version by itself,
-because a version appears whole or not at all. docs/serving.md shows how they are served.
+A folder NAME/ holds versions, NAME/1, NAME/2 and so on. A server that watches the folder can load a new version by
+itself, because a version appears whole or not at all. docs/serving.md shows how to serve them.
 """
 
 import json
@@ -42,33 +42,33 @@ def export(
     Args:
         model: a functional `keras.Model`. Input: (batch, height, width, 3), RGB pixels in [0, 255]; a network that was
             built with `normalization` takes them. Output: (batch, classes), probabilities or logits, to which a
-            softmax is added. The outputs of sigmoids are served as they are, as `probabilities`.
-        folder: of the versions; its name is the model's name for the server.
+            softmax is added. The outputs of sigmoids are served unchanged, as `probabilities`.
+        folder: for the versions; its name is the model's name on the server.
         classes: the classes' names; default "0", "1" and so on.
-        version: an integer from 1 to 2^63 - 1 that is not there yet; default the next one.
-        format: "saved_model", "openvino", "onnx", "litert", or "web": a page in which a network for small images runs.
-        batch_norm: "fold" into the convolutions, the same within 1e-5, or "keep".
+        version: an integer from 1 to 2^63 - 1 that does not exist yet; default the next one.
+        format: "saved_model", "openvino", "onnx", "litert", or "web": a page that runs a network for small images.
+        batch_norm: "fold" into the convolutions (the outputs are the same within 1e-5), or "keep".
         dtype: of weights and arithmetic: "float32"; "bfloat16" in a SavedModel; "int8" for OpenVINO and LiteRT, with
             `calibration`.
         calibration: for int8: a `tf.data.Dataset` of images (height, width, 3) of any size, RGB in [0, 255], like those
-            that will be seen. The first 300 are cropped as files are, and the ranges of activations are fitted to them.
-        top_k: how many classes the answers `classes`, `scores` and `labels` hold.
-        crop: size in pixels of the crops that are made of files; default the network's, or 224 where it takes any.
-        max_pixels: of a file that a SavedModel is sent. A larger image is refused before it is decoded, which takes
+            to be classified. The first 300, cropped as files are, determine the ranges of the activations.
+        top_k: the number of classes in the outputs `classes`, `scores` and `labels`.
+        crop: size in pixels to which images from files are cropped; default the network's, or 224 if it takes any.
+        max_pixels: limit for files sent to a SavedModel. A larger image is rejected before it is decoded, which takes
             three bytes a pixel.
-        range_check: whether a SavedModel refuses float32 images with pixels outside of [0, 255], or with none above 1
-            but black ones, which seem to have been divided by 255. Give False for a network that takes other pixels.
+        range_check: whether a SavedModel rejects float32 images with pixels outside of [0, 255], or with none above 1,
+            which were probably divided by 255 (black images pass). False for a network that takes other pixels.
         keep: how many versions to keep, those with the highest numbers; default all.
-        about: a dictionary of what else is to stand in VERSION/about.json.
+        about: a dictionary of additional entries of VERSION/about.json.
 
     Returns:
         The path of the version. A SavedModel has the signatures `serving_default` (input `images`, float32, any batch
         size), `predict_uint8` (the same in uint8), `predict_bytes` (input `image_bytes`, the contents of JPEG or PNG
-        files) and `classify` (tf.Examples with the feature "image/encoded"). They answer `probabilities`
-        (batch, classes) and, of the `top_k` most probable, `classes`, `scores` and `labels` (batch, top_k).
+        files) and `classify` (tf.Examples with the feature "image/encoded"). They return `probabilities`
+        (batch, classes) and, for the `top_k` most probable, `classes`, `scores` and `labels` (batch, top_k).
 
     Raises:
-        ExportError: the model is no classifier, the folder cannot be written, or an argument is out of range.
+        ExportError: the model is not a classifier, the folder cannot be written, or an argument is out of range.
     """
     folder = os.path.abspath(folder)
     _check_choices(format, batch_norm, dtype, calibration, keep=keep, top_k=top_k, max_pixels=max_pixels)
@@ -76,7 +76,7 @@ def export(
     network, outputs = _check_classifier(model)
     classes = [str(i) for i in range(outputs)] if classes is None else [str(name) for name in classes]
     if len(classes) != outputs:
-        raise ExportError(f"{model.name} has {outputs} classes; found {len(classes)} names of classes")
+        raise ExportError(f"{model.name} has {outputs} classes; found {len(classes)} class names")
     crop = _crop(model, crop)
     preprocess = signatures.preprocessing(crop)
     images = None if calibration is None else _crops(calibration, preprocess)
@@ -94,7 +94,7 @@ def export(
         "max_pixels": max_pixels,
         "classes": classes,
     }
-    if format == "web":  # what a page cannot express is refused before anything is written
+    if format == "web":  # a network that the page does not support is rejected before anything is written
         page, written["largest_difference"] = web.page(network, classes, crop, written, batch_norm == "fold")
     with publishing.unfinished(folder) as temporary:
         with recursion_limit(LOADING_DEPTH):
@@ -104,7 +104,7 @@ def export(
                 written["signatures"] = signatures.save(
                     copy(), temporary, classes, top_k, preprocess, max_pixels, range_check
                 )
-                if not environment.lacks("tensorflow_serving", "file of requests that warm a server up"):
+                if not environment.lacks("tensorflow_serving", "file of warm-up requests"):
                     os.makedirs(os.path.join(temporary, os.path.dirname(WARMUP)))
                     with tf.io.TFRecordWriter(os.path.join(temporary, WARMUP)) as requests:
                         for log in signatures.warmup_requests(os.path.basename(folder), model.input_shape, crop):
@@ -125,18 +125,18 @@ def export(
 def export_run(
     path: Path, folder: Path, *, classes: Sequence[str] | None = None, crop: int | None = None, **options: typing.Any,
 ) -> str:  # fmt: skip
-    """Exports what `train/fit.py` left, or a `.keras` file.
+    """Exports a run of `train/fit.py`, or a `.keras` file.
 
     Args:
         path: the folder of a finished run, a `.keras` file, or the name of a network in the package.
         folder, options: as for `export`.
-        classes, crop: the same; default the run's, the classes those in classes.json beside the model.
+        classes, crop: the same; default the run's (the classes in classes.json beside the model).
 
     Returns:
         The path of the version, whose about.json names the run, its depth and its error.
 
     Raises:
-        RunError: there is no such model, or it or what its run left is damaged.
+        RunError: the model does not exist, or it or another file of its run is damaged.
         ExportError: it cannot be exported.
     """
     run = Run(path)
@@ -163,7 +163,7 @@ def _check_choices(format, batch_norm, dtype, calibration, **positive):
             f"bfloat16 is for saved_model; {format} stays float32, and its runtime chooses the arithmetic"
         )
     if (dtype == "int8") != (calibration is not None):
-        raise ExportError("int8 is fitted to images that are given for calibration; another dtype takes none")
+        raise ExportError("int8 needs images for calibration; other dtypes take none")
     for argument, value in positive.items():
         if value is not None and value < 1:
             raise ExportError(f"{argument} is positive; found {value}")
@@ -173,9 +173,9 @@ def _check_classifier(model):
     """The model with probabilities as output, and the number of its classes."""
     shape, outputs = getattr(model, "input_shape", None), getattr(model, "output_shape", None)
     if not (isinstance(shape, tuple) and len(shape) == 4 and shape[-1] == 3):
-        raise ExportError(f"{model.name} has the input shape {shape}; what is exported takes (batch, height, width, 3)")
+        raise ExportError(f"{model.name} has the input shape {shape}; exported models take (batch, height, width, 3)")
     if not (isinstance(outputs, tuple) and len(outputs) == 2 and outputs[1]):
-        raise ExportError(f"{model.name} is no classifier: its output is {outputs} instead of (batch, classes)")
+        raise ExportError(f"{model.name} is not a classifier: its output is {outputs} instead of (batch, classes)")
     try:
         logits = evaluation.gives_logits(model)
     except evaluation.EvaluationError as error:
@@ -196,7 +196,7 @@ def _check_classifier(model):
 def _crop(model, crop):
     height, width = model.input_shape[1:3]
     if height != width:
-        raise ExportError(f"{model.name} takes images of {height}x{width}; files are cropped to squares")
+        raise ExportError(f"{model.name} takes images of {height}x{width}, but files are cropped to squares")
     if crop is not None and (crop < 1 or height not in (None, crop)):
         size = "a positive number" if height is None else f"{height}, the size that {model.name} takes"
         raise ExportError(f"crop is {size}; found {crop}")
@@ -214,7 +214,7 @@ def _crops(images, preprocess):
 
 
 def _origin():
-    """Who wrote this: the git commit, None outside of a repository, and the versions of packages."""
+    """What wrote an export: the git commit, None outside of a repository, and the versions of packages."""
     own = {"keras-deep-residual": environment.__version__}
     versions = {**own, "keras": keras.__version__, "tensorflow": tf.__version__}
     return {"git_commit": environment.commit(), "versions": versions}

@@ -1,4 +1,4 @@
-"""The forms of other runtimes, OpenVINO, ONNX and LiteRT, through Keras' own exporters; two of them also in int8."""
+"""The formats of other runtimes, OpenVINO, ONNX and LiteRT, by Keras' own exporters; two of them also in int8."""
 
 import errno
 import os
@@ -12,35 +12,35 @@ from keras_resnet.files import Path, ResNetError, reason
 
 TOLERANCE = 1e-4  # of probabilities in float32
 ROUGH = 0.1  # where the network itself computes in 16 bits
-CHECKED_IN = "float32"  # what is not int8; OpenVINO by itself chooses bfloat16 where the processor has it
-INPUT, OUTPUT, AXES = "images", "probabilities", ("batch", "height", "width")  # the names of a SavedModel's, too
+CHECKED_IN = "float32"  # unless it is int8; OpenVINO's default is bfloat16 if the processor has it
+INPUT, OUTPUT, AXES = "images", "probabilities", ("batch", "height", "width")  # as in a SavedModel
 
 
 class ExportError(ResNetError):
-    """This cannot be exported."""
+    """The model cannot be exported."""
 
 
 def write(
     model: keras.Model, original: keras.Model, folder: Path, format: str, crop: int,
     calibration: np.ndarray | None = None,
 ) -> float | None:  # fmt: skip
-    """Writes the model and compares the answers of the runtime, where it is installed, with the original's.
+    """Writes the model and, if the runtime is installed, compares its outputs with the original's.
 
     Args:
         model: a `keras.Model` from float32 (batch, height, width, 3) to probabilities (batch, classes).
-        original: the network of which `model` is a copy for inference.
+        original: the network; `model` is its copy for inference.
         folder: where model.xml and model.bin, model.onnx or model.tflite go.
         format: "openvino", "onnx" or "litert".
-        crop: size of images, in pixels, where the network takes any.
-        calibration: None, or float32 (n, height, width, 3): the images that int8 is fitted to.
+        crop: size of images, in pixels, if the network takes any.
+        calibration: None, or float32 (n, height, width, 3): the images for the ranges of int8.
 
     Returns:
-        The largest difference of a probability, of noise or of the first images of `calibration`; None without the
+        The largest difference of a probability, for noise or the first images of `calibration`; None without the
         runtime.
 
     Raises:
-        ExportError: what writes this format is not installed or cannot write this model, or the runtime gives other
-            answers.
+        ExportError: the exporter of this format is not installed or cannot write this model, or the runtime's outputs
+            differ.
         OSError: the folder cannot be written.
     """
     size = [length or crop for length in model.input_shape[1:3]]
@@ -48,7 +48,7 @@ def write(
     images = np.random.default_rng(0).uniform(0, 255, (2, *size, 3)) if calibration is None else calibration[:2]
     images = images.astype("float32")
     expected = original.predict_on_batch(images)
-    model.predict_on_batch(images)  # because Keras exports to ONNX only what has been called
+    model.predict_on_batch(images)  # because Keras exports only called models to ONNX
     named = keras.Model(model.inputs[0], {OUTPUT: model.outputs[0]}, name=model.name)
     try:
         WRITERS[format](named, path, size, calibration)
@@ -63,11 +63,11 @@ def write(
     except ImportError:
         return None
     if answers.shape != expected.shape:
-        raise ExportError(f"{model.name} in {format} answers {answers.shape} where the network does {expected.shape}")
+        raise ExportError(f"{model.name} in {format} returns {answers.shape} instead of {expected.shape}")
     difference = float(np.abs(answers - expected).max())
     short = any(layer.compute_dtype in ("float16", "bfloat16") for layer in original._flatten_layers())
     most = 1 if calibration is not None else ROUGH if short else TOLERANCE
-    if not difference <= most:  # a difference that is NaN is none either
+    if not difference <= most:  # also if it is NaN
         raise ExportError(f"{model.name} in {format} differs from the network by {difference:.1e}, more than {most}")
     return difference
 
@@ -97,7 +97,7 @@ def _write_openvino(model, path, size, calibration):
 def _run_openvino(path, images):
     import openvino
 
-    precise = {"INFERENCE_PRECISION_HINT": "f32"}  # OpenVINO reads it from no model, only from who compiles one
+    precise = {"INFERENCE_PRECISION_HINT": "f32"}  # not stored in a model: an option of compile_model alone
     return openvino.compile_model(path, "CPU", precise)({INPUT: images})[OUTPUT]
 
 
@@ -121,7 +121,7 @@ def _run_onnx(path, images):
 
 
 def _write_litert(model, path, size, calibration):
-    options = {"input_signature": _signature(size)}  # LiteRT's convolutions want to know the size
+    options = {"input_signature": _signature(size)}  # LiteRT's convolutions need a fixed size
     if calibration is not None:
         options["optimizations"] = [tf.lite.Optimize.DEFAULT]
         options["representative_dataset"] = lambda: ([image[None]] for image in calibration)

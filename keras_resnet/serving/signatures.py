@@ -1,6 +1,6 @@
-"""What a served classifier answers, as a graph: pixels or files in, the classes and their probabilities out.
+"""The signatures of a served classifier: pixels or image files in, classes and their probabilities out.
 
-The graph of a SavedModel holds everything: decoding, resizing, cropping, the network and the classes' names.
+The graph of a SavedModel contains everything: decoding, resizing, cropping, the network and the class names.
 """
 
 import pathlib
@@ -16,20 +16,20 @@ from keras_resnet.data import crops, imagenet
 from keras_resnet.evaluation import views
 from keras_resnet.files import Path
 
-if typing.TYPE_CHECKING:  # not everybody who exports has it
+if typing.TYPE_CHECKING:  # an optional package
     from tensorflow_serving.apis import prediction_log_pb2
 
-SMALL = 64  # up to this size of its input a network sees whole images, as in CIFAR's test (P1 4.2)
+SMALL = 64  # a network with inputs up to this size sees whole images, as in CIFAR's test (P1 4.2)
 DECODED_AT_ONCE = 16
 LEAST, MOST = RANGE = (0, 255)  # of pixels
-ROUNDING = 0.5  # what resizing in floating point may add
-PNG, PNG_SIZE = b"\x89PNG\r\n\x1a\n", 16  # a PNG file begins like this; where its width and height are, 4 bytes each
+ROUNDING = 0.5  # the error of resizing in floating point
+PNG, PNG_SIZE = b"\x89PNG\r\n\x1a\n", 16  # the first bytes of a file; offset of width and height, 4 bytes each
 FILE = "image/encoded"  # the feature of a tf.Example, as ImageNet's records have it
 CLASSIFY = "classify"
 
 
 class Preprocessing(typing.NamedTuple):
-    """How a file becomes an image, in pixels: the shorter side is resized, and the center of size `crop` is cut out."""
+    """How a file becomes an image, in pixels: the shorter side is resized, and the center of size `crop` is cropped."""
 
     shorter_side: int
     crop: int
@@ -52,14 +52,14 @@ def save(
             (batch, classes).
         path: the folder to make.
         classes: the names of the classes.
-        top_k: how many classes `classes`, `scores` and `labels` hold.
+        top_k: the number of classes in `classes`, `scores` and `labels`.
         preprocess: a `Preprocessing`.
-        max_pixels: of an image in a file; a larger one fails its request before it is decoded.
-        range_check: whether float32 images fail their request that are not in [0, 255], or seem to be in [0, 1].
+        max_pixels: limit for images in files; a request with a larger one fails before it is decoded.
+        range_check: whether a request fails if its float32 images are not in [0, 255], or seem to be in [0, 1].
 
     Returns:
         The signatures, for clients that have no TensorFlow: {signature: {"inputs" and "outputs": {name: {"dtype": for
-        example "float32", "shape": a list}}}}; a length that may be any is None.
+        example "float32", "shape": a list}}}}; a variable length is None.
     """
     names, pixels = tf.constant(classes), model.input_shape
 
@@ -89,7 +89,7 @@ def save(
         return {"classes": answers["labels"], "scores": answers["scores"]}
 
     archive = keras.export.ExportArchive()
-    archive.track(model)  # with its tables; the variables are found without
+    archive.track(model)  # for its lookup tables; the variables are found without it
     for function, spec in (
         (serving_default, tf.TensorSpec(pixels, "float32", "images")),
         (predict_uint8, tf.TensorSpec(pixels, "uint8", "images")),
@@ -114,20 +114,20 @@ def _describe(path):
     return {
         name: {"inputs": tensors(found.inputs), "outputs": tensors(found.outputs)}
         for name, found in signatures
-        if found.inputs  # not the operation that initialises
+        if found.inputs  # not the initialisation
     }
 
 
 def _in_range(images):
-    """Images (batch, height, width, 3), unless one is not in [0, 255], or in [0, 1]. Black is the same in both."""
+    """Images (batch, height, width, 3). Fails if one is not in [0, 255], or is in [0, 1] and not black."""
     least, most = tf.reduce_min(images, [1, 2, 3]), tf.reduce_max(images, [1, 2, 3])
     in_range = (least > LEAST - ROUNDING) & (most < MOST + ROUNDING) & ((most > 1) | (most <= 0))
     wrong = tf.where(~in_range)[:, 0]
     what = [
         "pixels are RGB in [0, 255], not divided by 255 and not normalised (unless exported with --no-range-check): "
-        "of this batch, counted from 0, number",
+        "wrong images, by index in this batch",
         wrong,
-        "with its smallest and its largest pixel",
+        "their smallest and largest pixels",
         tf.gather(least, wrong),
         tf.gather(most, wrong),
     ]
@@ -136,12 +136,12 @@ def _in_range(images):
 
 
 def decode(files: tf.Tensor, preprocess: Preprocessing, max_pixels: int = MAX_PIXELS) -> tf.Tensor:
-    """Images of a batch of files.
+    """Decodes a batch of image files.
 
     Args:
         files: string (batch,), the contents of JPEG or PNG files.
         preprocess: a `Preprocessing`.
-        max_pixels: a file whose head announces more is not decoded.
+        max_pixels: a file with more according to its header is not decoded.
 
     Returns:
         float32 (batch, crop, crop, 3), RGB in [0, 255]. If one of the files cannot be decoded, running the graph
@@ -155,7 +155,7 @@ def decode(files: tf.Tensor, preprocess: Preprocessing, max_pixels: int = MAX_PI
 
     _, lost, (images,) = imagenet.attempt(image, (files,), DECODED_AT_ONCE)
     what = [
-        f"no JPEG or PNG image, or damaged, or of more than {max_pixels} pixels: of this batch, counted from 0, number",
+        f"not a JPEG or PNG image, or damaged, or of more than {max_pixels} pixels: files, by index in this batch",
         lost,
     ]
     with tf.control_dependencies([tf.debugging.Assert(tf.size(lost) == 0, what, summarize=20)]):
@@ -163,7 +163,7 @@ def decode(files: tf.Tensor, preprocess: Preprocessing, max_pixels: int = MAX_PI
 
 
 def _pixels(file):
-    """How many pixels a JPEG or PNG file announces in its head, int64; of others more than any limit, or an error."""
+    """The number of pixels in the header of a JPEG or PNG file, int64; for other files above any limit, or an error."""
 
     def png():
         is_png = tf.strings.substr(file, 0, len(PNG)) == PNG
@@ -177,15 +177,15 @@ def _pixels(file):
 def warmup_requests(
     name: str, input_shape: tuple[int | None, ...], crop: int,
 ) -> "Iterator[prediction_log_pb2.PredictionLog]":  # fmt: skip
-    """One request for each signature, with one grey image, for TF Serving to send itself before it says it is ready.
+    """One request for each signature, with one grey image, which TF Serving runs before it reports that it is ready.
 
     Args:
         name: the model's name.
         input_shape: (batch, height, width, 3) of the network; None is any.
-        crop: size of the image where the network takes any, in pixels.
+        crop: size of the image in pixels, if the network takes any.
 
     Yields:
-        Of each request a `PredictionLog`.
+        A `PredictionLog` for each request.
     """
     from tensorflow_serving.apis import classification_pb2, model_pb2, predict_pb2, prediction_log_pb2
 

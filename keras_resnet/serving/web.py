@@ -1,6 +1,6 @@
-"""A page with a network for small images, which runs in the visitor's browser: one file that needs no other.
+"""A self-contained HTML page that runs a network for small images in the visitor's browser.
 
-The network is described by its architecture and its tensors; page/network.js walks its stages and blocks.
+The page contains the network's architecture and tensors; page/network.js computes its stages and blocks.
 """
 
 import base64
@@ -24,13 +24,13 @@ from keras_resnet.weights.tensors import architecture_of
 
 NAME = "index.html"
 FOLDER = pathlib.Path(__file__).with_name("page")
-ROUGH = 0.1  # by which rounded weights may change a probability
+ROUGH = 0.1  # the most that rounded weights may change a probability
 
 
 def page(
     model: keras.Model, classes: Sequence[str], crop: int, about: dict, batch_norm: bool = True
 ) -> tuple[str, float]:
-    """The page of a network: the content of an HTML file; arguments and the rest as of `describe`."""
+    """The page of a network: the content of an HTML file; arguments, difference and errors as of `describe`."""
     described, difference = describe(model, classes, crop, about, batch_norm)
     return _assemble(described), difference
 
@@ -38,19 +38,19 @@ def page(
 def describe(
     model: keras.Model, classes: Sequence[str], crop: int, about: dict, batch_norm: bool = True
 ) -> tuple[dict, float]:
-    """What page/network.js needs of a network, its weights included.
+    """The description of a network for page/network.js, including its weights.
 
     Args:
         model: a classifier of this package with the 3x3 stem. Input: (batch, height, width, 3), RGB in [0, 255].
             Output: probabilities (batch, classes) of a softmax.
         classes: the names of the classes.
         crop: height and width of the images that the network sees, at most 64.
-        about: what the page says of the network: its "parameters", and its "test_error" in [0, 1] or None.
+        about: what the page shows about the network: its "parameters", and its "test_error" in [0, 1] or None.
         batch_norm: whether to fold batch normalisations into the convolutions.
 
     Returns:
-        A dictionary for JSON, and the largest difference of a probability that comes from rounding the weights to
-        float16, measured on noise.
+        A dictionary for JSON, and the largest change of a probability by rounding the weights to float16, measured
+        on noise.
 
     Raises:
         ExportError: page/network.js cannot express the network; the message says why.
@@ -62,12 +62,12 @@ def describe(
         answers = [keras.ops.convert_to_numpy(found(images, training=False)) for found in (fold(model), copy)]
         if not np.abs(answers[0] - answers[1]).max() <= TOLERANCE:
             raise ExportError(
-                f"{model.name} computes something else than the network of this package whose weights it has, so it "
-                "cannot run in a page; has it other layers, activations or inputs?"
+                f"{model.name} does not compute the same as this package's network with its weights, so it "
+                "cannot run in a page; does it have other layers, activations or inputs?"
             )
         tensors = _rounded(copy)
         difference = float(np.abs(keras.ops.convert_to_numpy(copy(images, training=False)) - answers[1]).max())
-    if not difference <= ROUGH:  # a difference that is NaN is none either
+    if not difference <= ROUGH:  # also if it is NaN
         raise ExportError(f"with weights in float16, as in a page, {model.name} differs by {difference:.1e}")
     described = {
         "depth": architecture.depth,
@@ -93,7 +93,7 @@ def _expressible(model, crop):
     if crop > SMALL:
         raise ExportError(
             f"a page is for networks of small images, up to {SMALL}x{SMALL} pixels; {model.name} takes {crop}x{crop}. "
-            "Take another format or, for a network of any size, a smaller crop (--crop)"
+            "Choose another format or, for a network of any size, a smaller crop (--crop)"
         )
     try:
         with recursion_limit(LOADING_DEPTH):
@@ -101,21 +101,21 @@ def _expressible(model, crop):
             architecture = architecture_of(source)
             network = from_weights(source._replace(input_size=(crop, crop)))
     except WeightsError as error:
-        raise ExportError(f"{model.name} is no network that can run in a page: {error}") from error
+        raise ExportError(f"{model.name} cannot run in a page: {error}") from error
     if architecture.stem != "3x3" or architecture.output_stride:
         what = "has dilated convolutions" if architecture.output_stride else f"begins with {architecture.stem}"
         raise ExportError(f"a page is for networks with the 3x3 stem and strides; {model.name} {what}")
     if source.classifier_activation != "softmax":
-        raise ExportError(f"a page shows the probabilities of a softmax; {model.name} ends otherwise")
+        raise ExportError(f"a page shows the probabilities of a softmax; {model.name} has another output")
     if source.normalization == "caffe":
         raise ExportError(f"{model.name} takes its channels in the order BGR; a page is for networks of RGB images")
     return network, architecture
 
 
 def _rounded(network):
-    """The tensors in float16, by the names of page/network.js. They are also the network's weights from now on.
+    """The tensors in float16, by the names of page/network.js. The network's weights are set to them, too.
 
-    A batch normalisation becomes its scale and its offset.
+    A batch normalisation is replaced by a scale and an offset.
     """
     tensors = {}
     for layer in network.layers:
@@ -138,7 +138,7 @@ def _rounded(network):
 
 
 def _normalization(network):
-    """Factor and offset of the first layer: numbers, one a channel, or one for each value of an image."""
+    """Factor and offset of the preprocessing layer: numbers, one per channel, or one for each value of an image."""
     scale, offset = np.ones(1), np.zeros(1)
     if normalization.NAME in (layer.name for layer in network.layers):
         scale, offset = normalization.affine(network.get_layer(normalization.NAME))
@@ -147,7 +147,7 @@ def _normalization(network):
 
 
 def _assemble(described):
-    """The page in one file: a browser that opens it from a folder cannot fetch others."""
+    """The page in one file, because a page that is opened from a folder cannot fetch other files."""
     read = lambda name: (FOLDER / name).read_text("utf-8")
     html = read("page.html").replace("  DEMO\n", read("demo.html"))
     html = re.sub(r'<link rel="stylesheet" href="(.*)">', lambda match: f"<style>\n{read(match[1])}</style>", html)

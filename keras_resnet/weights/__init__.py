@@ -1,6 +1,6 @@
-"""Trained weights: read from many sources, loaded as a whole or not at all, and saved for others.
+"""Trained weights: read from many sources, loaded as a whole or not at all, and saved for other libraries.
 
-A source is tensors, a table of their names, and the architecture that they show. Needs Keras alone.
+A source has tensors, a table of their names, and the architecture inferred from them. Needs only Keras.
 """
 
 from keras_resnet.weights.hub import save_keras_hub

@@ -1,7 +1,7 @@
 """Tables of how other implementations name and lay out the tensors of a residual network.
 
 A table maps this package's layers to theirs. `conv` is every convolution of a block's residual branch, `shortcut` a
-projection; `{stage}`, `{block}` and `{conv}` are counted from `first`, the numbers that they give to `conv2_1_1`.
+projection; `{stage}`, `{block}` and `{conv}` are counted from `first`, their numbers for `conv2_1_1`.
 """
 
 import re
@@ -27,8 +27,8 @@ class Family(typing.NamedTuple):
     """Files that share one table.
 
     `name` is for messages; `parts` is TORCH (kernels output, input, height, width) or KERAS (as here). The other fields
-    are not known from the tensors: `normalization` is as in `ResNet50`; `small` is the normalization of the published
-    networks for small images, by (stages, classes); `stride_in` that of bottlenecks; `epsilon` that of batch
+    cannot be inferred from the tensors: `normalization` is as in `ResNet50`; `small` is the normalization of the
+    published networks for small images, by (stages, classes); `stride_in` that of bottlenecks; `epsilon` that of batch
     normalisation; `biases` whether convolutions have biases; `zeros_around` whether option A adds zero channels on both
     sides; `activation_order` as in `CifarResNet`.
     """
@@ -46,7 +46,7 @@ class Family(typing.NamedTuple):
     small: dict[tuple[int, int], str] = {}
 
     def tensor(self, layer: str, kind: str) -> str | None:
-        """Their name of the variable `kind` of this package's `layer`; None if they have no such layer."""
+        """The family's name for the variable `kind` of this package's `layer`; None if it has no such layer."""
         match = BLOCK.fullmatch(layer)
         if match:
             key = ("shortcut" if match["conv"] == "shortcut" else "conv") + (match["bn"] or "")
@@ -204,7 +204,7 @@ FAMILIES = (
 
 
 def recognize(names: Container[str]) -> Family | None:
-    """The family of tensors with these names, recognised by some of its layers; None if there is none."""
+    """The family of tensors with these names, recognised by some of its layers; None if no family matches."""
     layers = {layer: "kernel" for layer in ("conv1", "conv2_1_1", "conv3_1_shortcut", "fc")}
     layers["conv3_1_shortcut_bn"] = "gamma"
     known = lambda family: sum(family.tensor(layer, kind) in names for layer, kind in layers.items())

@@ -20,16 +20,16 @@ PREACTIVATION = "full_preactivation"
 def save_keras_hub(model: keras.Model, folder: str | os.PathLike, image_size: int | None = None) -> None:
     """Writes a network as a preset of keras_hub: `keras_hub.models.ImageClassifier.from_preset(folder)` opens it.
 
-    The network's first layer becomes the preset's image converter, which also crops an image to a square and resizes
-    it. The outputs are the same within rounding; but a mean image becomes its mean colour, because the converter
-    subtracts one number a channel. A network without a top becomes a backbone, whose output is the last
-    feature map; `keras_hub.models.Backbone.from_preset(folder)` opens that.
+    The network's preprocessing layer becomes the preset's image converter, which also crops an image to a square and
+    resizes it. The outputs are the same within rounding; but a mean image becomes its mean colour, because the
+    converter subtracts one number per channel. A network without a top becomes a backbone, whose output is the last
+    feature map; `keras_hub.models.Backbone.from_preset(folder)` opens it.
 
     Args:
         model: a network of this package that keras_hub's `ResNetBackbone` can express: ResNet-18 to 152 with option B,
             pre-activation of bottlenecks too, the stride of bottlenecks in the 3x3.
         folder: of the preset.
-        image_size: height and width of the images that the converter makes; default the network's, or 224.
+        image_size: height and width of the converter's output; default the network's, or 224.
 
     Raises:
         WeightsError: keras_hub is not installed, or `ResNetBackbone` cannot express the network; the message says why.
@@ -42,11 +42,11 @@ def save_keras_hub(model: keras.Model, folder: str | os.PathLike, image_size: in
     converter, colors = {"scale": None, "offset": None}, normalization.for_size(source.normalization, (None, None))
     if colors is not None:
         mean, std = normalization.mean_and_std(colors)
-        if colors == "caffe":  # BGR, which the converter does not make
+        if colors == "caffe":  # BGR, which the converter cannot produce
             mean, arrays["conv1", "kernel"] = mean[::-1], arrays["conv1", "kernel"][:, :, ::-1]
         converter = {"scale": (1 / std).tolist(), "offset": (-mean / std).tolist()}
     preactivated = network.activation_order == PREACTIVATION
-    if preactivated:  # they pool before this batch normalisation, which gives the same where it keeps the order
+    if preactivated:  # keras_hub pools before this batch normalisation: the same for positive factors
         sign = np.where(arrays["conv1_bn", "gamma"] < 0, -1, 1).astype("float32")
         for key in (("conv1", "kernel"), ("conv1_bn", "moving_mean"), ("conv1_bn", "gamma")):
             arrays[key] = arrays[key] * sign
@@ -95,9 +95,9 @@ def _theirs(layer, kind, preactivated):
 
 
 def _inexpressible(source, network):
-    """What of a network keras_hub does not have, a sentence each."""
+    """What keras_hub lacks to express a network, one sentence each."""
     if source.family is not families.OURS:
-        return ["it is no network of this package"]
+        return ["it is not a network of this package"]
     order = network.activation_order if network.activation_order == PREACTIVATION else "original"
     theirs = Architecture(network.block, network.repetitions, stride_in="3x3", activation_order=order)
     found = [f"it has {name}={ours!r}, theirs {other!r}" for name, (ours, other) in network.differences(theirs).items()]
@@ -108,7 +108,7 @@ def _inexpressible(source, network):
     if network.block == "basic" and order == PREACTIVATION:
         found.append("pre-activation with basic blocks: their first shortcut starts before the nonlinearity")
     if isinstance(source.normalization, str) and source.normalization == UNKNOWN:
-        found.append("its first layer is none that subtracts colours or an image")
+        found.append("its first layers do not just subtract colours or an image")
     if callable(source.classifier_activation):
         found.append("its last activation has no name in Keras")
     return found

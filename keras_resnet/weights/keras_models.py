@@ -1,4 +1,4 @@
-"""Reads a Keras model: its tensors, and what its layers show of its architecture, first layer and end."""
+"""Reads a Keras model: its tensors, and from its layers the architecture, preprocessing and last activation."""
 
 import dataclasses
 import math
@@ -15,7 +15,7 @@ from keras_resnet.weights.tensors import Source, architecture, recognized
 
 
 def of_model(model: keras.Model, name: str) -> Source:
-    """The weights of a model, whose `name` is for messages; WeightsError if it is no network of a known family."""
+    """The weights of a model; `name` is for messages. WeightsError if the network is of no known family."""
     tensors = {
         f"{layer}/{kind}": keras.ops.convert_to_numpy(variable).astype("float32")
         for (layer, kind), variable in variables(model).items()
@@ -33,11 +33,11 @@ def of_model(model: keras.Model, name: str) -> Source:
 
 
 def _seen(model, source):
-    """The architecture of a Keras model: what its tensors do not show is seen in its layers."""
+    """The architecture of a Keras model, from its tensors and, where these do not determine it, its layers."""
     convolutions = {layer.name: layer for layer in model.layers if isinstance(layer, keras.layers.Conv2D)}
     for layer in convolutions.values():
         if layer.padding == "same" and max(layer.strides) > 1 and max(layer.kernel_size) > 1:
-            raise WeightsError(f'{model.name}: {layer.name} pads as "same" with a stride, and so right and below only')
+            raise WeightsError(f'{model.name}: {layer.name} pads as "same" with a stride, so right and bottom only')
     found_by = lambda name: convolutions.get(source.tensor(name, "kernel").rsplit("/", 1)[0])
     strides = lambda name: max(found_by(name).strides) if found_by(name) else 1
     network, dilated = source.architecture, any(max(layer.dilation_rate) > 1 for layer in convolutions.values())
@@ -56,7 +56,7 @@ def _seen(model, source):
     network = architecture(model.name, **dataclasses.asdict(network) | found)
     for name, stride in _strides(network).items():
         if found_by(name) and strides(name) != stride:
-            raise WeightsError(f"{model.name}: {name} has the stride {strides(name)}, in the papers it is {stride}")
+            raise WeightsError(f"{model.name}: {name} has the stride {strides(name)}; in the papers it is {stride}")
     return network
 
 
@@ -71,9 +71,9 @@ def _strides(network):
 
 
 def _identity_mappings(model, block):
-    """`activation_order` and `shortcut_variant` of a model, recognised by layers that only they have.
+    """`activation_order` and `shortcut_variant` of a model, recognised by their layers.
 
-    The variables do not suffice: some orders and variants have the same ones.
+    The variables do not suffice: some orders and variants have the same variables.
     """
     names, last = {layer.name for layer in model.layers}, CONVOLUTIONS[block]
     of_order = {name for name in names if re.fullmatch(rf"(conv1|conv2_1(_[123])?|{POST})_(bn|relu)", name)}
@@ -83,7 +83,7 @@ def _identity_mappings(model, block):
 
 
 def own_layers(model: keras.Model) -> list[keras.Layer]:
-    """The layers of a model; WeightsError if it contains models that have weights."""
+    """The layers of a model; WeightsError if it contains models with weights."""
     if inner := [layer.name for layer in model.layers if isinstance(layer, keras.Model) and layer.weights]:
         raise WeightsError(
             f"{model.name} contains models, {', '.join(inner)}; give one of them: model.get_layer({inner[0]!r})"
@@ -98,8 +98,8 @@ def variables(model: keras.Model) -> dict[tuple[str, str], keras.Variable]:
         if getattr(layer, "lora_enabled", False) or getattr(layer, "quantization_mode", None):
             names = ", ".join(variable.name for variable in layer.weights)
             raise WeightsError(
-                f"the layer {layer.name} of {model.name} has other variables, {names}, since enable_lora() or "
-                "quantize(); load and convert weights before that"
+                f"the layer {layer.name} of {model.name} has other variables, {names}, after enable_lora() or "
+                "quantize(); load and convert weights before"
             )
         if not isinstance(layer, keras.layers.Normalization):
             found |= {(layer.name, variable.name): variable for variable in layer.weights}

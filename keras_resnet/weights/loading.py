@@ -1,4 +1,4 @@
-"""Loads weights from all sources that `readers` reads into a network, and saves a network's weights for others.
+"""Loads weights from any source of `readers` into a network, and saves a network's weights for other libraries.
 
 A source is compared with the whole network first, and weights change only if everything fits.
 """
@@ -21,17 +21,17 @@ from keras_resnet.weights.tensors import architecture_of, axes
 
 
 def load_weights(model: keras.Model, source: Readable) -> None:
-    """Loads weights of any source into a network of this package: all of them, or none and an error.
+    """Loads weights from any source into a network of this package: all of them, or none with an error.
 
     Args:
         model: the network. One without a top also takes a classifier's weights, without its last layer.
-        source: as in `read`. A `.weights.h5` is checked by the number and shapes of its tensors only, because it names
-            no layers.
+        source: as in `read`. A `.weights.h5` is checked by the number and shapes of its tensors only, because it does
+            not name its layers.
 
     Raises:
-        WeightsError: the source cannot be read; or tensors are missing, left over or misshapen; or the network's first
-            layer, its strides or its shortcuts would give other outputs than the source. All problems are listed, and
-            nothing has been changed.
+        WeightsError: the source cannot be read; or tensors are missing, unexpected or of the wrong shape; or the
+            network's preprocessing layer, strides or shortcuts would give other outputs than the source. All problems
+            are listed, and nothing is changed.
     """
     if not isinstance(model, keras.Model):
         raise WeightsError(f"weights are loaded into a Keras model; found {model!r}")
@@ -68,8 +68,8 @@ def _misfits(model, source):
     optional = {source.family.tensor("fc", kind) for kind in ("kernel", "bias") if ("fc", kind) not in shapes}
     lists = {
         "missing": [name for name in names.values() if name not in source.tensors],
-        "left over": [name for name in source.tensors if name not in {*names.values(), *optional}],
-        "misshapen": [
+        "unexpected": [name for name in source.tensors if name not in {*names.values(), *optional}],
+        "of the wrong shape": [
             f"{name} {source.tensors[name].shape}, not {_theirs(shapes[key], source.family)}"
             for key, name in names.items()
             if name in source.tensors and source.array(*key).shape != shapes[key]
@@ -90,21 +90,21 @@ def _differences(network, source):
     if all(stated) and not any(normalization.same(first, n) for n in (needed, colors)):
         has, needs = normalization.described(first), normalization.described(needed)
         yield (
-            f"the network's first layer normalises by {has}, the weights were trained with "
-            f"{'others' if has == needs else needs}; build the network with that, or without a first layer"
+            f"the network's preprocessing layer normalises by {has}, but the weights were trained with "
+            f"{'others' if has == needs else needs}; build the network with those, or with normalization=None"
         )
     ours, theirs = network.architecture, source.architecture
     if ours and theirs:
         for field, (has, needs) in ours.differences(theirs).items():
-            yield f"the network has {field}={has!r}, the weights were trained with {needs!r}"
+            yield f"the network has {field}={has!r}, but the weights were trained with {needs!r}"
         if source.family.zeros_around and (len(theirs.repetitions), theirs.block, theirs.shortcut) != (3, "basic", "A"):
             yield f"{source.family.name} have three stages of basic blocks and option A"
 
 
 def _zeros_at_the_end(arrays):
-    """From option A with zero channels on both sides to zero channels at the end: a permutation for each stage.
+    """Converts option A with zero channels on both sides to zero channels at the end, by permutations of the channels.
 
-    Their shortcut fills the middle half of twice as many channels. `order[stage]` are their channels in our order.
+    Their shortcut fills the middle half of twice as many channels. `order[stage]` lists their channels in our order.
     """
     order = {2: np.arange(arrays["conv1", "kernel"].shape[-1])}
     for stage in (3, 4):
@@ -129,11 +129,11 @@ def _load_unnamed(model, path):
     found = []
     with h5py.File(path) as file:
         if "layers" not in file:
-            raise WeightsError(f'{path} is no .weights.h5 of Keras: it has no group "layers"; nothing was changed')
+            raise WeightsError(f'{path} is not a .weights.h5 of Keras: it has no group "layers"; nothing was changed')
         file["layers"].visititems(lambda name, item: found.append(name) if isinstance(item, h5py.Dataset) else None)
     if len(found) != len(model.weights):
         raise WeightsError(
-            f"{path} has {len(found)} tensors and {model.name} {len(model.weights)}: the weights of another network; "
+            f"{path} has {len(found)} tensors, but {model.name} has {len(model.weights)}: weights of another network; "
             "nothing was changed"
         )
     before = model.get_weights()
@@ -144,16 +144,16 @@ def _load_unnamed(model, path):
         raise WeightsError(f"{path} does not fit {model.name}; nothing was changed: {error}") from error
 
 
-# The fields of `Source` that torchvision's names do not determine, beside its architecture.
+# The fields of `Source` that torchvision's names do not determine, in addition to its architecture.
 STATED = ("normalization", "classifier_activation", "pooling", "input_size")
 
 
 def save_torchvision(model: keras.Model, path: str | os.PathLike) -> None:
     """Writes a network's weights under torchvision's names, for PyTorch and for `load_weights`.
 
-    torchvision has the stride of bottlenecks in the 3x3, option B and pixels normalised outside. Where this network
-    differs, torchvision does not know; the differences are written beside the tensors and read by this package. Layers
-    for which torchvision has no names, such as the last normalisation of pre-activation networks, are refused.
+    torchvision's networks have the stride of bottlenecks in the 3x3 and option B, and take normalised images. What
+    differs in this network is written to the file's metadata, which this package reads but torchvision does not. Layers
+    for which torchvision has no names, such as the last normalisation of pre-activation networks, are rejected.
 
     Args:
         model: a network of this package.
@@ -164,18 +164,18 @@ def save_torchvision(model: keras.Model, path: str | os.PathLike) -> None:
     """
     safetensors = package("safetensors.numpy", path)
     if os.path.splitext(path)[1] != ".safetensors":
-        raise WeightsError(f"a file of torchvision's names ends in .safetensors; found {os.fspath(path)!r}")
+        raise WeightsError(f"a file with torchvision's names ends in .safetensors; found {os.fspath(path)!r}")
     source = read(model)
     if source.family is not families.OURS or _misfits(model, source):
-        raise WeightsError(f"{model.name} is no network of this package, whose layers have torchvision's names")
+        raise WeightsError(f"{model.name} is not a network of this package; torchvision has no names for its layers")
     family = families.TORCHVISION
     layers = dict.fromkeys(layer for layer, _ in _variables(model, biases=False))
     if unknown := [layer for layer in layers if family.tensor(layer, "kernel") is None]:
         raise WeightsError(f"torchvision has no names for {', '.join(unknown)}; save {model.name} as .keras")
     if biased := [layer for layer, kind in _variables(model, biases=False) if kind == "bias" and layer != "fc"]:
         raise WeightsError(
-            f"torchvision's convolutions have no bias, and {biased[0]} of {model.name} has one, as keras_resnet.fold "
-            "makes it; save the network that was folded"
+            f"torchvision's convolutions have no bias, but {biased[0]} of {model.name} has one, as after "
+            "keras_resnet.fold; save the network before folding"
         )
     tensors = {}
     for layer, kind in _variables(model, biases=False):

@@ -1,4 +1,4 @@
-"""Published weights: for ImageNet those of others, which are downloaded; for CIFAR-10 this project's, in the package.
+"""Published weights: for ImageNet, those of other projects, downloaded; for CIFAR-10, this project's, in the package.
 
 `shipped/` has a folder for each finished run, with the network, its classes, settings and result.
 """
@@ -29,8 +29,8 @@ def shipped() -> dict[str, str]:
 class Published(typing.NamedTuple):
     """Networks with published weights: their number of classes, and the files.
 
-    `files` has, by the network's name, a URL and a hash, or a path. `nearest` is, of these, the network that comes
-    nearest to one of a name that has weights.
+    `files` maps the network's name to a URL and a hash, or to a path. `nearest` maps an architecture to the published
+    one of the same name.
     """
 
     classes: int
@@ -78,20 +78,20 @@ def check(weights: str, network: Architecture, channels: int) -> None:
     """ValueError if the network that has these weights differs from this one in more than its last layer."""
     published = PUBLISHED[weights]
     if network.name not in published.files:
-        return  # `fetch` says which there are
+        return  # `fetch` lists those that have weights
     found = published.nearest(network).differences(network)
     found |= {"channels": (CHANNELS, channels)} if channels != CHANNELS else {}
     if found:
         theirs, ours = (", ".join(f"{field}={pair[i]!r}" for field, pair in found.items()) for i in (0, 1))
-        raise ValueError(f'weights="{weights}" are of a network with {theirs}; found {ours}')
+        raise ValueError(f'weights="{weights}" are for a network with {theirs}; found {ours}')
 
 
 def weights_sha256(model: keras.Model) -> str:
-    """The SHA-256 of a network's numbers, which stands in the record of the run that trained it.
+    """The SHA-256 of a network's weights, which is in the record of the run that trained it.
 
-    Of each variable, and of the scale and offset of each `Rescaling`, in the order of the layers: "LAYER/NAME(SHAPE)",
-    then the values as little-endian float32. A `.keras` file has no such digest: it is another one each time it is
-    saved, as it holds the time, and again with another version of Keras or HDF5.
+    Hashed are, for each variable and for the scale and offset of each `Rescaling`, in the order of the layers:
+    "LAYER/NAME(SHAPE)", then the values as little-endian float32. The hash of a `.keras` file would change each time it
+    is saved, because the file contains the time, and with the version of Keras or HDF5.
     """
     digest = hashlib.sha256()
     for layer in model.layers:
@@ -108,14 +108,14 @@ def fetch(weights: str, network: str | None) -> str:
     """The file of a network with published weights, which is downloaded once if it is not in the package.
 
     Raises:
-        WeightsError: there are no weights of this network, or they could not be downloaded.
+        WeightsError: no weights of this network are published, or they could not be downloaded.
     """
     files = PUBLISHED[weights].files
-    if network is None:  # of a program, which asks for a network by its name
-        raise WeightsError(f"{weights!r} is what networks were trained on; name {runs.known(weights)}, or give a file")
+    if network is None:  # from a program, which needs the name of a network
+        raise WeightsError(f"{weights!r} is the networks' data set; give {runs.known(weights)}, or a file")
     if network not in files:
         known = ", ".join(files) or "no network yet"
-        raise WeightsError(f'weights="{weights}" is for the builders of {known}; found {network}')
+        raise WeightsError(f'weights="{weights}" exists for {known}; found {network}')
     if isinstance(files[network], str):
         return files[network]
     url, digest = files[network]
@@ -127,7 +127,7 @@ def fetch(weights: str, network: str | None) -> str:
     except Exception as error:  # Keras raises this type itself
         name = url.rsplit("/", 1)[1]
         raise WeightsError(
-            f"the published weights could not be fetched: {error}\nWithout a network: download {url} elsewhere and put "
+            f"the published weights could not be downloaded: {error}\nOffline: download {url} elsewhere and put "
             f'it into the folder models of Keras (~/.keras/models/{name}), or give its path, weights="{name}"'
         ) from error
 

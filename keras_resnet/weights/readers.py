@@ -1,7 +1,7 @@
 """Reads trained weights from many sources: one reader for each format.
 
-The tensors keep their own names, for which `families` has the tables, and come with everything else that determines the
-outputs. PyTorch's files are read by its weights-only loader, which executes no code.
+The tensors keep their own names, which `families` maps to this package's, and come with everything else that determines
+the outputs. PyTorch's files are read by its weights-only loader, which executes no code.
 """
 
 import json
@@ -24,7 +24,7 @@ from keras_resnet.weights.keras_models import of_model
 from keras_resnet.weights.published import WeightsError, package
 from keras_resnet.weights.tensors import Source, recognized
 
-# Where the training scripts of PyTorch put the state dict into their checkpoints.
+# The keys under which training scripts for PyTorch store the state dict in their checkpoints.
 CHECKPOINTS = ("state_dict", "model_state_dict", "model_state", "model", "net")
 
 Readable: typing.TypeAlias = str | os.PathLike | keras.Model | Source
@@ -42,7 +42,7 @@ def read(source: Readable, network: str | None = None) -> Source:
         A `Source`.
 
     Raises:
-        WeightsError: the source cannot be read, or its names belong to none of the known families.
+        WeightsError: the source cannot be read, or its names belong to no known family.
     """
     if isinstance(source, Source):
         return source
@@ -73,7 +73,7 @@ def _file(path):
             f"{runs.known(path)}"
         )
     if os.path.splitext(file)[1] not in READERS:
-        raise WeightsError(f"{path} is no file of weights: those end in {', '.join(READERS)}")
+        raise WeightsError(f"{path} is not a file of weights: these end in {', '.join(READERS)}")
     return file
 
 
@@ -109,10 +109,10 @@ def _torch(path):
     torch = package("torch", path)
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # each kind of damage raises another one
+    except Exception as error:  # its type depends on the damage
         raise WeightsError(
-            f"{path} is damaged or holds other objects than tensors, which are never executed; in PyTorch, save the "
-            "state_dict() alone"
+            f"{path} is damaged or holds objects other than tensors, which are never executed; in PyTorch, save "
+            "only the state_dict()"
         ) from error
     for key in CHECKPOINTS:
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
@@ -141,11 +141,11 @@ READERS = {
     ".th": _torch,
     ".bin": _torch,
 }
-METADATA = "keras_resnet"  # the key under which the file states what torchvision's names do not
+METADATA = "keras_resnet"  # the file's metadata under this key state what torchvision's names do not
 
 
 def _configured(path):
-    """What the `config.json` beside a file of transformers or timm states, as `recognized` takes it."""
+    """What the `config.json` beside a file of transformers or timm states, as arguments of `recognized`."""
     path = os.path.join(os.path.dirname(path), "config.json")
     if not os.path.isfile(path):
         return {}

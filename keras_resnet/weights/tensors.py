@@ -1,4 +1,4 @@
-"""Trained weights as they were found: tensors under their own names, and everything else that decides the outputs."""
+"""Trained weights as read: tensors under their own names, and everything else that determines the outputs."""
 
 import itertools
 import re
@@ -18,11 +18,11 @@ IGNORED = ".num_batches_tracked"  # a counter of PyTorch that no output depends 
 
 
 class Source(typing.NamedTuple):
-    """Trained weights as they were found.
+    """Trained weights as read.
 
     `tensors` are arrays by their own names; only the epsilon of batch normalisation is converted to this package's.
     `family` is None for a `.weights.h5`, whose tensors have no names; then `tensors` is empty and the fields after
-    `normalization` are not known. `architecture` is None if there is no first convolution or no first block.
+    `normalization` are unknown. `architecture` is None if there is no first convolution or no first block.
     `normalization` is UNKNOWN if a normalisation is needed and the source does not state it; only Keras models state
     the last three fields.
     """
@@ -42,7 +42,7 @@ class Source(typing.NamedTuple):
         return theirs or f"{layer}/{kind}"
 
     def array(self, layer: str, kind: str = "kernel") -> np.ndarray | None:
-        """A variable of this package's `layer`, in the layout of Keras; None if there is none."""
+        """A variable of this package's `layer`, in the layout of Keras; None if it is missing."""
         array = self.tensors.get(self.tensor(layer, kind))
         if array is None or self.family is None or self.family.parts is families.KERAS:
             return array
@@ -50,7 +50,7 @@ class Source(typing.NamedTuple):
 
     @property
     def channels(self) -> int | None:
-        """Of the images; None without a first convolution."""
+        """The number of channels of the images; None without a first convolution."""
         return None if (kernel := self.array("conv1")) is None else kernel.shape[2]
 
     def __str__(self) -> str:
@@ -61,9 +61,9 @@ class Source(typing.NamedTuple):
 
 
 def architecture_of(source: Source) -> Architecture:
-    """The network that a source describes; WeightsError if its layers have no names, or the first ones are missing."""
+    """The network that a source describes; WeightsError if its layers have no names, or the first are missing."""
     if source.family is None:
-        raise WeightsError(f"{source} names no layers; build its network and call load_weights(model, path)")
+        raise WeightsError(f"{source} does not name its layers; build its network and call load_weights(model, path)")
     if source.architecture is None:
         raise WeightsError(f"{source} has no first convolution or no first block")
     return source.architecture
@@ -76,11 +76,11 @@ def axes(ndim: int, back: bool = False) -> tuple[int, ...]:
 
 
 def recognized(name, tensors, stated=None, **known):
-    """The source of these tensors. `stated` are fields of its architecture; the others are as usual in the family."""
+    """The source of these tensors. `stated` are fields of its architecture; the others are the family's defaults."""
     own = {key: array for key, array in tensors.items() if not key.endswith(IGNORED)}
     tensors = {PREFIXES.sub("", key): array for key, array in own.items()}
     if len(tensors) < len(own):
-        raise WeightsError(f"{name} holds several networks, whose tensors differ in a prefix only: {', '.join(own)}")
+        raise WeightsError(f"{name} holds several networks, whose tensors differ only in a prefix: {', '.join(own)}")
     family = families.recognize(tensors)
     if family is None:
         some = ", ".join(list(tensors)[:5]) or "none"
@@ -88,7 +88,7 @@ def recognized(name, tensors, stated=None, **known):
             inner = families.recognize({key.removeprefix(prefix) for key in tensors if key.startswith(prefix)})
             if inner:
                 raise WeightsError(
-                    f"{name} has the names of {inner.name} behind the prefix {prefix!r}: save these tensors without it"
+                    f"{name} has the names of {inner.name} after the prefix {prefix!r}; save these tensors without it"
                 )
         raise WeightsError(
             f"{name} holds no residual network with names of {', '.join(f.name for f in families.FAMILIES)}; "
@@ -105,7 +105,7 @@ def recognized(name, tensors, stated=None, **known):
 
 
 def _architecture(source, stated):
-    """The network that the tensors show. `stated` are the fields that they do not show, where they are known."""
+    """The network inferred from the tensors. `stated` are known fields that cannot be inferred."""
     stem, first = source.array("conv1"), source.array("conv2_1_1")
     if stem is None or first is None:
         return None
@@ -131,15 +131,15 @@ def _architecture(source, stated):
 
 
 def architecture(name: str, **fields: typing.Any) -> Architecture:
-    """An `Architecture`; WeightsError if there is none with these fields. `name` is that of the weights."""
+    """An `Architecture`; WeightsError if none has these fields. `name` is the name of the weights."""
     try:
         return Architecture(**fields)
     except ValueError as error:
-        raise WeightsError(f"{name} is no network of the papers: {error}") from error
+        raise WeightsError(f"{name} is not a network of the papers: {error}") from error
 
 
 def _usual_normalization(source):
-    """The normalisation that is usual in the family. Networks for small images and other channels have their own."""
+    """The usual normalisation of the family. Networks for small images or other channels have their own."""
     network, top = source.architecture, source.array("fc")
     if network is None:
         return source.family.normalization

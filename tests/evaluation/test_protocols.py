@@ -425,7 +425,7 @@ def main(monkeypatch, *arguments):
             ["nowhere.keras", "--data", "shapes"],
             "nowhere.keras does not exist; a model is a .keras file, the folder",
         ),
-        (["images", "--data", "shapes"], "images holds no model.keras; a run has one when it is finished"),
+        (["images", "--data", "shapes"], "images has no model.keras; a run writes it when it finishes"),
         (["images/val/day/0.jpg", "--data", "shapes"], "0.jpg is not a model that Keras can load"),
         (["0.keras", "--data", "cifar11"], "a set of TensorFlow Datasets; found 'cifar11'. Did you mean cifar10?"),
         (["0.keras", "--data", "cifar10", "--protocol", "10-crop"], "cifar10 is tested with --protocol single"),

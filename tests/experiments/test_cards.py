@@ -1,4 +1,4 @@
-"""Cards and folders for Hugging Face: what they say is true, and what they show works."""
+"""Cards and folders for Hugging Face: their statements are true, and their code works."""
 
 import importlib
 import json
@@ -47,7 +47,7 @@ def edit(path, **changes):
 
 @pytest.fixture
 def run(tmp_path):
-    """The folder of a run that is not the package's."""
+    """The folder of a run that is not in the package."""
     folder = shutil.copytree(runs.SHIPPED / NAME, tmp_path / "runs" / "mine")
     settings = json.loads((folder / "args.json").read_text())
     edit(folder / "args.json", data_dir=HOME)
@@ -56,7 +56,7 @@ def run(tmp_path):
 
 
 def of_photographs(folder):
-    """Makes the folder that of a run on photographs."""
+    """Changes the folder to that of a run on an image folder."""
     changes = {"dataset": f"{HOME}/flowers/", "train_on_all": False, "image_size": 64, "init_from": f"{HOME}/my.keras"}
     changes |= {"depth": 18, "shortcut": "B", "steps": None, "epochs": 3, "boundaries": [1, 2], "without": ["color"]}
     settings = {**json.loads((folder / "args.json").read_text()), **changes}
@@ -71,7 +71,7 @@ def command(text):
 
 @pytest.mark.parametrize("folder", SHIPPED, ids=lambda folder: folder.name)
 def test_the_command_of_a_card_trains_the_same_again(folder, program):
-    """Its program takes it, and what decides the result is as in the record of the run."""
+    """The program accepts it, and the settings that affect the result are those of the run's record."""
     settings = json.loads((folder / "args.json").read_text())
     text = cards.card(folder.name, runs.load_model(folder))
     name, *words = command(text)
@@ -139,7 +139,7 @@ def test_a_card_of_an_older_run_does_not_know_where_it_was_trained(run):
     result = json.loads((run / "result.json").read_text())
     del result["segments"]
     (run / "result.json").write_text(json.dumps(result))
-    assert "| trained on | not known, with an older version |" in cards.card(run, runs.load_model(run))
+    assert "| trained on | unknown (older version) |" in cards.card(run, runs.load_model(run))
 
 
 def test_a_card_of_photographs_invents_no_data_set(run, program):

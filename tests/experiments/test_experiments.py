@@ -1,4 +1,4 @@
-"""The experiments' table, and train/reproduce.py as people run it."""
+"""The experiments' table, and train/reproduce.py as users run it."""
 
 import importlib
 import json
@@ -112,7 +112,7 @@ def test_photographs_are_tested_with_ten_crops(tmp_path):
 
 
 def test_runs_have_one_name_each_and_are_shared():
-    """Everything that decides on the result is in the name, nothing else is."""
+    """The name contains everything that affects the result, and nothing else."""
     runs = {}
     for name, experiment in EXPERIMENTS.items():
         for row, settings in experiment.settings(seeds=2, dataset=None if experiment.dataset else str(ROOT)):
@@ -199,7 +199,7 @@ def reproduce(tmp_path, tiny, monkeypatch, capsys):
 
 
 def test_data_that_changed(tmp_path, reproduce, terminated_at, capsys):
-    """A run is stopped, its data change, and it goes on only when it is told to."""
+    """A run is stopped and its data change; it continues only with the flag for this."""
     with terminated_at(2), pytest.raises(SystemExit):
         reproduce("--only", "ResNet-8")
     data = tmp_path / "runs" / "shapes-resnet-8-steps-3-seed-0" / folder.DATA
@@ -213,7 +213,7 @@ def test_data_that_changed(tmp_path, reproduce, terminated_at, capsys):
 
 @pytest.mark.parametrize("seconds", [None, 4.0])
 def test_several_runs_at_a_time(tmp_path, monkeypatch, capsys, seconds):
-    """All finish, or those that still run after some seconds are saved; then the next call goes on."""
+    """All finish, or those still running after some seconds are saved; the next call continues them."""
     monkeypatch.chdir(tmp_path)
     steps = 12 if seconds is None else 40_000
     options = {"dataset": "shapes", "depth": 8, "steps": steps, "batch_size": 16, "lr": 0.01, "checkpoint_every": 5}
@@ -249,7 +249,7 @@ def test_colours_in_a_folder_are_part_of_a_name(tmp_path):
 
 
 def test_the_program(tmp_path, reproduce, monkeypatch, capsys):
-    """Finishes, goes on with other networks when one fails, and does nothing when it is called again."""
+    """Finishes, continues with other networks if one fails, and does nothing when called again."""
     (tmp_path / "runs").mkdir()
     (tmp_path / "runs" / "shapes-plain-8-steps-3-seed-0").write_text("in the way")
     with pytest.raises(SystemExit, match="1 of 2 runs failed: shapes-plain-8-steps-3-seed-0"):

@@ -19,7 +19,7 @@ CPU = "TensorFlow on 1 CPU core"
 
 
 def made_up(experiment, settings, error):
-    """A record as `experiments.run` writes it, of a run that nobody made."""
+    """A record as `experiments.run` writes it, with made-up results."""
     epochs, rng = 12, np.random.default_rng(settings.seed + settings.depth)
     steps = settings.length(50_000)
     step = np.linspace(steps / epochs, steps, epochs)
@@ -41,7 +41,7 @@ def made_up(experiment, settings, error):
 
 
 def segment(together, steps, backend="tensorflow", *devices):
-    """Where the steps of a run were made."""
+    """A segment of a run: where its steps were trained."""
     made = {"commit": "0123456", "python": "3", "keras": "3", backend: "2", "devices": [*devices] or ["1 CPU core"]}
     return {"from": 0, "to": steps, "backend": backend, "normalized_together": together, **made}
 
@@ -52,7 +52,7 @@ def runs(name, error, only=None, **options):
 
 
 def drawn(name, records):
-    """The figure of the first group."""
+    """The figure of the first group of entries."""
     return report.draw(EXPERIMENTS[name], report.groups(report.entries(EXPERIMENTS[name], records))[0])
 
 
@@ -108,7 +108,7 @@ def test_the_tables_show_our_numbers_beside_the_papers(tmp_path):
 
 
 def test_runs_of_another_backend_or_with_other_parts_are_not_averaged(tmp_path):
-    """Their rows stand beside each other, with the command that trained them; a run that was moved says so."""
+    """They have separate rows, each with its command; a run that changed machines names both."""
     records = runs("fig6", 0.1, ["ResNet-20"], seeds=4)
     for record, error in zip(records, (0.10, 0.12, 0.20, 0.30), strict=True):
         record["error"] = error
@@ -196,7 +196,7 @@ def test_every_schedule_of_the_table_is_drawn(tmp_path):
 
 @pytest.mark.parametrize("epochs", [4, 40])
 def test_what_is_off_the_axis_is_said(epochs):
-    """Of few epochs nothing is: each is a point."""
+    """With few epochs nothing is: each is drawn as a point."""
     (record,) = runs("fig6", 0.1, ["ResNet-20"])
     falling = np.maximum(0.8 * 0.7 ** np.arange(epochs), 0.1)
     record["history"] = {"step": list(np.arange(1, epochs + 1) * 64_000 / epochs), "error": [0.0] * epochs}
@@ -211,7 +211,7 @@ def test_what_is_off_the_axis_is_said(epochs):
 
 
 def test_commands_can_be_pasted(tmp_path, monkeypatch):
-    """Whatever the conditions of a run were, the report's command makes the same run."""
+    """Whatever the conditions of a run, the report's command trains the same run."""
     monkeypatch.syspath_prepend(str(ROOT / "train"))
     reproduce = importlib.import_module("reproduce")
     (tmp_path / "a folder").mkdir()
@@ -247,15 +247,15 @@ def test_responses_are_drawn_in_their_order_and_sorted():
 
 
 def test_what_is_no_result_is_said(tmp_path, monkeypatch):
-    with pytest.raises(RunError, match="no such folder"):
+    with pytest.raises(RunError, match="does not exist"):
         experiments.load(str(tmp_path / "none"))
     (tmp_path / "a.json").write_text('{"command": "x"}')
-    with pytest.raises(RunError, match="a.json is no result of train/reproduce.py: it has no conditions, error"):
+    with pytest.raises(RunError, match="a.json is not a result of train/reproduce.py: it has no conditions, error"):
         experiments.load(str(tmp_path))
     (tmp_path / "a.json").write_text("{")
     monkeypatch.syspath_prepend(str(ROOT / "train"))
     monkeypatch.setattr(sys, "argv", ["report.py", "--results", str(tmp_path)])
-    with pytest.raises(SystemExit, match="report.py: .*a.json is damaged: .* Delete it to make it anew"):
+    with pytest.raises(SystemExit, match="report.py: .*a.json is damaged: .* Delete it and run the experiment again"):
         importlib.import_module("report").main()
 
 
@@ -267,7 +267,7 @@ def test_no_error_at_all_can_be_drawn(tmp_path):
 
 
 def test_a_foreign_record_runs_no_script(tmp_path):
-    """Every text of a record that comes from elsewhere."""
+    """All texts of a foreign record are escaped."""
     script = "<script>alert(1)</script>"
     (record,) = runs("table2", 0.3, ["plain-18"], dataset=str(tmp_path), steps=1000)
     record |= {

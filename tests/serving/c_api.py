@@ -25,7 +25,7 @@ class Failed(RuntimeError):
 
 
 class Pointer(ctypes.c_void_p):
-    """Unlike `c_void_p` itself, ctypes does not turn it into a number, which would be cut to 32 bits as an argument."""
+    """Unlike `c_void_p` itself, ctypes does not make it a number, which would be cut to 32 bits as an argument."""
 
 
 RESULTS = {
@@ -75,7 +75,7 @@ class Session:
         return function(*arguments)
 
     def _checked(self, name, *arguments):
-        """Calls a function whose last argument is a status, and raises what this says."""
+        """Calls a function whose last argument is a status, and raises its error."""
         status = self._call("NewStatus")
         try:
             result = self._call(name, *arguments, status)
@@ -121,7 +121,7 @@ class Session:
 
 
 def peak_memory():
-    """In MB, of this program alone: getrusage's also counts the one that started it."""
+    """In MB, of this program alone: getrusage also counts the parent process."""
     with open("/proc/self/status") as file:
         return next(int(line.split()[1]) / 1000 for line in file if line.startswith("VmHWM"))
 

@@ -1,10 +1,10 @@
-"""TF Serving's two interfaces, gRPC and REST, on real sockets: what the tests of clients talk to, and nobody's server.
+"""TF Serving's two interfaces, gRPC and REST, on real sockets: a server for the tests of clients, not for production.
 
     python contract_server.py --model_name=NAME --model_base_path=FOLDER --port=8500 --rest_api_port=8501
 
 takes these flags of `tensorflow_model_server`, and its --file_system_poll_wait_seconds, --max_num_load_retries,
---enable_batching and --batching_parameters_file. SavedModels are loaded and run by TensorFlow's C API; TensorFlow's
-Python is there for messages alone. Interfaces, statuses and messages are those that TF Serving documents (gRPC
+--enable_batching and --batching_parameters_file. SavedModels are loaded and run by TensorFlow's C API; its Python API
+is used only for messages. Interfaces, statuses and messages are those that TF Serving documents (gRPC
 services, "RESTful API", "SavedModel Warmup", "Batching"); it was written without a server to compare it with.
 """
 
@@ -60,7 +60,7 @@ def signature_defs(path):
 
 
 class Version:
-    """A version that is loaded, and warm."""
+    """A version that is loaded and warmed up."""
 
     def __init__(self, path, batching):
         self.number, self.users = int(path.name), 0
@@ -130,7 +130,7 @@ def warmup_requests(path):
 
 
 class Batches:
-    """Joins requests to one signature: up to `max_batch_size` rows, or what came within `batch_timeout_micros`."""
+    """Joins requests to one signature: up to `max_batch_size` rows, or those within `batch_timeout_micros`."""
 
     Task = collections.namedtuple("Task", "arrays rows shape future")
 
@@ -186,7 +186,7 @@ class Batches:
 
 
 class Model:
-    """The newest version in a folder, which is looked at again and again."""
+    """The newest version in a folder, which is polled."""
 
     def __init__(self, name, folder, batching):
         self.name, self.folder, self.batching = name, pathlib.Path(folder), batching
@@ -324,7 +324,7 @@ def value(json_value):
 
 
 def tensor(json_value, info):
-    """A TensorProto of nested lists, with the type of the signature."""
+    """A TensorProto from nested lists, with the type of the signature."""
     dtype, flat, kind = NUMPY[info.dtype], [], tf.dtypes.as_dtype(info.dtype).name
 
     def walk(part, level):
@@ -383,7 +383,7 @@ def predict_request(body, version):
 
 
 def as_json(name, array):
-    """Nested lists; strings are text, but for tensors whose name ends with _bytes."""
+    """Nested lists; strings are text, except for tensors whose names end with _bytes."""
     as_text = (lambda x: {"b64": base64.b64encode(x).decode()}) if name.endswith("_bytes") else lambda x: x.decode()
     convert = lambda x: [*map(convert, x)] if isinstance(x, list) else as_text(x) if isinstance(x, bytes) else x
     return convert(array.tolist())

@@ -1,4 +1,4 @@
-"""The clients of docs/serving.md against a server's interfaces: `contract_server.py`, and TF Serving where it is."""
+"""The clients of docs/serving.md against a server's interfaces: `contract_server.py`, and TF Serving if installed."""
 
 import base64
 import concurrent.futures
@@ -83,7 +83,7 @@ class Server:
         pytest.fail(f"version {version} is not {state} within {START} seconds")
 
     def post(self, verb, body, url=None):
-        """The status and the answer; `body` is JSON, or bytes."""
+        """The status and the response; `body` is JSON, or bytes."""
         content = body if isinstance(body, bytes) else json.dumps(body).encode()
         try:
             with urllib.request.urlopen(url or f"{self.url}:{verb}", content, timeout=30) as reply:
@@ -142,7 +142,7 @@ def about(path):
 
 @pytest.mark.parametrize("language, index", [("sh", 0), ("sh", 1), ("python", 0), ("python", 1), ("python", 2)])
 def test_the_pages_clients(language, index, server, small, tmp_path):
-    """As they stand there, but for the ports; those that need no TensorFlow have none."""
+    """Unchanged except for the ports; clients that do not need TensorFlow run without it."""
     program = blocks(PAGE, "## Clients")[language][index]
     (image,) = pixels(1, seed=5)
     (tmp_path / "cat.jpg").write_bytes(png(image))  # a PNG, which nobody cares about: JPEG would change its pixels
@@ -279,7 +279,7 @@ SMALL = pixels(1)[:, :4].tolist()
         ({"instances": [1], "inputs": [1]}, 400, ""),
         ({"signature_name": "predict_file", "instances": [1]}, 400, '"predict_file" not found'),
         ({"signature_name": "predict_bytes", "instances": [{"b64": "data:image/png;base64,AAAA"}]}, 400, "base64"),
-        ({"signature_name": "predict_bytes", "instances": [b64(b"no image")]}, 400, "no JPEG or PNG image"),
+        ({"signature_name": "predict_bytes", "instances": [b64(b"no image")]}, 400, "not a JPEG or PNG image"),
         ({"signature_name": "predict_bytes", "instances": pixels(1).tolist()}, 400, "expected"),
         ({"instances": [b64(png(pixels(1)[0]))]}, 400, "expected type: float"),
         ({"signature_name": "predict_uint8", "instances": (pixels(1) / 2).tolist()}, 400, "expected type: uint8"),
@@ -355,7 +355,11 @@ def test_grpc_classify_metadata_and_status(server, expected):
         ({"key": "image"}, "INVALID_ARGUMENT", "image"),
         ({"images": pixels().astype("float32")}, "INVALID_ARGUMENT", ""),
         ({"images": pixels()[:, :16]}, "INVALID_ARGUMENT", ""),
-        ({"images": [b"no image"], "signature": "predict_bytes", "key": "image_bytes"}, "INVALID_ARGUMENT", "no JPEG"),
+        (
+            {"images": [b"no image"], "signature": "predict_bytes", "key": "image_bytes"},
+            "INVALID_ARGUMENT",
+            "not a JPEG",
+        ),
         ({"output_filter": ["colour"]}, "INVALID_ARGUMENT", "colour"),
         ({"name": "other"}, "NOT_FOUND", "Servable not found for request: Latest(other)"),
         ({"version": 9}, "NOT_FOUND", f"Specific({NAME}, 9)"),
@@ -394,7 +398,7 @@ def test_a_client_that_hangs_up_harms_nobody(server, expected):
 
 @pytest.mark.parametrize("kind", SERVERS)
 def test_joined_requests(kind, exported, small, tmp_path):
-    """With the page's parameters, but that the server waits until a batch is full."""
+    """With the page's parameters, except that the server waits until a batch is full."""
     (parameters,) = (text for text in blocks(PAGE, "## Batching")[""] if "max_batch_size" in text)
     assert "batch_timeout_micros { value: 2000 }" in parameters
     (tmp_path / "batching.config").write_text(parameters.replace("2000", "5000000"))
@@ -437,7 +441,7 @@ def test_a_version_whose_warmup_fails_is_not_served(kind, exported, small, tmp_p
 
 @pytest.mark.parametrize("kind", SERVERS)
 def test_a_version_is_swapped_under_load(kind, small, expected, tmp_path):
-    """gRPC and REST; not one request may fail while version 2 takes the place of version 1."""
+    """gRPC and REST; no request may fail while version 2 replaces version 1."""
     folder = tmp_path / NAME
     serving.export(small, folder, classes=CLASSES)
     files = [b64(png(image)) for image in pixels()]
@@ -479,7 +483,7 @@ def test_a_version_is_swapped_under_load(kind, small, expected, tmp_path):
 
 @pytest.mark.skipif(not importlib.util.find_spec("kserve"), reason="kserve is not installed")
 def test_kserve_serves_an_openvino_export(small, expected, tmp_path):
-    """The page's server, as it stands there, over the Open Inference Protocol."""
+    """The page's server, unchanged, over the Open Inference Protocol."""
     serving.export(small, tmp_path / "saved_models" / NAME, classes=CLASSES, format="openvino")
     (program,) = blocks(PAGE, "## Other servers")["python"]
     (tmp_path / "server.py").write_text(program)

@@ -45,7 +45,7 @@ SWITCHES = {"as it is": {}, "frozen": FROZEN, "BF16": BF16, "frozen, BF16": FROZ
 
 
 def pixels(n=3, height=32, width=32, seed=0):
-    """Blurred noise: the network's answers to sharp noise are all alike."""
+    """Blurred noise, because the network's outputs for sharp noise are all alike."""
     coarse = np.random.default_rng(seed).uniform(0, 255, (n, 4, 4, 3))
     return np.round(tf.image.resize(coarse, (height, width)).numpy()).astype("uint8")
 
@@ -59,7 +59,7 @@ def strings(*values):
 
 
 def serve(path, *requests):
-    """Answers to (signature, array), by TensorFlow's C API in a process without its Python."""
+    """Outputs for (signature, array), by TensorFlow's C API in a process without its Python API."""
     return [answer for answer, _ in served(path, *requests)]
 
 
@@ -93,7 +93,7 @@ def exported(small, tmp_path_factory):
 
 @pytest.fixture
 def listing(tmp_path):
-    """What a server sees in the folder of the versions."""
+    """The versions that a server sees in the folder."""
     return lambda: sorted(name for name in os.listdir(tmp_path / "m") if not name.startswith("."))
 
 
@@ -123,7 +123,7 @@ def test_a_server_gets_the_networks_numbers(small, exported):
 
 
 def test_files_are_cropped_as_the_evaluation_does(tmp_path):
-    """JPEG and PNG, upright and lying, colour and grey, to a network that takes any size."""
+    """JPEG and PNG, portrait and landscape, colour and grey, with a network that takes any size."""
     model = trained(keras_resnet.ResNet18(classes=10, normalization="torch"))
     path = serving.export(model, tmp_path / "m", crop=96)
     lying, upright = pixels(1, 120, 150)[0], pixels(1, 200, 100, seed=1)[0]
@@ -148,14 +148,14 @@ def test_a_malformed_image_is_named(exported):
         ("predict_bytes", strings(good, good, jpeg[: len(jpeg) // 2], b"")),
         ("predict_bytes", strings(good)),
     )
-    assert "counted from 0, number] [1]" in answers[0]
-    assert "counted from 0, number] [2 3]" in answers[1]
+    assert "index in this batch] [1]" in answers[0]
+    assert "index in this batch] [2 3]" in answers[1]
     assert answers[2]["scores"].shape == (1, 3)  # the server goes on
 
 
 @pytest.mark.parametrize("name", ["serving_default", "predict_uint8"])
 def test_pixels_of_another_shape_are_refused(name, exported):
-    """They would be broadcast: along height and width by option A's padding, along channels by the normalization."""
+    """They would be broadcast: height and width by option A's padding, channels by the normalization."""
     images = pixels().astype(SIGNATURES[name][1].as_numpy_dtype)
     wrong = images[:, :1, :1], images[..., :1], images[:, :, :16], images[0], images
     *refused, answer = serve(exported, *((name, array) for array in wrong))
@@ -177,7 +177,7 @@ def about(path):
 
 
 def test_pixels_of_another_range_are_refused(exported):
-    """What clients divide by 255 or normalise gets a confident, wrong answer otherwise. Black is black in any range."""
+    """Pixels divided by 255 or normalised would get a confident, wrong prediction. Black is the same in any range."""
     images = pixels().astype("float32")
     dark, black = np.full_like(images, 2), np.zeros_like(images)
     resized = np.where(images > 128, 255.0001, -0.0001).astype("float32")  # what rounding adds
@@ -186,8 +186,8 @@ def test_pixels_of_another_range_are_refused(exported):
     answers = serve(exported, *(("serving_default", each) for each in (images, dark, black, resized, *wrong, mixed)))
     assert [isinstance(answer, str) for answer in answers] == [False] * 4 + [True] * 8
     smallest, largest = (f"{function(images[1] / 255):.6g}"[:6] for function in (np.min, np.max))
-    assert "RGB in [0, 255], not divided by 255" in answers[-1] and "counted from 0, number] [1 3] " in answers[-1]
-    assert f"[with its smallest and its largest pixel] [{smallest}" in answers[-1] and f" [{largest}" in answers[-1]
+    assert "RGB in [0, 255], not divided by 255" in answers[-1] and "index in this batch] [1 3] " in answers[-1]
+    assert f"[their smallest and largest pixels] [{smallest}" in answers[-1] and f" [{largest}" in answers[-1]
     assert about(exported)["input_range"] == [0, 255]
     (uint8,) = serve(exported, ("predict_uint8", np.ones((1, 32, 32, 3), "uint8")))
     assert uint8["scores"].shape == (1, 3)
@@ -226,7 +226,7 @@ def test_a_huge_image_is_refused_before_it_is_decoded(exported):
         ("predict_bytes", strings(bomb(64, 64), bomb(20_000, 20_000))),
     )
     assert fine["scores"].shape == (1, 3)
-    assert "of more than 50000000 pixels: of this batch, counted from 0, number] [1]" in message
+    assert "of more than 50000000 pixels: files, by index in this batch] [1]" in message
     assert after - before < 200  # MB; decoded it has 1,200
 
 
@@ -244,7 +244,7 @@ def test_the_limit_of_pixels_is_to_the_pixel(small, tmp_path):
 
 
 def test_signatures_are_what_clients_ask_for(exported):
-    """The messages of tensorflow-serving-api, and the REST form."""
+    """As messages of tensorflow-serving-api, and in REST."""
     found = signature_defs(exported)
     metadata = get_model_metadata_pb2.GetModelMetadataResponse()
     definitions = get_model_metadata_pb2.SignatureDefMap(signature_def=found)
@@ -298,7 +298,7 @@ def test_versions_follow_each_other_and_stay(small, tmp_path, listing):
     assert {file: file.stat().st_mtime_ns for file in pathlib.Path(path).rglob("*")} == before
     serving.export(small, tmp_path / "m", version=10, keep=2)
     assert listing() == ["10", "8"] and len(os.listdir(tmp_path / "m")) == 2
-    with pytest.raises(serving.ExportError, match="keep=1 would remove version 9 again, because .* holds 10"):
+    with pytest.raises(serving.ExportError, match="keep=1 would remove version 9 at once, because .* has 10"):
         serving.export(small, tmp_path / "m", version=9, keep=1)
     serving.export(small, tmp_path / "m", version=9, keep=2)
     assert listing() == ["10", "9"]
@@ -314,7 +314,7 @@ def test_a_server_takes_007_for_version_7(small, tmp_path, listing):
 
 
 def test_another_user_may_read_a_version(small, tmp_path):
-    """A server often is one, and the folders of `tempfile` are their owner's alone."""
+    """A server often runs as another user, and the folders of `tempfile` are readable only by their owner."""
     for format in ("saved_model", "onnx"):
         path = pathlib.Path(serving.export(small, tmp_path / format, format=format))
         for each in (path, *path.rglob("*")):
@@ -425,7 +425,7 @@ def test_another_runtimes_wrong_answers_are_no_export(answer, small, tmp_path, m
 
 
 @pytest.mark.parametrize(
-    "answer, message", [(np.full((2, 10), np.nan), "by nan"), (np.zeros((1, 10)), r"answers \(1, 10\) where")]
+    "answer, message", [(np.full((2, 10), np.nan), "by nan"), (np.zeros((1, 10)), r"returns \(1, 10\) instead")]
 )
 def test_int8_that_answers_something_else_is_no_export(answer, message, small, tmp_path, monkeypatch):
     monkeypatch.setitem(formats.WRITERS, "litert", lambda *arguments: None)
@@ -451,7 +451,7 @@ def test_tensorflow_by_another_name_is_a_version_too(small, tmp_path, monkeypatc
 
 
 def ending(*last, classes=10):
-    """A classifier of the mean colour: what a linear layer says of it, and then the last layers."""
+    """A classifier of the mean colour: a linear layer, then the last layers."""
     kernel = np.random.default_rng(4).normal(0, 0.02, (3, classes))
     inputs = x = keras.Input((8, 8, 3))
     for layer in (layers.GlobalAveragePooling2D(), layers.Dense(classes), *last):
@@ -578,7 +578,7 @@ def test_other_runtimes_give_the_same_numbers(format, small, tmp_path):
 
 @pytest.mark.slow
 def test_openvinos_hint_makes_float32_of_it(cifar10_dir, tmp_path):
-    """And what it does without the hint, which depends on the processor: for docs/serving.md."""
+    """And what it computes without the hint, which depends on the processor: for docs/serving.md."""
     openvino = pytest.importorskip("openvino")
     network = keras_resnet.CifarResNet(20, weights="cifar10")
     file = os.path.join(serving.export(network, tmp_path / "m", format="openvino"), "model.xml")
@@ -616,7 +616,7 @@ def litert_names(path):
 
 
 def test_other_runtimes_have_the_names_of_the_saved_model(tmp_path):
-    """Of a network whose input has no name of its own, and with axes of any length."""
+    """For a network whose input has no name of its own, and axes of any length."""
     for package in ("openvino", "tf2onnx", "onnxruntime", "ai_edge_litert"):
         pytest.importorskip(package)
     inputs = keras.Input((None, None, 3))
@@ -638,7 +638,7 @@ def test_int8_is_close(small, tmp_path):
 
 
 def test_int8_is_fitted_to_300_images(small, tmp_path, monkeypatch):
-    """The first of them; more take minutes and tell no more."""
+    """The first 300; more take minutes without changing the result."""
     fitted = []
     monkeypatch.setitem(formats.WRITERS, "litert", lambda model, path, size, images: fitted.append(images))
     monkeypatch.setitem(formats.RUNNERS, "litert", lambda path, images: small(images).numpy())
@@ -687,16 +687,16 @@ def broken(small):
 @pytest.mark.parametrize(
     "model, options, message",
     [
-        (lambda small: small, {"classes": ["cat", "dog"]}, "10 classes; found 2 names"),
+        (lambda small: small, {"classes": ["cat", "dog"]}, "10 classes; found 2 class names"),
         (lambda small: small, {"dtype": "float16"}, "dtype is one of float32, bfloat16, int8; found 'float16'"),
         (lambda small: small, {"dtype": "int8"}, "for the formats openvino and litert; found saved_model"),
-        (lambda small: small, {"dtype": "int8", "format": "litert"}, "images that are given for calibration"),
+        (lambda small: small, {"dtype": "int8", "format": "litert"}, "int8 needs images for calibration"),
         (lambda small: small, {"dtype": "bfloat16", "format": "onnx"}, "bfloat16 is for saved_model"),
         (lambda small: small, {"version": 0}, "a version is a number from 1 to 9223372036854775807; found 0"),
         (lambda small: small, {"max_pixels": 0}, "max_pixels is positive; found 0"),
         (lambda small: small, {"keep": 0}, "keep is positive; found 0"),
         (lambda small: small, {"crop": 224}, "crop is 32, the size that cifar_resnet8 takes; found 224"),
-        (lambda small: keras_resnet.CifarResNet(8, include_top=False), {}, "is no classifier"),
+        (lambda small: keras_resnet.CifarResNet(8, include_top=False), {}, "is not a classifier"),
         (broken, {}, "not finite"),
     ],
 )
@@ -736,12 +736,12 @@ def test_the_program_exports_a_run(small, tmp_path):
     assert named.stderr == "export.py: --name is the name of a folder in --output, not a path; found '../eight'\n"
     failed = program(run.parent)
     assert failed.returncode == 1
-    message = f"{run.parent} holds no model.keras; a run has one when it is finished"
+    message = f"{run.parent} has no model.keras; a run writes it when it finishes"
     assert failed.stderr == f"export.py: {message}\n"
 
 
 def rounded(network):
-    """What the second switch computes where a processor has AMX: the factors of each product in bfloat16."""
+    """What the second switch computes on a processor with AMX: products of bfloat16 factors."""
     to_bfloat16 = lambda x: keras.ops.cast(keras.ops.cast(x, "bfloat16"), "float32")
     multiplies = lambda layer: isinstance(layer, (layers.Conv2D, layers.Dense))
     call = lambda layer, *args: layer(*map(to_bfloat16, args) if multiplies(layer) else args)
@@ -754,7 +754,7 @@ def rounded(network):
 
 
 def with_switches(network, requests, folder, monkeypatch, **options):
-    """For each arithmetic its probabilities, (n, classes), those of float32 first."""
+    """The probabilities (n, classes) of each arithmetic, float32 first."""
     paths = {
         "float32": serving.export(network, folder / "float32", **options),
         "bfloat16": serving.export(network, folder / "bfloat16", dtype="bfloat16", **options),
@@ -771,7 +771,7 @@ def with_switches(network, requests, folder, monkeypatch, **options):
 
 @pytest.mark.slow
 def test_what_switches_cost_with_cifars_weights(cifar10_dir, tmp_path, monkeypatch):
-    """What docs/serving.md says of oneDNN's switches: 10,000 photographs, trained weights."""
+    """The numbers of docs/serving.md for oneDNN's switches: 10,000 CIFAR-10 images, trained weights."""
     network = keras_resnet.from_weights(str(shared("weights") / "resnet20-12fca82f.th"))
     test = sources.load("cifar10", cifar10_dir).test
     requests = [("predict_uint8", test.images[i : i + 1000]) for i in range(0, 10_000, 1000)]
@@ -789,7 +789,7 @@ def test_what_switches_cost_with_cifars_weights(cifar10_dir, tmp_path, monkeypat
 
 @pytest.mark.slow
 def test_what_switches_cost_with_random_weights(photographs_dir, tmp_path, monkeypatch):
-    """The same for ResNet-50, whose random weights tell 200 photographs hardly apart: in shares of what they differ."""
+    """The same for ResNet-50 with random weights, which hardly distinguish 200 images: in shares of that."""
     files = [path.read_bytes() for path in sorted(pathlib.Path(photographs_dir).glob("*/*"))]
     requests = [("predict_bytes", strings(*files[i : i + 20])) for i in range(0, len(files), 20)]
     network, exact = trained(keras_resnet.ResNet50(normalization="torch"), gain=0.5), None

@@ -23,7 +23,7 @@ CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "hors
 
 
 def in_node(program, folder, **arrays):
-    """What a program of the page's functions puts into `answer`; `arrays` are Float32Arrays with their names."""
+    """The `answer` of a script that uses the page's functions; `arrays` are Float32Arrays by name."""
     node = shutil.which("node")
     if node is None:
         pytest.skip("node is not installed")
@@ -68,7 +68,7 @@ def answers(html, images, folder):
 
 
 def pictures(n, size, seed=0):
-    """Noise of all scales, in [0, 255], as sharp as pictures are."""
+    """Noise of all scales, in [0, 255], as sharp as photographs."""
     rng = np.random.default_rng(seed)
     noise = [tf.image.resize(rng.uniform(0, 255, (n, k, k, 3)), (size, size)).numpy() for k in (2, 4, 8, size)]
     return np.mean(noise, 0).astype("float32")
@@ -118,7 +118,7 @@ def small(depth=None, size=12, classes=4, normalization=((120.0, 125.0, 110.0), 
 
 
 def telling_apart(model, size=None):
-    """The network with random weights, and scores of mean 0 and standard deviation 1 for each class."""
+    """The network with random weights, scaled so that the scores of each class have mean 0 and standard deviation 1."""
     randomize(model)
     scores = keras.ops.convert_to_numpy(analysis.logits(model)(pictures(4, size or model.input_shape[1])))
     kernel, bias = model.get_layer("fc").get_weights()
@@ -204,7 +204,7 @@ REFUSED = {
     "up to 64x64 pixels; .* 224x224": lambda: keras_resnet.ResNet18(classes=3, stem="3x3"),
     "contains models": nested,
     "other layers": rectified_otherwise,
-    "left over": with_another_layer,
+    "unexpected": with_another_layer,
     "a softmax": lambda: small(size=32, classifier_activation="sigmoid"),
     "BGR": lambda: small(size=32, normalization="caffe"),
     "float16": overflowing,
@@ -237,6 +237,6 @@ def test_the_page_answers_in_a_browser(tmp_path):
     done = subprocess.run([chromium, *options, f"file://{path}/index.html"], capture_output=True, text=True, timeout=60)
     assert "CONSOLE" not in done.stderr, done.stderr
     assert re.search(r'aria-live="polite">A ship: ResNet-20: ship \d\d', done.stdout)
-    assert '<h1 id="title">ResNet-20 looks at your picture</h1>' in done.stdout
+    assert '<h1 id="title">ResNet-20 classifies your image</h1>' in done.stdout
     assert "wrong on 8.2 % of its test images" in done.stdout
     assert done.stdout.count("<canvas") == 3 + 12  # the pictures, one of them in the template, and the drawings

@@ -77,7 +77,7 @@ def test_a_full_disk_and_a_vanished_folder(tmp_path):
     process = fit_until_checkpoint(tmp_path, *SHAPES, *steps)
     second = fit(tmp_path, *SHAPES, *steps)
     assert second.returncode == 1 and "Traceback" not in second.stderr
-    assert f"another process trains this run, PID {process.pid} on " in second.stderr
+    assert f"another process is training this run, PID {process.pid} on " in second.stderr
     resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (1000, 1000))  # no file may become larger, as on a full disk
     _, stderr = process.communicate(timeout=100)
     assert process.returncode == 1, stderr

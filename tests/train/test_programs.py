@@ -102,7 +102,7 @@ def test_every_setting_has_a_flag_and_an_experiment_takes_all_but_its_own(progra
         ("evaluate", ["typo", "--data", "cifar10"], "evaluate.py: typo does not exist"),
         ("evaluate", ["typo"], "evaluate.py: typo does not exist"),
         ("evaluate", ["there.keras", "typo.keras", "--data", "cifar10"], "evaluate.py: typo.keras does not exist"),
-        ("evaluate", ["unfinished", "--data", "cifar10"], "unfinished holds no model.keras; a run has one when it is"),
+        ("evaluate", ["unfinished", "--data", "cifar10"], "unfinished has no model.keras; a run writes it when it"),
         ("export", ["typo", "--dtype", "int8", "--calibrate", "cifar10"], "export.py: typo does not exist"),
         ("export", ["there.keras", "--dtype", "int8", "--format", "litert"], "--calibrate DATA.*found --dtype int8 al"),
         ("export", ["there.keras", "--calibrate", "cifar10"], "found --calibrate alone"),

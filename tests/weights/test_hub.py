@@ -1,4 +1,4 @@
-"""Presets of keras_hub: what it opens gives the outputs of the network here, from photographs on."""
+"""Presets of keras_hub: they have the outputs of the original network, given the same image files."""
 
 import os
 
@@ -22,7 +22,7 @@ def photograph(number):
 
 
 def square(photo, size):
-    """What keras_hub's converter makes of a photograph before it normalises it."""
+    """A photograph as keras_hub's converter resizes it, before normalisation."""
     layer = keras.layers.Resizing(size, size, crop_to_aspect_ratio=True, antialias=True)
     return layer(photo.astype("float32"))
 

@@ -1,4 +1,4 @@
-"""Networks by name; a folder that a run could have left stands for those that the package brings."""
+"""Networks by name; a folder as a run writes it stands for those in the package."""
 
 import hashlib
 import json
@@ -98,12 +98,12 @@ def test_programs_find_a_network_by_its_name(shipped, tmp_path, monkeypatch):
             readers.read(missing)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "cifar10-resnet-20").mkdir()  # one's own folder of this name comes first
-    with pytest.raises(RunError, match="holds no model.keras"):
+    with pytest.raises(RunError, match="has no model.keras"):
         evaluation.load_model("cifar10-resnet-20")
 
 
 def record_of(folder, results):
-    """The record of the run that left a folder, after they were compared."""
+    """The record of the run that wrote a folder, after a comparison of the two."""
     settings, result = (json.loads((folder / f"{name}.json").read_text()) for name in ("args", "result"))
     record = json.loads((results / f"{settings['name']}.json").read_text())
     found = published.weights_sha256(evaluation.load_model(folder))
@@ -116,7 +116,7 @@ def record_of(folder, results):
 
 
 def wrong(folder, data_dir):
-    """How many test images of CIFAR-10 a network misses, and how many there are."""
+    """The number of CIFAR-10 test images that a network classifies wrongly, and the number of test images."""
     test = sources.load("cifar10", data_dir, train_on_all=True).test
     found = evaluation.load_model(folder).predict(test.images, batch_size=500, verbose=0).argmax(-1)
     return int((found != test.labels).sum()), len(test.labels)
@@ -124,7 +124,7 @@ def wrong(folder, data_dir):
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """A folder that a run of two steps left, as it could be shipped, its results and its data."""
+    """The folder of a run of two steps, as it could be shipped, its results and its data."""
     folder = tmp_path_factory.mktemp("run")
     drawn, labels = (
         np.random.default_rng(0).integers(0, n, shape) for n, shape in ((256, (100, 32, 32, 3)), (10, 100))
@@ -183,7 +183,7 @@ def test_the_hash_is_of_all_numbers_and_of_nothing_else(tmp_path):
 
 
 def test_what_the_package_brings_is_what_its_records_say():
-    """Each folder is one of a finished run, and its network the builder's."""
+    """Each folder is that of a finished run, and its network is the builder's."""
     for name, path in published.shipped().items():
         depth = int("".join(filter(str.isdigit, name)))
         build = keras_resnet.CifarPlainNet if "plain" in name else keras_resnet.CifarResNet
@@ -192,7 +192,7 @@ def test_what_the_package_brings_is_what_its_records_say():
 
 
 def row(folder, results):
-    """What docs/weights.md says of a shipped network."""
+    """The row of a shipped network in docs/weights.md."""
     record = record_of(folder, results)
     decides = lambda one: [one["conditions"], *(one["settings"][name] for name in ("dataset", *names("network")))]
     seeds = [100 * other["error"] for other in experiments.load(results) if decides(other) == decides(record)]
@@ -245,7 +245,7 @@ def test_predictions_are_decoded_by_any_names():
 
 @pytest.mark.parametrize("word", ["cifar100", "CIFAR10", "abc"])
 def test_a_word_is_no_list_of_names(word):
-    """Not even where it has as many letters as there are classes."""
+    """Not even if it has as many letters as there are classes."""
     with pytest.raises(ValueError, match=f'classes is "imagenet", "cifar10" or the names.*found {word!r}'):
         keras_resnet.decode_predictions(np.full((1, len(word)), 1 / len(word)), classes=word)
 

@@ -38,7 +38,7 @@ def pixels(n, size, seed=0):
 
 
 def state_dict(blocks, widths=(64, 128, 256, 512), stem=7, last="fc", classes=10, projections=True, seed=0):
-    """Random tensors of a network of basic blocks by the names of PyTorch's networks."""
+    """Random tensors of a network of basic blocks under the names of PyTorch's networks."""
     rng = np.random.default_rng(seed)
     tensors = {}
 
@@ -69,7 +69,7 @@ def state_dict(blocks, widths=(64, 128, 256, 512), stem=7, last="fc", classes=10
 
 
 def forward(tensors, x, zeros):
-    """The logits of a `state_dict`, written out from PyTorch's networks; `zeros(x, width)` is option A's padding."""
+    """The logits of a `state_dict`, implemented after PyTorch's networks; `zeros(x, width)` is option A's padding."""
     relu = lambda x: np.maximum(x, 0)
 
     def conv_bn(x, conv, bn, strides=1):
@@ -176,7 +176,7 @@ def renamed(tensors, pairs):
     ],
 )
 def test_cifar_networks_of_pytorch_against_numpy(tmp_path, names, widths, classes):
-    """Their published scripts all normalise by the same numbers."""
+    """Their published scripts all normalise with the same numbers."""
     tensors = state_dict(2, widths, 3, classes=classes)
     safetensors.save_file(renamed(tensors, names), tmp_path / "x.safetensors")
     x = pixels(2, 32)
@@ -186,7 +186,7 @@ def test_cifar_networks_of_pytorch_against_numpy(tmp_path, names, widths, classe
 
 
 def preactivated(tensors, x):
-    """The logits of pytorchcv's pre-activation networks, written out from its source."""
+    """The logits of pytorchcv's pre-activation networks, implemented after its source."""
 
     def act(x, name):
         scale = tensors[f"{name}.weight"] / np.sqrt(tensors[f"{name}.running_var"] + 1e-5)
@@ -208,7 +208,7 @@ def preactivated(tensors, x):
 
 @pytest.mark.parametrize("kernels", [(3, 3), (1, 3, 1)])
 def test_preactivation_of_pytorchcv_against_numpy(tmp_path, kernels):
-    """conv1 stands bare there, so that the first shortcut of basic blocks starts before any batch normalisation."""
+    """No layers follow conv1 there, so the first shortcut of basic blocks starts before any batch normalisation."""
     rng, tensors, inputs, expansion = np.random.default_rng(0), {}, 8, 4 if len(kernels) == 3 else 1
 
     def conv(name, inputs, outputs, size):
@@ -320,11 +320,11 @@ def test_preactivation_of_kuangliu_against_pytorch(tmp_path, bottleneck):
         other(stem="3x3", classes=10, weights=tmp_path / "ckpt.pth")
     bn = {f"bn.{name}": torch.ones(expected.shape[1]) for name in ("weight", "bias", "running_mean", "running_var")}
     torch.save({**theirs.state_dict(), **bn}, tmp_path / "another.pth")
-    with pytest.raises(WeightsError, match="kuangliu's pre-activation networks.*\n  4 left over: bn.weight"):
+    with pytest.raises(WeightsError, match="kuangliu's pre-activation networks.*\n  4 unexpected: bn.weight"):
         keras_resnet.from_weights(tmp_path / "another.pth")
 
 
-UNSAID = "nothing says how the images were normalised .*--normalization cifar10"
+UNSAID = "the weights do not state how the images were normalised .*--normalization cifar10"
 
 
 @pytest.mark.parametrize(
@@ -353,7 +353,7 @@ def test_an_unknown_normalisation_is_asked_for(tmp_path, widths, options, names)
     assert close(analysis.logits(bare)(keras_resnet.preprocess_input(x, "cifar10")), expected)
     tensors["se.weight"] = np.zeros(3, "float32")
     safetensors.save_file(renamed(tensors, names), path)
-    with pytest.raises(WeightsError, match="1 left over: se.weight"):  # no question about what does not fit anyway
+    with pytest.raises(WeightsError, match="1 unexpected: se.weight"):  # no question about what does not fit anyway
         keras_resnet.from_weights(path)
 
 
@@ -407,7 +407,7 @@ def test_what_is_no_state_dict(tmp_path):
     with pytest.raises(WeightsError, match=r"holds a list; in PyTorch, save the model's state_dict\(\)"):
         readers.read(tmp_path / "x.pth")
     torch.save(tensors | {f"module.{name}": tensor for name, tensor in tensors.items()}, tmp_path / "x.pth")
-    with pytest.raises(WeightsError, match="several networks, whose tensors differ in a prefix only: conv1.weight"):
+    with pytest.raises(WeightsError, match="several networks, whose tensors differ only in a prefix: conv1.weight"):
         readers.read(tmp_path / "x.pth")
     with pytest.raises(WeightsError, match='a Keras model, a path, "imagenet" or "cifar10"; found 18'):
         readers.read(18)
@@ -458,7 +458,7 @@ def publish(model, path):
 
 
 def test_epsilon_of_keras_applications(tmp_path):
-    """Where the variance is small, a wrong epsilon would show: 1.001e-5 becomes part of the variance."""
+    """With small variances a wrong epsilon would show: 1.001e-5 becomes part of the variance."""
     theirs = keras.applications.ResNet50(weights=None, include_top=False, input_shape=(64, 64, 3))
     for layer in theirs.layers:
         if isinstance(layer, keras.layers.BatchNormalization):
@@ -518,8 +518,8 @@ def test_keras_hub(name, block_type):
             {"input_conv_filters": [32, 32, 64], "input_conv_kernel_sizes": [3] * 3},
             "conv1 has the stride 2",
         ),
-        ("basic_block_vd", {}, "conv3_1_shortcut has the stride 1, in the papers it is 2"),
-        ("basic_block", {"stackwise_num_strides": [1, 2, 2, 1]}, "conv5_1_1 has the stride 1, in the papers it is 2"),
+        ("basic_block_vd", {}, "conv3_1_shortcut has the stride 1; in the papers it is 2"),
+        ("basic_block", {"stackwise_num_strides": [1, 2, 2, 1]}, "conv5_1_1 has the stride 1; in the papers it is 2"),
     ],
 )
 def test_other_networks_of_keras_hub_are_refused(block_type, options, message):
@@ -574,7 +574,7 @@ def test_transformers(tmp_path, name, config):
 
 @pytest.fixture
 def file(tmp_path):
-    """Random weights of a ResNet-18 for 10 classes, by torchvision's names."""
+    """Random weights of a ResNet-18 for 10 classes, under torchvision's names."""
     safetensors.save_file(state_dict(2), tmp_path / "resnet18.safetensors")
     return tmp_path / "resnet18.safetensors"
 
@@ -607,7 +607,7 @@ def test_a_config_of_another_network_is_refused(file, config, message):
 
 
 def unchanged(model, source, message):
-    """Loading fails, says why, and leaves every variable as it was."""
+    """Loading fails with a reason, and every variable is unchanged."""
     before = model.get_weights()
     with pytest.raises(WeightsError, match=message):
         load_weights(model, source)
@@ -622,9 +622,9 @@ def test_every_misfit_is_listed(tmp_path):
     safetensors.save_file(tensors, tmp_path / "x.safetensors")
     lines = (
         r"2 missing: bn1.bias, layer4.1.conv2.weight\n"
-        r"  1 left over: layer1.0.se.weight\n"
-        r"  3 misshapen: conv1.weight \(64, 1, 7, 7\), not \(64, 3, 7, 7\), fc.weight \(10, 512\), not \(5, 512\), "
-        r"fc.bias \(10,\), not \(5,\)$"
+        r"  1 unexpected: layer1.0.se.weight\n"
+        r"  3 of the wrong shape: conv1.weight \(64, 1, 7, 7\), not \(64, 3, 7, 7\), "
+        r"fc.weight \(10, 512\), not \(5, 512\), fc.bias \(10,\), not \(5,\)$"
     )
     unchanged(keras_resnet.ResNet18(classes=5), tmp_path / "x.safetensors", lines)
 
@@ -634,12 +634,12 @@ def test_every_misfit_is_listed(tmp_path):
     [
         (lambda: keras_resnet.ResNet34(classes=10), "missing: layer1.2.conv1.weight"),
         (lambda: keras_resnet.ResNet18(classes=10, shortcut="C"), "missing: layer1.0.downsample.0.weight"),
-        (lambda: keras_resnet.ResNet18(classes=10, shortcut="A"), "15 left over: layer2.0.downsample.0.weight"),
-        (lambda: keras_resnet.ResNet18(classes=10, normalization="caffe"), "first layer normalises by 'caffe'"),
+        (lambda: keras_resnet.ResNet18(classes=10, shortcut="A"), "15 unexpected: layer2.0.downsample.0.weight"),
+        (lambda: keras_resnet.ResNet18(classes=10, normalization="caffe"), "preprocessing layer normalises by 'caffe'"),
         (lambda: keras_resnet.ResNet18(classes=10, normalization=(120, 60)), r"by \(mean 120.0, std 60.0\), the w"),
         (
             lambda: keras_resnet.PlainNet18(classes=10),
-            "the network has shortcut=None, the weights were trained with 'B'",
+            "the network has shortcut=None, but the weights were trained with 'B'",
         ),
     ],
 )
@@ -655,7 +655,7 @@ def test_what_the_tensors_do_not_tell_is_checked(file):
     top = keras_resnet.ResNet18(include_top=False, weights=file)  # a classifier without its last layer
     assert normalization.of(top) == "torch"
     one, three = keras_resnet.ResNet50(classes=10), keras_resnet.ResNet50(classes=10, stride_in="3x3")
-    unchanged(one, three, "the network has stride_in='1x1', the weights were trained with '3x3'")
+    unchanged(one, three, "the network has stride_in='1x1', but the weights were trained with '3x3'")
 
 
 @pytest.mark.parametrize("other", [lambda: keras_resnet.CifarPlainNet(20), lambda: keras_resnet.CifarResNet(20)])
@@ -664,9 +664,9 @@ def test_plain_and_residual_are_not_confused(tmp_path, other):
     akamaster = state_dict(3, (16, 32, 64), 3, "linear", projections=False)
     safetensors.save_file(akamaster, tmp_path / "x.safetensors")
     plain, residual = keras_resnet.CifarPlainNet(20), keras_resnet.CifarResNet(20)
-    unchanged(plain, residual, "the network has shortcut=None, the weights were trained with 'A'")
+    unchanged(plain, residual, "the network has shortcut=None, but the weights were trained with 'A'")
     unchanged(plain, tmp_path / "x.safetensors", "the network has shortcut=None")
-    unchanged(residual, plain, "the network has shortcut='A', the weights were trained with None")
+    unchanged(residual, plain, "the network has shortcut='A', but the weights were trained with None")
 
 
 class Malice:
@@ -730,7 +730,7 @@ def test_there_and_back_is_exact(tmp_path, build, size):
 
 
 def test_torchvision_reads_what_was_saved(tmp_path):
-    """Its names and layout are those of the independent forward pass."""
+    """The independent forward pass accepts its names and layout."""
     model = keras_resnet.ResNet18(classes=10, classifier_activation=None)
     randomize(model)
     keras_resnet.save_torchvision(model, tmp_path / "m.safetensors")
@@ -752,19 +752,19 @@ def test_weights_h5_is_counted(tmp_path):
     copy = keras_resnet.CifarResNet(20, normalization="torch")
     load_weights(copy, tmp_path / "m.weights.h5")
     assert all(np.array_equal(a, b) for a, b in zip(model.get_weights(), copy.get_weights(), strict=True))
-    unchanged(keras_resnet.CifarResNet(32), tmp_path / "m.weights.h5", "has 97 tensors and cifar_resnet32 157")
+    unchanged(keras_resnet.CifarResNet(32), tmp_path / "m.weights.h5", "has 97 tensors, but cifar_resnet32 has 157")
     unchanged(
         keras_resnet.CifarResNet(20, classes=5), tmp_path / "m.weights.h5", "does not fit cifar_resnet20; nothing"
     )
-    with pytest.raises(WeightsError, match="names no layers"):
+    with pytest.raises(WeightsError, match="does not name its layers"):
         keras_resnet.from_weights(tmp_path / "m.weights.h5")
     with h5py.File(tmp_path / "other.h5", "w") as file:
         file["measurements"] = np.zeros(3)
-    unchanged(copy, tmp_path / "other.h5", "is no .weights.h5 of Keras")
+    unchanged(copy, tmp_path / "other.h5", "is not a .weights.h5 of Keras")
 
 
 def test_weights_h5_asks_for_the_normalisation(tmp_path):
-    """It holds no first layer: with pixels as they are, such a network gives other answers than it was trained for."""
+    """It has no preprocessing layer: with raw pixels, such a network gives other outputs than in training."""
     model = keras_resnet.CifarResNet(8, normalization="cifar10")
     randomize(model)
     model.save_weights(tmp_path / "m.weights.h5")
@@ -775,7 +775,7 @@ def test_weights_h5_asks_for_the_normalisation(tmp_path):
 
 
 def test_a_dropout_that_does_not_halve_is_none_in_inference():
-    """Networks of this variant that were saved before it halved the shortcut answer as original ones."""
+    """Networks of this variant that were saved before it halved the shortcut compute the same as original ones."""
     model = keras_resnet.CifarResNet(8, shortcut_variant="dropout")
     halved = lambda layer: layer.name.endswith("halved_shortcut")
     before = graphs.copy(model, lambda layer: None if halved(layer) else graphs.same_layer(layer))
@@ -813,7 +813,7 @@ def test_a_stem_of_one_channel(tmp_path):
 def test_a_prefix_is_named(tmp_path, prefix):
     tensors = {prefix + name: tensor for name, tensor in state_dict(2).items()} | {"queue": np.zeros(3, "float32")}
     safetensors.save_file(tensors, tmp_path / "x.safetensors")
-    with pytest.raises(WeightsError, match=f"names of torchvision or timm behind the prefix '{prefix}'"):
+    with pytest.raises(WeightsError, match=f"names of torchvision or timm after the prefix '{prefix}'"):
         keras_resnet.from_weights(tmp_path / "x.safetensors")
 
 
@@ -832,13 +832,13 @@ def test_half_a_file_is_damaged(tmp_path):
     keras_resnet.CifarResNet(8).save(tmp_path / "m.keras")
     whole = (tmp_path / "m.keras").read_bytes()
     (tmp_path / "m.keras").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(WeightsError, match="m.keras is damaged: it is no whole .keras file"):
+    with pytest.raises(WeightsError, match="m.keras is damaged: the .keras file is incomplete"):
         readers.read(tmp_path / "m.keras")
 
 
 @pytest.mark.parametrize("size", [(64, 64), (None, None), (32, 32)])
 def test_a_mean_image_at_other_sizes(tmp_path, size):
-    """Where the input has another size than the mean image, its mean colour is subtracted."""
+    """If the input has another size than the mean image, its mean colour is subtracted."""
     mean = pixels(1, 32)[0]
     model = keras_resnet.CifarResNet(8, normalization=(mean, 2.0))
     randomize(model)
@@ -874,7 +874,7 @@ def test_imagenet_is_fetched_once_and_checked(tmp_path, monkeypatch, cache):
 
 @pytest.mark.parametrize("page, heading", [("README.md", "## Three uses"), ("docs/weights.md", "")])
 def test_the_lines_of_the_pages_run(tmp_path, monkeypatch, cache, page, heading):
-    """As one program, in a folder with files of these names and layouts."""
+    """As one script, in a folder with files of these names and layouts."""
     torch = pytest.importorskip("torch", reason="torch is not installed")
     programs = fenced(ROOT / page, heading)["python"]
     program = next(program for program in programs if 'weights="imagenet"' in program and "fit(" not in program)
@@ -910,9 +910,9 @@ def test_imagenet_of_another_hash_is_refused(tmp_path, monkeypatch, cache, diges
 def test_without_a_network_it_says_what_to_do(tmp_path, monkeypatch, cache):
     address = (tmp_path / "resnet50_weights.h5").as_uri()
     monkeypatch.setitem(IMAGENET, "resnet50", (address, "0" * 32))
-    with pytest.raises(WeightsError, match=rf"could not be fetched: .*\n.*download {address} elsewhere and put it"):
+    with pytest.raises(WeightsError, match=rf"could not be downloaded: .*\n.*download {address} elsewhere and put it"):
         keras_resnet.ResNet50(weights="imagenet")
-    with pytest.raises(WeightsError, match="for the builders of resnet18, .*; found cifar_resnet20"):
+    with pytest.raises(WeightsError, match="exists for resnet18, .*; found cifar_resnet20"):
         keras_resnet.CifarResNet(20, weights="imagenet")
 
 
@@ -1105,7 +1105,7 @@ def test_identity_mappings_keep_their_own_names(tmp_path):
     model.save(tmp_path / "v2.keras")
     again = keras_resnet.CifarResNet(8, shortcut_variant="shortcut_gate", **options, weights=tmp_path / "v2.keras")
     assert all(np.array_equal(a, b) for a, b in zip(model.get_weights(), again.get_weights(), strict=True))
-    with pytest.raises(ValueError, match="left over: .*post_bn/gamma"):
+    with pytest.raises(ValueError, match="unexpected: .*post_bn/gamma"):
         keras_resnet.CifarResNet(8, weights=tmp_path / "v2.keras")
     with pytest.raises(WeightsError, match="torchvision has no names for conv2_1_gate, .*post_bn; save"):
         keras_resnet.save_torchvision(model, tmp_path / "v2.safetensors")
@@ -1225,7 +1225,7 @@ def test_imagenet_for_other_classes(tmp_path, monkeypatch, cache, classes, inclu
         ("ResNet50", {"stem": "3x3"}, "stem='7x7'; found stem='3x3'"),
         ("ResNet18", {"shortcut": "A"}, "shortcut='B'; found shortcut='A'"),
         ("ResNet50", {"input_shape": (64, 64, 1)}, "channels=3; found channels=1"),
-        ("ResNet50V2", {}, "for the builders of resnet18, .*; found resnet50v2"),
+        ("ResNet50V2", {}, "exists for resnet18, .*; found resnet50v2"),
     ],
 )
 def test_imagenet_is_not_fetched_for_another_network(monkeypatch, name, options, message):
@@ -1255,12 +1255,12 @@ def test_a_network_under_a_head_is_named(tmp_path):
             use(model)
     body = model.get_layer("cifar_resnet8")
     assert list(keras_resnet.features(body).output) == ["conv2", "conv3", "conv4"]
-    with pytest.raises(ValueError, match="x is no network of this package: it has no blocks"):
+    with pytest.raises(ValueError, match="x is not a network of this package: it has no blocks"):
         keras_resnet.features(keras.Sequential([keras.Input((8, 8, 3)), keras.layers.Conv2D(3, 3)], name="x"))
 
 
 def in_front(*front, **options):
-    """A network behind other layers, and the layers alone."""
+    """A network after other layers, and those layers alone."""
     tensor = keras.Input((32, 32, 3))
     x = tensor
     for layer in front:
@@ -1286,7 +1286,7 @@ def test_stock_normalization_in_front(tmp_path):
     behind, other = in_front(adapted)[0], in_front(adapted)[0]
     load_weights(behind, other)
     assert np.allclose(behind(x), other(x))
-    unchanged(behind, model, "the network's first layer normalises by")
+    unchanged(behind, model, "the network's preprocessing layer normalises by")
 
 
 def test_other_layers_in_front_are_asked_about():

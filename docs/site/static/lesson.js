@@ -1,8 +1,8 @@
 "use strict";
-// The lesson: the reader chooses networks and a picture, and it is drawn from RECORDS, the runs of this project.
+// The lesson: draws a plot of the networks that the reader chooses, from RECORDS, the runs of this project.
 
 const lesson = document.getElementById("lesson");
-const HEIGHT = 360, LEFT = 44, RIGHT = 92, TOP = 12, BOTTOM = 40; // of a picture, and its margins
+const HEIGHT = 360, LEFT = 44, RIGHT = 92, TOP = 12, BOTTOM = 40; // of a plot, and its margins
 const LABEL = 16; // height of a curve's name
 const PICTURES = { training: drawTraining, responses: drawResponses, errors: drawErrors };
 const MEASURES = {
@@ -11,7 +11,7 @@ const MEASURES = {
   errors: ({ error }) => error,
 };
 const CHOICES = {
-  picture: ["Show", "radio", { training: "Training", responses: "What layers change", errors: "Errors, every seed" }],
+  picture: ["Show", "radio", { training: "Training", responses: "Layer responses", errors: "Errors, every seed" }],
   depth: ["Layers", "checkbox", Object.fromEntries(unique("depth").map((depth) => [depth, String(depth)]))],
   kind: ["Shortcuts", "checkbox", { plain: "without", residual: "with" }],
   steps: ["Steps of training", "radio", Object.fromEntries(
@@ -52,7 +52,7 @@ function chosen(name) {
   return [...lesson.querySelectorAll(`[name=${name}]:checked`)].map((input) => input.value);
 }
 
-// The runs of the chosen networks; with option A (the paper's), where not `all` shortcuts are asked for.
+// The runs of the chosen networks; only those with option A (the paper's) unless `all`.
 function runs(all = false) {
   const [depths, kinds, [steps]] = ["depth", "kind", "steps"].map(chosen);
   return RECORDS.filter((record) => (
@@ -61,17 +61,17 @@ function runs(all = false) {
   ));
 }
 
-// ---- The pictures ----
+// ---- The plots ----
 
 function draw() {
   const [picture] = chosen("picture"), found = runs(picture === "errors");
   const target = lesson.querySelector(".picture");
   target.replaceChildren(found.length ? PICTURES[picture](found, target.clientWidth)
-    : element("p", {}, "There is no such run. Choose other layers, shortcuts or steps."));
+    : element("p", {}, "No such run exists. Choose other layers, shortcuts or steps."));
   lesson.querySelector(".said").textContent = found.length ? sentence(found, picture) : "";
 }
 
-// What the shallowest and the deepest of the networks do, without shortcuts and with.
+// Compares the shallowest and the deepest of the networks, without and with shortcuts.
 function sentence(found, picture) {
   const told = [[true, "Without shortcuts"], [false, "With shortcuts"]].map(([plain, how]) => {
     const alike = found.filter((record) => record.plain === plain && isPlainOrA(record));
@@ -84,7 +84,8 @@ function sentence(found, picture) {
         : `${how}, responses are ${last.toFixed(2)} on average with ${many} layers, ${first.toFixed(2)} with ${few}.`;
     }
     if (few === many) return `${how}, ${few} layers: ${first.toFixed(2)} % test error.`;
-    const change = last > first ? "worse" : "better", both = `${last.toFixed(2)} % test error, not ${first.toFixed(2)} %`;
+    const change = last > first ? "worse" : "better";
+    const both = `${last.toFixed(2)} % test error, against ${first.toFixed(2)} %`;
     return `${how}, ${many} layers are ${change} than ${few}: ${both}.`;
   });
   return told.filter(Boolean).join(" ");
@@ -105,7 +106,7 @@ function svg(tag, attributes, ...children) {
   return made;
 }
 
-// Axes with round numbers; `place` turns numbers into a point of the picture.
+// Axes with round numbers; `place` converts data to a point of the plot.
 function axes(width, right, top, horizontal, vertical, title) {
   const picture = svg("svg", { width, height: HEIGHT, role: "img", "aria-label": title });
   const place = (x, y) => [
@@ -175,14 +176,14 @@ function drawTraining(found, width) {
 function drawResponses(found, width) {
   const shown = firsts(found), most = Math.max(...shown.flatMap(({ responses }) => responses));
   const longest = Math.max(...shown.map(({ responses }) => responses.length));
-  const [picture, place] = axes(width, longest, 1.05 * most, "3x3 layer", "standard deviation", "Responses of layers");
+  const [picture, place] = axes(width, longest, 1.05 * most, "3x3 layer", "standard deviation", "Layer responses");
   for (const record of shown) {
     line(picture, record.responses.map((value, i) => place(i + 1, value)), record);
   }
   const end = ({ responses }) => place(responses.length, responses.at(-1));
   names(picture, shown.map((record) => [...end(record), record]));
-  return figure(picture, "How much the output of each layer varies, after batch normalisation and before the addition: "
-    + "Fig. 7 of the paper. Dashed: without shortcuts.");
+  return figure(picture, "Standard deviation of each layer's output, after batch normalisation, before the addition, "
+    + "as in Fig. 7 of the paper. Dashed: without shortcuts.");
 }
 
 function drawErrors(found) {
@@ -206,7 +207,7 @@ function drawErrors(found) {
   }
   const heads = ["network", "the paper", "here", `from 0 to ${top.toFixed(0)} %`];
   const head = element("thead", {}, element("tr", {}, ...heads.map((text) => element("th", { scope: "col" }, text))));
-  const caption = "Test error in %. Points: a run each. Line: the paper, whose schedule has 64,000 steps.";
+  const caption = "Test error in %. Points: single runs. Line: the paper, with 64,000 steps.";
   return figure(element("table", {}, head, body), caption);
 }
 

@@ -1,5 +1,5 @@
 "use strict";
-// What moves sideways can be moved with the keyboard, too, and the places of the page have names.
+// Boxes that scroll sideways can be scrolled with the keyboard, too, and the landmarks of the page have names.
 document.querySelector(".sidebar-drawer")?.setAttribute("aria-label", "Pages");
 document.querySelector(".toc-drawer")?.setAttribute("aria-label", "This page");
 for (const box of document.querySelectorAll("pre, .table-wrapper")) {

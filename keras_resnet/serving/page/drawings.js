@@ -1,5 +1,5 @@
 "use strict";
-// Pictures to try, drawn here: each function draws on a canvas of 256 x 256.
+// Example images: each function draws on a canvas of 256 x 256.
 
 const DRAWINGS = {
   "A ship": (draw) => {

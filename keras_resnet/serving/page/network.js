@@ -3,7 +3,7 @@
 // in Deep Residual Networks" (P2), without any library. `forward` at the end runs it.
 //
 // A feature map is {height, width, channels, values}: values, a Float32Array, has all channels of the first pixel, then
-// those of the next one to the right, row by row. Names of layers and orders of activations are those of
+// those of the next one to the right, row by row. Layer names and activation orders are those of
 // keras_resnet/architecture.py and keras_resnet/blocks.py.
 
 // The network of an exported page, with its weights decoded: network.weights["conv1/kernel"] = {shape, values}.
@@ -32,7 +32,7 @@ function normalize(pixels, { scale, offset }) {
 }
 
 // A convolution with zeros around the image: a pixel of the result is the sum of the pixels under the kernel, each
-// multiplied by the kernel's matrix (inputs x outputs) at its place. The bias is what batch normalisation has become.
+// multiplied by the kernel's matrix (inputs x outputs) at its place. The bias contains the folded batch normalisation.
 function convolve(x, name, { weights }, stride = 1) {
   const { shape: [size, , inputs, outputs], values: kernel } = weights[`${name}/kernel`];
   const bias = weights[`${name}/bias`]?.values ?? new Float32Array(outputs);
@@ -51,7 +51,7 @@ function convolve(x, name, { weights }, stride = 1) {
           const from = (row * x.width + column) * inputs;
           for (let c = 0, k = (u * size + v) * inputs * outputs; c < inputs; c++, k += outputs) {
             const value = x.values[from + c];
-            if (value === 0) continue; // as half of them are after a ReLU
+            if (value === 0) continue; // about half of them after a ReLU
             for (let o = 0; o < outputs; o++) sum[o] += value * kernel[k + o];
           }
         }
@@ -63,7 +63,7 @@ function convolve(x, name, { weights }, stride = 1) {
 }
 
 // Batch normalisation for each "BN", and max(0, x) for each "ReLU". A batch normalisation that follows a convolution is
-// part of its kernel and bias; where there is one of its own, it is a factor and an offset for each channel.
+// folded into its kernel and bias; any other is a factor and an offset for each channel.
 function activate(x, steps, name, { weights }) {
   for (const step of steps) {
     if (step === "ReLU") {
@@ -77,7 +77,7 @@ function activate(x, steps, name, { weights }) {
   return x;
 }
 
-// A block (P1 Fig. 5): two or three convolutions compute the residual F(x), and the shortcut brings x to the addition.
+// A block (P1 Fig. 5): two or three convolutions compute the residual F(x), and the shortcut passes x to the addition.
 function block(x, [name, strides], network, activated) {
   const { convolutions, strided, order: { before, behind, last, added } } = network;
   const start = activated ? x : activate(x, before, `${name}_1`, network);
@@ -116,7 +116,7 @@ function shortcut(x, start, name, filters, strides, network) {
   return { height, width, channels: filters, values };
 }
 
-// What the variants of P2 Table 1 do to shortcut and residual before the addition; in other networks nothing.
+// Shortcut and residual as the variants of P2 Table 1 change them before the addition; unchanged in other networks.
 function vary(x, y, name, network) {
   const half = (value) => value / 2, sigmoid = (value) => 1 / (1 + Math.exp(-value));
   if (network.variant === "constant_scaling") return [x.values.map(half), y.values.map(half)];

@@ -1,25 +1,25 @@
 "use strict";
-// The page: takes a picture, asks one network or several, and shows what they say.
+// The page: reads an image, runs one network or several, and shows their predictions.
 
 const TOP = 3; // classes that are shown
-const SIDE = 320; // of the picture on the page, in pixels
+const SIDE = 320; // of the image on the page, in pixels
 const EVIDENCE = [225, 0, 140]; // its colour, red, green and blue
 const find = (id) => document.getElementById(id);
 const LOADED = {}; // the networks of the files that were loaded, by name
-let size = 32; // of what the networks see
+let size = 32; // of the networks' input
 let panels = []; // one for each network
-let shown; // the picture: {picture, name, seen}
+let shown; // the image: {picture, name, seen}
 let stream; // of the camera, while it is on
 
-// ---- What comes in ----
+// ---- Input ----
 
 async function openFile(file) {
-  const name = file.name || "The picture";
+  const name = file.name || "The image";
   let picture;
   try {
     picture = await createImageBitmap(file, { imageOrientation: "from-image" });
   } catch {
-    complain(`${name} is no picture that this browser can show. JPEG, PNG and WebP files are.`);
+    complain(`This browser cannot read ${name} as an image. Choose a JPEG, PNG or WebP file.`);
     return;
   }
   look(picture, name);
@@ -27,10 +27,10 @@ async function openFile(file) {
 
 function given(files) {
   if (files.length) openFile(files[0]);
-  else complain("There was no picture in what the page was given.");
+  else complain("No image was dropped or pasted.");
 }
 
-// The picture's pixels, on white where it is transparent. They are read in strips: large canvases fail on telephones.
+// The image's pixels, on white where it is transparent. They are read in strips: large canvases fail on phones.
 function pixels(picture) {
   const strip = document.createElement("canvas");
   const draw = strip.getContext("2d", { willReadFrequently: true });
@@ -50,7 +50,7 @@ function look(picture, name) {
   find("message").textContent = "";
   paintSeen();
   ask();
-  if (before) find("panels").scrollIntoView({ block: "nearest" }); // on a telephone it is below the drawings
+  if (before) find("panels").scrollIntoView({ block: "nearest" }); // on a phone they are below the drawings
 }
 
 function ask() {
@@ -63,9 +63,9 @@ function complain(sentence) {
   find("message").scrollIntoView({ block: "nearest" });
 }
 
-// ---- What is shown ----
+// ---- Output ----
 
-// A network's answer, in a copy of the template.
+// A network's prediction, in a copy of the template.
 class Panel {
   constructor(network, place) {
     this.network = network;
@@ -89,7 +89,7 @@ class Panel {
     const order = classes.map((_, k) => k).sort((one, other) => this.probabilities[other] - this.probabilities[one]);
     const best = order.slice(0, TOP);
     this.find(".classes").replaceChildren(...best.map((k, i) => this.row(k, i === 0)));
-    this.find(".time").textContent = `${shown.name}, answered in ${milliseconds} ms on this machine.`;
+    this.find(".time").textContent = `${shown.name}, classified in ${milliseconds} ms on this machine.`;
     this.paint();
     return `${this.name}: ${best.map((k) => `${classes[k]} ${percent(this.probabilities[k])}`).join(", ")}`;
   }
@@ -119,8 +119,8 @@ class Panel {
     draw.drawImage(picture, left * across, top * down, size * across, size * down, 0, 0, SIDE, SIDE);
     const map = evidence(this.network, this.features, k), overlay = find("overlay").checked;
     if (overlay) draw.drawImage(coloured(map), 0, 0);
-    const speaks = Math.max(...map) > 0 ? `The deeper the magenta, the more this place speaks for “${choice}”.`
-      : `No place speaks for “${choice}”.`;
+    const speaks = Math.max(...map) > 0 ? `The deeper the magenta, the stronger the evidence for “${choice}”.`
+      : `No region gives evidence for “${choice}”.`;
     this.find("figcaption").textContent = overlay ? speaks : "";
     canvas.setAttribute("aria-label", overlay ? `${name}, with ${this.name}'s evidence for ${choice}` : name);
   }
@@ -144,7 +144,7 @@ function paintSeen() {
     `${shown.name} as a network sees it: ${size} × ${size} pixels, each the average of the pixels it covers.`;
 }
 
-// The evidence as a picture: nothing where it is not positive. The value at (i, j) belongs to the network's pixel
+// The evidence as an image: transparent where it is not positive. The value at (i, j) belongs to the network's pixel
 // (stride * i, stride * j); between these it is interpolated.
 function coloured(map) {
   const n = Math.sqrt(map.length), stride = size / n, most = Math.max(...map, 1e-9);
@@ -179,7 +179,7 @@ async function useCamera() {
   } catch (error) {
     closeCamera();
     complain(error.name === "NotAllowedError" ? "The browser did not let this page use the camera."
-      : "There is no camera that this page can use.");
+      : "This page can use no camera.");
   }
 }
 
@@ -193,7 +193,7 @@ function closeCamera() {
 async function shoot() {
   const picture = await createImageBitmap(find("video"));
   closeCamera();
-  look(picture, "The camera's picture");
+  look(picture, "The photo");
 }
 
 // ---- The networks ----
@@ -205,8 +205,8 @@ function use(networks) {
   if (shown) ask();
 }
 
-// A network from a file of a script, because a page that was opened from a folder can read no other. Its weights are
-// decoded once.
+// A network from a script file, because a page that was opened from a folder can load no other. Its weights are decoded
+// once.
 async function load({ name, address }) {
   if (!LOADED[name]) {
     await new Promise((resolve, reject) => {
@@ -219,7 +219,7 @@ async function load({ name, address }) {
   return LOADED[name];
 }
 
-// A button for networks that are loaded together when somebody asks for them.
+// A button for networks that are loaded together when it is pressed.
 function choice({ label, networks }) {
   const button = document.createElement("button");
   Object.assign(button, { type: "button", textContent: label });
@@ -273,12 +273,12 @@ document.addEventListener("drop", (event) => given(event.dataTransfer.files));
 document.addEventListener("paste", (event) => {
   if (!event.target.closest?.("input, textarea")) given(event.clipboardData.files);
 });
-if (find("network")) { // a page of one network, which is part of it
+if (find("network")) { // a page with one network inside
   const network = decode(JSON.parse(find("network").textContent)), { classes } = network;
   const names = classes.slice(0, 20).join(", ") + (classes.length > 20 ? " …" : "");
-  find("classes-known").textContent = `It knows ${classes.length} classes: ${names}.`;
+  find("classes-known").textContent = `It distinguishes ${classes.length} classes: ${names}.`;
   use([network]);
-  document.title = find("title").textContent = `${panels[0].name} looks at your picture`;
+  document.title = find("title").textContent = `${panels[0].name} classifies your image`;
 } else {
   find("choices").append(...CHOICES.map(choice));
 }

@@ -1,9 +1,9 @@
 "use strict";
-// From a picture of any size to what the network sees, as keras_resnet.data.imagenet.center_crop does it: the shorter
-// side becomes `size` pixels and the center is cut out. Each pixel of the result is a weighted mean of all pixels that
-// it covers ("bilinear, antialiased, not rounded" in about.json); a canvas would skip most of them.
+// Converts an image of any size to the network's input, as keras_resnet.data.crops.center_crop does: the shorter side
+// is resized to `size` pixels, and the center is cropped. Each pixel of the result is a weighted mean of all pixels it
+// covers ("bilinear, antialiased, not rounded" in about.json); a canvas would skip most of them.
 
-// `read(top, rows)` gives rows of the picture as RGBA bytes. Returns a Float32Array (size x size x 3), RGB in [0, 255].
+// `read(top, rows)` returns rows of the image as RGBA bytes. Returns a Float32Array (size x size x 3), RGB in [0, 255].
 function shrink(read, width, height, size, rowsAtOnce = 256) {
   const window = crop(width, height, size);
   const columns = means(width, window.width, window.left, size), rows = means(height, window.height, window.top, size);
@@ -27,7 +27,7 @@ function shrink(read, width, height, size, rowsAtOnce = 256) {
   return pixels;
 }
 
-// Height and width of the picture once its shorter side has `size` pixels, and the corner of the center.
+// Height and width of the image when its shorter side is `size` pixels, and the corner of the center.
 function crop(width, height, size) {
   const side = (length) => roundToEven(Math.fround((length * size) / Math.min(width, height)));
   const resized = { width: side(width), height: side(height) };
@@ -39,8 +39,8 @@ function roundToEven(value) {
   return rounded - value === 0.5 && rounded % 2 ? rounded - 1 : rounded;
 }
 
-// Which pixels of `length` each of `size` pixels covers, from the pixel `begin` on, where `length` becomes `resized`.
-// Their weights fall with the distance from its center and add up to 1.
+// The pixels of `length` that each of `size` pixels covers, from the pixel `begin` on, when `length` is resized to
+// `resized`. Their weights decrease with the distance from its center and add up to 1.
 function means(length, resized, begin, size) {
   const scale = length / resized, reach = Math.max(scale, 1);
   return Array.from({ length: size }, (_, i) => {

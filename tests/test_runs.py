@@ -283,7 +283,7 @@ def test_fields_that_are_missing_are_named_or_not_needed(run, program, name, fil
     (run / file).write_text("{}")
     said = ends(program, name)
     expected = {
-        ("evaluate", "args.json"): "runs/run is not of a run that says its data; give --data",
+        ("evaluate", "args.json"): "runs/run does not belong to a run that states its data; give --data",
         ("fit", "args.json"): "runs/run holds a run with other settings",
         ("fit", "result.json"): "runs/run/result.json is damaged: it has no '",
         ("convert", "result.json"): "a card is written for a finished run, with result.json",

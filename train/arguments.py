@@ -1,8 +1,8 @@
-"""The common part of the programs' command lines, which are read before Keras and TensorFlow are imported.
+"""The common part of the programs' command lines, which are parsed before Keras and TensorFlow are imported.
 
-That takes seconds, which nobody should wait for --help, --version or a wrong flag. So a program's flags come from
-modules of keras_resnet that need neither, and it calls `parse` before it imports the rest. `import keras_resnet` itself
-imports Keras; so here the package is found, and `load_library` runs its `__init__` later.
+The import takes seconds, too long for --help, --version or a wrong flag. So a program's flags come from modules of
+keras_resnet that need neither, and it calls `parse` before it imports the rest. `import keras_resnet` itself imports
+Keras; so this module only finds the package, and `load_library` runs its `__init__` later.
 """
 
 import argparse
@@ -16,13 +16,13 @@ program = os.path.basename(sys.argv[0])
 _spec = importlib.util.find_spec("keras_resnet")
 if _spec is None:
     sys.exit(f"{program} needs keras_resnet: pip install . in the folder of the project")
-_waiting = "keras_resnet" not in sys.modules  # not in tests, which call several programs in one process
+_waiting = "keras_resnet" not in sys.modules  # False in tests, which call several programs in one process
 if _waiting:
     sys.modules["keras_resnet"] = importlib.util.module_from_spec(_spec)
 
 
 def load_library():
-    """Imports Keras and keras_resnet. Keras' values are its own, whatever keras.json and the environment say."""
+    """Imports Keras and keras_resnet, with Keras' default settings, whatever keras.json and the environment say."""
     global _waiting
     if not _waiting:
         return

@@ -1,4 +1,4 @@
-"""Chooses Keras' backend, and imports the library and the backend without the lines that TensorFlow logs first."""
+"""Chooses Keras' backend, and imports the library and the backend without TensorFlow's log lines at import."""
 
 import os
 import sys
@@ -14,7 +14,7 @@ NAMES = {"tensorflow": "TensorFlow", "jax": "JAX", "torch": "PyTorch"}
 def choose(*accepted):
     """Imports the library on the backend of KERAS_BACKEND or, without it, on the first of `accepted` that is installed.
 
-    If there is none, or the library or a package is missing, the program ends with a message that says what to do.
+    If no backend, or the library or a package is missing, the program ends with a message that says what to install.
     """
     installed = [name for name in accepted if not environment.missing(name)]
     chosen = os.environ.get("KERAS_BACKEND")
@@ -30,12 +30,12 @@ def choose(*accepted):
         )
     os.environ["KERAS_BACKEND"] = chosen = chosen or (installed or accepted)[0]
     if lacking := environment.needed("keras", chosen):
-        sys.exit(f"{arguments.program} {lacking}" + "; KERAS_BACKEND chooses it" * (len(accepted) > 1))
+        sys.exit(f"{arguments.program} {lacking}" + "; KERAS_BACKEND chooses the backend" * (len(accepted) > 1))
     try:
         if chosen == "tensorflow":
             environment.import_tensorflow(arguments.load_library)
         arguments.load_library()
-    except ModuleNotFoundError as error:  # of what TensorFlow itself needs
+    except ModuleNotFoundError as error:  # a package that TensorFlow itself needs
         sys.exit(f"{arguments.program} needs the package {environment.install(error.name)}")
 
 

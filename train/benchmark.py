@@ -1,4 +1,4 @@
-"""Measures speed and memory. All variants are measured in turn within one run, so that ratios hold on a noisy machine.
+"""Measures speed and memory. Variants alternate within one run, so that ratios are valid on a noisy machine.
 
 python train/benchmark.py step     fit.py in float32 and bfloat16 against a bare compiled step, Keras as it is and, if
                                    installed, PyTorch, eager and compiled; --depth 50 against keras.applications
@@ -8,7 +8,7 @@ python train/benchmark.py input --data FOLDER
                                    batches of augmented images against other input pipelines
 python train/benchmark.py start    time until the end of the first step, and peak memory
 python train/benchmark.py checkpoint
-                                   the delay of training by a checkpoint
+                                   how long a checkpoint delays training
 python train/benchmark.py serve    exports of ResNet-50 against that of keras.applications
 python train/benchmark.py load     images/s and latencies of a server of ResNet-50 with 1, 4 and 16 clients
 """
@@ -30,7 +30,7 @@ BENCHMARKS = ("step", "scaling", "input", "start", "checkpoint", "serve", "load"
 def positive(text):
     """A positive integer for argparse, with a message for anything else."""
     if not text.isdecimal() or not int(text):
-        raise argparse.ArgumentTypeError(f"a number from 1 on; found {text}")
+        raise argparse.ArgumentTypeError(f"a positive integer is needed; found {text}")
     return int(text)
 
 
@@ -38,11 +38,11 @@ def parse(words=None):
     parser = arguments.parser(__doc__)
     parser.add_argument("what", choices=BENCHMARKS)
     parser.add_argument("--depth", type=positive, help="of the CIFAR network (default 20; start, checkpoint: 110)")
-    parser.add_argument("--batch-size", type=positive, help="images in a step (default 128; for 224x224: 16)")
-    parser.add_argument("--data", help="input: a folder of images")
-    parser.add_argument("--rounds", type=positive, help="turns over which the median is taken (default 7; start: 3)")
-    parser.add_argument("--steps", type=positive, help="steps in a turn (default 20; for 224x224: 2)")
-    parser.add_argument("--seconds", type=positive, default=30, help="load: of a turn (default %(default)s)")
+    parser.add_argument("--batch-size", type=positive, help="images per step (default 128; for 224x224: 16)")
+    parser.add_argument("--data", help="input: an image folder")
+    parser.add_argument("--rounds", type=positive, help="rounds, of which the median is printed (default 7; start: 3)")
+    parser.add_argument("--steps", type=positive, help="steps per round (default 20; for 224x224: 2)")
+    parser.add_argument("--seconds", type=positive, default=30, help="load: length of a round (default %(default)s)")
     parser.add_argument("--mixed-precision", choices=PRECISIONS, help="scaling: as in fit.py (default float32)")
     options = parser.parse_args(words)
     options.depth = options.depth or (110 if options.what in ("start", "checkpoint") else 20)
@@ -69,11 +69,11 @@ def main():
     options = parse()
     try:
         if options.what == "scaling" and not hasattr(os, "sched_setaffinity"):
-            sys.exit("benchmark.py: scaling gives each process a core of its own, which only Linux can")
+            sys.exit("benchmark.py: scaling pins each process to a core, which only Linux supports")
         measure = importlib.import_module(f"benchmarks.{options.what}").measure
     except ModuleNotFoundError as error:
         if error.name == "resource":
-            sys.exit(f"benchmark.py: {options.what} measures memory as Linux and macOS count it")
+            sys.exit(f"benchmark.py: {options.what} measures memory, for which it needs Linux or macOS")
         sys.exit(f"benchmark.py: {options.what} needs the package {environment.install(error.name.split('.')[0])}")
     measure(options)
 

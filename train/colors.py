@@ -5,8 +5,8 @@
     python train/colors.py IMAGENET small.npz --image-size 112      for `fit.py --image-size 112`
 
 The file holds the mean of the training images' center crops, which the network subtracts (P1 3.4), and the principal
-components of their colours for AlexNet's colour noise. fit.py measures both by itself, once per run; this program is
-for several runs with the same numbers, or for more images.
+components of their colours for AlexNet's colour noise. fit.py measures both itself, once per run; use this program
+to share them between runs, or to measure more images.
 """
 
 import sys
@@ -26,8 +26,8 @@ def parse(words=None):
     add("--data-dir", metavar="DIR", help="copies of data sets, as for fit.py (default: download)")
     add("--image-size", type=int, default=IMAGE_SIZE, help="size of the crops (default %(default)s)")
     add("--images", type=int, default=COLOR_SAMPLE, help="at most this many at random (default %(default)s)")
-    add("--seed", type=int, default=0, help="of the random sample (default 0)")
-    add("--skip-damaged", action="store_true", help="leave out files that cannot be read, and count them")
+    add("--seed", type=int, default=0, help="seed of the random sample (default 0)")
+    add("--skip-damaged", action="store_true", help="skip files that cannot be decoded, and count them")
     return parser.parse_args(words)
 
 

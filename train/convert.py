@@ -1,22 +1,22 @@
-"""Converts trained weights of others to Keras, and networks of this package to PyTorch.
+"""Converts trained weights from other projects to Keras, and networks of this package to PyTorch.
 
     python train/convert.py resnet50.pth r50.keras            torchvision, timm; also .safetensors
     python train/convert.py model.safetensors r50.keras       Hugging Face transformers, its config.json beside it
     python train/convert.py resnet50_weights.h5 r50.keras     keras.applications; also its whole models in .keras or .h5
     python train/convert.py resnet20.th r20.keras             akamaster's CIFAR networks
-    python train/convert.py r50.keras r50.safetensors         the way back, under torchvision's names
-    python train/convert.py runs/r50 r50/ --keras-hub         a preset of keras_hub; also of SOURCE.keras
-    python train/convert.py cifar10-resnet-20 r20/            a folder for Hugging Face, with a card
+    python train/convert.py r50.keras r50.safetensors         back to PyTorch, with torchvision's names
+    python train/convert.py runs/r50 r50/ --keras-hub         a preset of keras_hub; also from SOURCE.keras
+    python train/convert.py cifar10-resnet-20 r20/            a folder for Hugging Face, with a model card
     python train/convert.py --list                            the networks in the package
 
 The architecture is inferred from the tensors. OUT.keras takes RGB pixels in [0, 255], as from train/evaluate.py. If
 tensors are missing, left over or misshapen, the program ends with an error and writes nothing. docs/weights.md lists
-the checks. PyTorch files of networks for small images often do not state how the input was normalised; then give
---normalization. The program runs on any Keras backend and does not need TensorFlow.
+the checks. PyTorch files of networks for small images often do not state how the input was normalised; if so,
+give --normalization. The program runs on any Keras backend and does not need TensorFlow.
 
 FOLDER/ holds model.keras, the same unzipped for load_model("hf://USER/NAME"), the names of the classes, and README.md,
-the model card of the run that trained the network. keras_hub can express ResNet-18 to 152
-with option B. Bottlenecks need their stride in the 3x3; pre-activation is possible with bottlenecks only.
+the model card of the run that trained the network. keras_hub supports ResNet-18 to 152 with option B. Bottlenecks need
+their stride in the 3x3; pre-activation needs bottlenecks.
 """
 
 import argparse
@@ -61,7 +61,7 @@ def parse(words=None):
         "--normalization",
         default="auto",
         metavar="N",
-        help=f"{', '.join(NORMALIZATIONS)}, none (the input is normalised outside), or mean and std of pixels in "
+        help=f"{', '.join(NORMALIZATIONS)}, none (normalise the input yourself), or mean and std of pixels in "
         "[0, 255], such as 125,123,114/63,62,67 (default: that of the source)",
     )
     return parser.parse_args(words)
@@ -86,7 +86,7 @@ from keras_resnet.weights.published import package
 
 
 def check(options):
-    """Raises an error if the arguments are wrong, before anything is read; fills in what they say of OUT."""
+    """Raises an error if the arguments are wrong, before anything is read; parses OUT and --normalization."""
     if options.out.endswith((".keras", ".safetensors")) and options.keras_hub:
         raise WeightsError(
             f"--keras-hub writes a folder, so OUT does not end in .keras or .safetensors; found {options.out!r}"
@@ -115,10 +115,10 @@ def parse_normalization(word):
 
 
 def write_folder(options, model):
-    """A preset of keras_hub, or what Keras opens; and the card of the run that trained it, which a preset may lack."""
+    """Writes a preset of keras_hub, or a folder for Keras, with the card of the run, which a preset may lack."""
     run, library = Run(options.source), "keras-hub" if options.keras_hub else "keras"
     if options.keras_hub:
-        package("keras_hub", options.out)  # before a folder of another name is made
+        package("keras_hub", options.out)  # before the temporary folder is made
     with whole_folder(options.out) as folder:
         if run.result or not options.keras_hub:
             pathlib.Path(folder, "README.md").write_text(cards.card(options.source, model, library), encoding="utf-8")
@@ -148,10 +148,10 @@ def main():
     print(f"{source}\nis now {options.out}: {model.name}, {analysis.count_parameters(model):,} parameters")
     first = normalization.of(model)
     if options.keras_hub and (colors := normalization.for_size(first, (None, None))) is not first:
-        print(f"its mean image became its mean colour, {normalization.described(colors)}: answers differ a little")
+        print(f"its mean image became its mean colour, {normalization.described(colors)}: outputs differ slightly")
     else:
-        described = normalization.described(first) if first else "none, its input is to be normalised outside"
-        print(f"first layer: {described}")
+        described = normalization.described(first) if first else "none; normalise the input yourself"
+        print(f"preprocessing layer: {described}")
     if stride_in := source.architecture.stride_in:
         print(f"stride of bottlenecks: in the {stride_in}; torchvision's is in the 3x3")
 

@@ -8,19 +8,19 @@
     python train/evaluate.py vgg.keras --data FOLDER --preprocess vgg16      a model of keras.applications
 
 A model is any classifier in a .keras file, or a folder of runs/. For a run the data, the crop size and the names of
-classes are by default those of its training. FOLDER is a folder FOLDER/{test,val}/CLASS/FILE or
+classes are by default those of its training. FOLDER is an image folder, FOLDER/{test,val}/CLASS/FILE or
 FOLDER/CLASS/FILE; its classes are the sorted names of the folders CLASS. imagenet2012 stands for any image
 classification data set of TensorFlow Datasets. The default is the test images, if their classes are known, otherwise
-the validation images; for undivided data these are the images that a run set aside. Protocols:
+the validation images; for data without splits these are the images that a run set aside. Protocols:
 
     single        the image as it is, as for CIFAR (P1 4.2)
     center        shorter side 256, 224x224 center crop
     10-crop       shorter side 256, crops of the four corners and the center, and their mirror images
     multi-scale   whole images and their mirror images, shorter side 224, 256, 384, 480 and 640 (P1 3.4)
 
-The probabilities are averaged over views and models. Every image counts once. With --output DIR the confusion matrix
-and the most confident mistakes are drawn: DIR/confusion.png, DIR/mistakes.png. Classes with WordNet IDs are named in
-words there if keras.applications has downloaded ImageNet's names, as decode_predictions does once.
+The probabilities are averaged over views and models. Every image counts once. --output DIR draws the confusion matrix
+and the most confident mistakes: DIR/confusion.png, DIR/mistakes.png. Words replace WordNet IDs of classes there if
+keras.applications has downloaded ImageNet's names, as decode_predictions does once.
 """
 
 import json
@@ -47,18 +47,18 @@ def parse(words=None):
     add("--data", help="cifar10, cifar100, shapes, an image folder, imagenet2012 etc. (default: the run's)")
     add("--data-dir", metavar="DIR", help="copies of data sets, as for fit.py (default: download)")
     add("--split", choices=SPLITS, help="of the data (default: the first that exists)")
-    add("--skip-damaged", action="store_true", help="leave out images that cannot be decoded, and count them")
+    add("--skip-damaged", action="store_true", help="skip images that cannot be decoded, and count them")
     add("--protocol", choices=PROTOCOLS, help="(default: center for ImageNet-style images, single for small ones)")
     add(
         "--crop",
         type=int,
-        help=f"size of crops; scales in proportion (default: the run's, or {IMAGE_SIZE})",
+        help=f"size of crops; images are resized in proportion (default: the run's, or {IMAGE_SIZE})",
     )
     add("--batch-size", type=int, default=32, help="views in a forward pass (default 32)")
     add("--preprocess", metavar="NAME", help="preprocess_input of this module of keras.applications (default: none)")
     add("--json", metavar="FILE", help="write the result to this file (default: only print it)")
     add("--output", metavar="DIR", help="draw confusion matrix and mistakes there (default: do not draw)")
-    bar = "0 only the result, 1 with a progress bar (default 1 at a terminal, otherwise 0)"
+    bar = "0 only the result, 1 also a progress bar (default 1 at a terminal, otherwise 0)"
     add("--verbose", type=int, default=int(WATCHED), choices=(0, 1), help=bar)
     return parser.parse_args(words)
 
@@ -85,12 +85,12 @@ def check(options):
     settings = evaluation.run_settings(options.models[0])
     if options.data is None:
         if "dataset" not in settings:
-            raise EvaluationError(f"{options.models[0]} is not of a run that says its data; give --data")
+            raise EvaluationError(f"{options.models[0]} does not belong to a run that states its data; give --data")
         options.data, options.data_dir = settings["dataset"], options.data_dir or settings.get("data_dir")
     trained = [path for path in options.models if evaluation.run_settings(path)]
     if options.preprocess and trained:
         raise EvaluationError(
-            f"{trained[0]} takes pixels, as it was trained; --preprocess is for networks of keras.applications"
+            f"{trained[0]} takes pixels, as in training; --preprocess is for networks of keras.applications"
         )
     small = options.data in sources.DATASETS
     options.protocol = options.protocol or ("single" if small else "center")
@@ -128,7 +128,7 @@ def table(result, split, skipped, options):
 
 
 def draw(result, examples, options):
-    """Draws the pictures; returns their names."""
+    """Draws the figures; returns their names."""
     from keras_resnet.evaluation import pictures  # here, because it needs matplotlib
 
     (first, *others), data = options.models, os.path.basename(os.path.abspath(options.data))

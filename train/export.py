@@ -5,7 +5,7 @@
     python train/export.py runs/r50 --format openvino              saved_models/r50-openvino/1/model.xml
     python train/export.py runs/r50 --format openvino --dtype int8 --calibrate FOLDER
                                                                    FOLDER/{train,val}/CLASS/ or FOLDER/CLASS/
-    python train/export.py runs/cifar10-resnet-20 --format web     a page that a double click opens, index.html
+    python train/export.py runs/cifar10-resnet-20 --format web     a page to open with a double click, index.html
 
 MODEL is a .keras file whose input is RGB pixels in [0, 255], or the folder of a finished run. A version is written
 atomically and never overwritten. docs/serving.md shows how to serve it.
@@ -38,20 +38,20 @@ def parse(words=None):
     add = parser.add_argument
     add("model", metavar="MODEL", help=".keras file, folder of a run, or a name of convert.py --list")
     add("--output", default="saved_models", metavar="DIR", help="folder of models (default saved_models)")
-    add("--name", help="of the model (default that of the run or file, and -FORMAT unless it is a SavedModel)")
+    add("--name", help="name of the model (default that of the run or file, with -FORMAT unless a SavedModel)")
     help_of_version = "version of the export, 1 to 2^63 - 1 (default the next one); without N print the program's"
     add("--version", type=int, nargs="?", action=Version, metavar="N", help=help_of_version)
     add("--format", default="saved_model", choices=FORMATS, help="default saved_model")
     add("--no-fold", action="store_true", help="keep batch normalisation as layers")
     add("--dtype", default="float32", choices=DTYPES, help="of weights and arithmetic (default float32)")
-    add("--calibrate", metavar="DATA", help="int8: an image folder, or cifar10, cifar100, shapes: 300 images")
+    add("--calibrate", metavar="DATA", help="int8: 300 images of an image folder, or of cifar10, cifar100, shapes")
     add("--data-dir", metavar="DIR", help="for --calibrate cifar10: a copy, as for fit.py (default: download)")
     add("--classes", metavar="FILE", help="a JSON list of names (default classes.json beside the model)")
-    add("--top-k", type=int, default=TOP_K, help=f"classes in an answer (default {TOP_K})")
-    add("--max-pixels", type=int, default=MAX_PIXELS, help=f"of a file that is sent (default {MAX_PIXELS:,})")
-    add("--no-range-check", action="store_true", help="serve pixels that are not in [0, 255], too, for other networks")
-    add("--crop", type=int, help="size of the crops made of files (default the network's, or the run's)")
-    add("--keep", type=int, metavar="N", help="remove all but the newest N versions (default: none)")
+    add("--top-k", type=int, default=TOP_K, help=f"classes in a response (default {TOP_K})")
+    add("--max-pixels", type=int, default=MAX_PIXELS, help=f"largest image file, in pixels (default {MAX_PIXELS:,})")
+    add("--no-range-check", action="store_true", help="accept pixels outside [0, 255], for other networks")
+    add("--crop", type=int, help="size of crops of image files (default the network's, or the run's)")
+    add("--keep", type=int, metavar="N", help="remove all but the newest N versions (default: keep all)")
     return parser.parse_args(words)
 
 
@@ -72,7 +72,7 @@ from keras_resnet.data import folders, imagenet
 
 
 def model_name(options):
-    """The name of the folder of versions: one component of a path."""
+    """The name of the folder that holds the versions: one component of a path."""
     if options.name is None:
         path = os.path.abspath(options.model)
         name = os.path.basename(path if os.path.isdir(path) else os.path.splitext(path)[0])
@@ -87,7 +87,7 @@ def check(options):
     evaluation.model_file(options.model)
     if (options.dtype == "int8") != (options.calibrate is not None):
         raise serving.ExportError(
-            "--dtype int8 is fitted to images like those of the training: --calibrate DATA, an image folder, "
+            "--dtype int8 is calibrated on images like those of the training: give --calibrate DATA, an image folder, "
             f"or {', '.join(sources.DATASETS)}; found {'--calibrate' if options.calibrate else '--dtype int8'} alone"
         )
 
@@ -141,7 +141,7 @@ def main():
             f"{about['model']}, {about['parameters']:,} parameters, {len(about['classes'])} classes, {about['dtype']}"
         )
         if about["classes"] == [str(i) for i in range(len(about["classes"]))]:
-            print("the classes have no names; --classes FILE gives them some")
+            print("the classes have no names; give --classes FILE to name them")
         if options.format == "saved_model":
             print(f"tensorflow_model_server --model_name={name} --model_base_path={os.path.dirname(path)}")
         if options.format == "web":

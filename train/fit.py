@@ -16,8 +16,8 @@
     KERAS_BACKEND=jax python train/fit.py --depth 110    with JAX, which needs no TensorFlow for small images
 
 All output goes to OUTPUT/NAME/: args.json, classes.json, history.csv, curves.png, tensorboard/, checkpoint/ and, at the
-end, result.json and model.keras. A run that was stopped (Ctrl-C, SIGTERM, a crash) goes on when the same command is
-given again. The test set is used once, at the end; with image folders only the validation images are used.
+end, result.json and model.keras. A run that was stopped (Ctrl-C, SIGTERM, a crash) resumes when the same command is
+run again. The test set is used once, at the end; with image folders only the validation images are used.
 """
 
 import os
@@ -32,7 +32,7 @@ def parse(words=None):
     parser = arguments.parser(__doc__)
     run = add_settings(parser)
     run.add_argument("--export", action="store_true", help="export to saved_models/NAME/ at the end, as export.py does")
-    traced = "number of batches to trace, after the first ten, for TensorBoard (pip install xprof)"
+    traced = "number of steps to trace, after the first ten, for TensorBoard (pip install xprof)"
     run.add_argument("--profile", type=int, default=0, metavar="STEPS", help=traced)
     return parser.parse_args(words)
 
@@ -59,7 +59,7 @@ def main():
             raise RunError("--export needs TensorFlow; python train/export.py exports the run once it is trained")
         print(summary(settings, loop.train(settings, verbose, profile)))
         if to_export and loop.writes(settings):
-            from keras_resnet import serving  # here, because JAX does without TensorFlow
+            from keras_resnet import serving  # here, because it needs TensorFlow, and JAX does not
 
             folder = os.path.join("saved_models", os.path.basename(settings.folder))
             print(f"exported to {serving.export_run(settings.folder, folder)}")

@@ -10,7 +10,7 @@ import signal
 import sys
 import threading
 
-ADVICE = "a smaller --batch-size, or --accumulate, needs less; other programs may have taken the rest"
+ADVICE = "a smaller --batch-size, or --accumulate, needs less memory; other programs may be using the rest"
 
 
 class Terminated(BaseException):
@@ -27,7 +27,7 @@ def interrupt(number, frame=None):
 
 
 def insist():
-    """Raises the exception again: C++ libraries may have turned it into an error of their own."""
+    """Raises the exception again: C++ libraries may have replaced it with an error of their own."""
     if received:
         interrupt(received)
 

@@ -1,4 +1,4 @@
-"""Makes a page, and a PNG of each figure, from the results of train/reproduce.py.
+"""Writes a page, and a PNG of each figure, from the results of train/reproduce.py.
 
     python train/report.py                                 docs/results/*.json to docs/results/report.html
     python train/report.py --results DIR --output PAGES

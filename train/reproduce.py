@@ -13,13 +13,13 @@ Values of NAME:
 
 %s
 
-Each run writes one file, RESULTS/RUN.json, and is not repeated if this file exists. A run that was stopped goes on when
-the same command is given again. A network that several experiments share is trained once for all of them.
+Each run writes one file, RESULTS/RUN.json, and is not repeated if this file exists. A stopped run resumes when the same
+command is run again. A network that several experiments share is trained once for all of them.
 `train/report.py` makes tables and figures from the files. Flags of fit.py apply to all runs.
 
 CIFAR-10 is split into 45k images for training and 5k for the validation error of the curves; the test images are used
-once, at the end. The paper's test errors are of networks trained on all 50k, as with --train-on-all, but then there is
-no validation error. For ImageNet the error is that of ten crops of the validation images.
+once, at the end. The paper's test errors are of networks trained on all 50k, as with --train-on-all, which leaves no
+validation error. For ImageNet the error is the ten-crop error on the validation images.
 """
 
 import sys
@@ -49,9 +49,9 @@ def parse(words=None):
         help="for ImageNet: an image folder, or a data set of TensorFlow Datasets",
     )
     add("--at-a-time", type=int, default=1, metavar="RUNS", help="runs at the same time, each in a process (default 1)")
-    add("--seconds", type=float, metavar="S", help="after which runs are stopped and saved; the next call goes on")
+    add("--seconds", type=float, metavar="S", help="stop and save the runs after S seconds; the next call resumes them")
     add("--results", default=experiments.RESULTS, metavar="DIR", help="folder of the results (default %(default)s)")
-    # What an experiment decides, or has another flag for, is no flag here.
+    # Without the settings that an experiment decides or that have another flag here.
     add_settings(parser, (*names("network", "weights"), "dataset", "seed", "name"))
     return parser.parse_args(words)
 
@@ -68,7 +68,7 @@ from keras_resnet.training.checkpoint import Stopped
 
 
 def table(experiment, errors):
-    """A table of our errors beside the paper's. `errors` has pairs of a row's name and the error of a run."""
+    """A table of our errors beside the paper's. `errors` is a list of a row's name and the error of a run."""
     title = f"{experiment.title}: error in %"
     rows = [("network", "here", "the paper's")]
     for name in dict.fromkeys(name for name, _ in errors):
@@ -97,19 +97,19 @@ def main():
             print(f"[{number} of {len(runs)}] {row}, seed {settings.seed}", flush=True)
             try:
                 errors.append((row, experiments.run(settings, results, verbose)["error"]))
-            except RunError as error:  # such as a network that diverged; the others may do better
+            except RunError as error:  # such as a network that diverged; the others may succeed
                 print(f"reproduce.py: {error}", file=sys.stderr)
                 failures.append(settings.name)
     except (ResNetError, OSError) as error:
         sys.exit(f"reproduce.py: {error}")
     except Stopped as stopped:
-        print(f"\n{stopped}; the same command goes on from there", file=sys.stderr)
+        print(f"\n{stopped}; run the same command again to resume", file=sys.stderr)
         sys.exit(stopped.exit_status)
     except KeyboardInterrupt:  # outside of training, during an evaluation for example
-        print("\nstopped; the same command goes on with this network", file=sys.stderr)
+        print("\nstopped; run the same command again to continue with this network", file=sys.stderr)
         sys.exit(INTERRUPTED)
     if len(left) > len(failures):
-        print(f"{len(left) - len(failures)} of {len(runs)} runs are not finished; the same command goes on with them")
+        print(f"{len(left) - len(failures)} of {len(runs)} runs are not finished; run the same command again to resume")
     print(f"{table(experiment, errors)}\nin {results}; `python train/report.py --results {results}` draws them")
     if failures:
         sys.exit(f"reproduce.py: {len(failures)} of {len(runs)} runs failed: {', '.join(failures)}")

@@ -4,13 +4,13 @@
     python train/tune.py                                                ResNet-20 on CIFAR-10, trials of up to 27 epochs
     tensorboard --logdir runs/tune-cifar10-resnet-20-epochs-27-seed-0   curves of all trials and what they tried
 
-Several processes search together if all get the same command, and KERASTUNER_ORACLE_IP and KERASTUNER_ORACLE_PORT, an
-address of one of them, in their environment. There KERASTUNER_TUNER_ID is chief: it chooses the trials and prints the
-result. In the others, each with its GPU in CUDA_VISIBLE_DEVICES, it is tuner0, tuner1 and so on. The folder is shared.
+Several processes search together if all run the same command in a shared folder, with KERASTUNER_ORACLE_IP and
+KERASTUNER_ORACLE_PORT, the address of the chief, in their environment. The chief has KERASTUNER_TUNER_ID=chief, chooses
+the trials and prints the result. The others, each with a GPU in CUDA_VISIBLE_DEVICES, have tuner0, tuner1 and so on.
 
 Trials train on 45k images and are ranked by the error on the other 5k; the test images are not used. Many trials train
-for a few epochs, the best third of them for three times as many, and so on. A search that was stopped goes on when the
-same command is given again. At the end the program lists all trials and their total time, draws them in trials.png in
+for a few epochs, the best third of them for three times as many, and so on. A stopped search resumes when the same
+command is run again. At the end the program lists all trials and their total time, draws them in trials.png in
 the folder of the search, and prints the best one as a command for fit.py.
 """
 
@@ -41,7 +41,7 @@ def parse(words=None):
     add("--dataset", default="cifar10", choices=sources.DATASETS, help="(default cifar10)")
     add("--data-dir", metavar="DIR", help="copies of data sets, as for fit.py (default: download)")
     add("--max-epochs", type=int, default=27, metavar="E", help="in a trial (default 27: 70 trials, 375 epochs in all)")
-    add("--seed", type=int, default=0, help="of the trials and of their weights (default 0)")
+    add("--seed", type=int, default=0, help="seed of the trials and of their weights (default 0)")
     add("--output", default=Settings.output, metavar="DIR", help="folder of the search (default %(default)s)")
     bar = "0 silent, 1 a bar, 2 a line per epoch (default 1 at a terminal, otherwise 2)"
     add("--verbose", type=int, default=1 if WATCHED else 2, choices=(0, 1, 2), help=bar)
@@ -62,8 +62,8 @@ from keras_resnet.training.history import clock
 
 
 def search(options, name):
-    """Runs or resumes the search; returns the trials, the best first and failed ones last, or None where it helped."""
-    import keras_tuner  # here, so that mistakes need not wait for it
+    """Runs or resumes the search; returns the trials, the best first, failed ones last; None if not the chief."""
+    import keras_tuner  # here, so that wrong flags are reported before this slow import
 
     from keras_resnet.training.tuning import OBJECTIVE, ResNetHyperModel
 
@@ -85,10 +85,10 @@ def search(options, name):
                 directory=options.output,
                 project_name=name,
             )
-        except (ValueError, KeyError, TypeError, AttributeError) as error:  # of what an earlier search wrote
+        except (ValueError, KeyError, TypeError, AttributeError) as error:  # from files of an earlier search
             raise RunError(f"a file in {folder} is damaged: {error!r}. Delete the folder or change --output") from error
         except RuntimeError as error:
-            if error.__cause__ is None:  # of its variables of the environment, one is missing
+            if error.__cause__ is None:  # one of its environment variables is missing
                 raise RunError(error) from error
             reason = repr(error.__cause__)
             raise RunError(f"a file in {folder} is damaged: {reason}. Delete the folder or change --output") from error
@@ -107,7 +107,7 @@ def search(options, name):
 
 def seconds(path):
     """The seconds that a search has taken so far, from its file."""
-    advice = "Delete it to go on, its time uncounted."
+    advice = "Delete it to continue without counting its time."
     return read_json(path, {"seconds": NUMBER}, advice)["seconds"] if os.path.exists(path) else 0.0
 
 
@@ -115,7 +115,7 @@ def settings(options, values):
     """A trial's `Settings`, its numbers rounded."""
     rounded = {name: float(f"{values[name]:.3g}") for name in ("lr", "weight_decay")}
     chosen = {name: values[name] for name in ("shortcut", "batch_size", "warmup")}
-    chosen["bn_batch_size"] = values["batch_size"]  # a trial is Keras' own step, whose batch is one part
+    chosen["bn_batch_size"] = values["batch_size"]  # a trial is Keras' own step, which normalises the whole batch
     return Settings(depth=options.depth, dataset=options.dataset, data_dir=options.data_dir, **rounded, **chosen)
 
 
@@ -172,11 +172,11 @@ def main():
             reason = (failed[0].message or "no message").strip().splitlines()[-1]
             print(f"tune.py: {len(failed)} of {len(every)} trials failed, the first with: {reason}", file=sys.stderr)
         if not trials:
-            raise RunError(f"no trial was completed; delete {os.path.join(options.output, name)} to search anew")
+            raise RunError(f"no trial was completed; delete {os.path.join(options.output, name)} to start again")
         folder = os.path.join(options.output, name)
         taken = cost(trials, seconds(os.path.join(folder, COST)))
         if drawn:
-            draw(options, trials, f"{name}: {taken}; ring: the best", os.path.join(folder, PICTURE))
+            draw(options, trials, f"{name}: {taken}; the best is ringed", os.path.join(folder, PICTURE))
         best = settings(options, trials[0].hyperparameters.values)
         data = {"data_dir": options.data_dir} if options.data_dir else {}
         print(f"\n{table(options, trials)}\n\n{taken}; in {folder}{f', {PICTURE} shows them' * drawn}. The best:")
@@ -184,7 +184,7 @@ def main():
     except (ResNetError, OSError) as error:
         sys.exit(f"tune.py: {error}")
     except KeyboardInterrupt:
-        print("\nstopped; the same command goes on from the last trial", file=sys.stderr)
+        print("\nstopped; run the same command again to resume from the last trial", file=sys.stderr)
         sys.exit(EXIT_STATUS)
 
 

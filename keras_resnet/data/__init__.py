@@ -1,6 +1,6 @@
 """Data sets: where their examples come from, and batches of them with the papers' augmentation.
 
-The only room that reads images. Importing it needs no TensorFlow; its modules that make `tf.data` pipelines do.
+Only this package reads images. Importing it needs no TensorFlow, but its modules with `tf.data` pipelines do.
 """
 
 from keras_resnet.data.sources import cifar10, cifar100

@@ -18,7 +18,7 @@ def augment(images: tf.Tensor, mean: tf.Tensor, dy: tf.Tensor, dx: tf.Tensor, fl
 
     Args:
         images: (batch, height, width, 3), any numeric dtype.
-        mean: (height, width, 3), which the network subtracts. The padding is filled with it, so that it becomes zero.
+        mean: (height, width, 3), which the network subtracts; it fills the padding, which thus becomes zero.
         dy, dx: int32 (batch,) in [0, 8], the crop's corner in the image padded by 4 pixels on each side.
         flip: bool (batch,), whether to flip horizontally.
 

@@ -54,7 +54,7 @@ IMAGENET = Components(
 )
 
 
-# The means are those that torchvision's networks subtract.
+# torchvision's networks subtract these means.
 IMAGENET_STATISTICS = Statistics(np.array(TORCH_MEAN, "float32"), IMAGENET)
 
 
@@ -66,12 +66,12 @@ def load(path: Path) -> Statistics:
         if not (values.shape == (3,) and vectors.shape == (3, 3) and mean.shape[-1:] == (3,) and mean.ndim in (1, 3)):
             raise ValueError(f"its arrays have the shapes {mean.shape}, {values.shape} and {vectors.shape}")
         if not all(array.dtype.kind == "f" and np.isfinite(array).all() for array in (mean, values, vectors)):
-            raise ValueError("its arrays are not of finite numbers")
+            raise ValueError("its arrays have other values than finite floats")
     except (OSError, ValueError, KeyError) as error:
         found = "damaged, or of another kind" if os.path.exists(path) else "not there"
         reason = f"it has no {error}" if isinstance(error, KeyError) else error
         raise DataError(
-            f"{path} should hold the colours of images, as train/colors.py writes them; it is {found}: {reason}"
+            f"{path} should hold colour statistics, as train/colors.py writes them; it is {found}: {reason}"
         ) from error
     return Statistics(mean, Components(values, vectors))
 

@@ -1,10 +1,10 @@
-"""Image files become crops: decoding, resizing and cropping as in P1 3.4, with TensorFlow.
+"""Decodes, resizes and crops image files as in P1 3.4, with TensorFlow.
 
 P1 is "Deep Residual Learning for Image Recognition" (arXiv 1512.03385).
 
 JPEG (RGB, greyscale and CMYK), PNG (of any kind), WebP without transparency, BMP without a palette and the first frame
-of a GIF are decoded to RGB, whatever the file's name. The EXIF orientation of a camera is ignored: ImageNet benchmarks
-ignore it, too.
+of a GIF are decoded to RGB, whatever the file's name. The EXIF orientation of a camera is ignored, as in ImageNet
+benchmarks.
 """
 
 import functools
@@ -17,12 +17,12 @@ from keras_resnet.architecture import IMAGE_SIZE
 SHORTER_SIDES = (256, 480)  # P1 3.4, for crops of 224; for other sizes in proportion
 JPEG = b"\xff\xd8\xff"  # the first bytes of a JPEG file
 DCT = "INTEGER_ACCURATE"  # of JPEG: the pixels that Pillow decodes; TensorFlow's default, the fast one, gives others
-BMP_WITH_PALETTE = r"BM\C{26}\x08"  # those of a BMP file with 8 bits per pixel, whose palette TensorFlow ignores
-RATIOS = (1, 2, 4, 8)  # by which the JPEG decoder shrinks
+BMP_WITH_PALETTE = r"BM\C{26}\x08"  # of a BMP file with 8 bits per pixel; TensorFlow ignores its palette
+RATIOS = (1, 2, 4, 8)  # by which the JPEG decoder can shrink an image
 
 
 def is_jpeg(data: tf.Tensor) -> tf.Tensor:
-    """Whether the content of a file, a string, is JPEG's: bool."""
+    """Whether the content of a file, a string, is a JPEG: bool."""
     return tf.strings.substr(data, 0, len(JPEG)) == JPEG
 
 
@@ -89,7 +89,7 @@ def crop_window(shape: tf.Tensor, size: int, shorter_side: tf.Tensor | int, posi
         shape: int32 (2,), height and width of the original.
         size: height and width of the crop.
         shorter_side: of the resized image, in pixels.
-        position: float32 (2,) in [0, 1), the vertical and horizontal position among all in the resized image.
+        position: float32 (2,) in [0, 1), the vertical and horizontal position in the resized image.
 
     Returns:
         int32 (4,), top, left, height and width, each edge rounded to the nearest pixel of the original.
@@ -98,12 +98,12 @@ def crop_window(shape: tf.Tensor, size: int, shorter_side: tf.Tensor | int, posi
     corner = tf.floor(position * tf.cast(resized - size + 1, "float32"))
     edges = tf.stack([corner, corner + size]) * tf.cast(shape, "float32") / tf.cast(resized, "float32")
     begin, end = tf.unstack(tf.cast(tf.round(edges), "int32"))
-    begin = tf.minimum(begin, shape - 1)  # in an image of a few pixels the window still has at least one of them
+    begin = tf.minimum(begin, shape - 1)  # even in an image of a few pixels, the window has at least one
     return tf.concat([begin, tf.maximum(end - begin, 1)], 0)
 
 
 def cut(data: tf.Tensor, size: int, shorter_side: tf.Tensor | int, position: tf.Tensor, flip: tf.Tensor) -> tf.Tensor:
-    """One random crop: decodes the window, flips and resizes it. Of a JPEG file little else is decoded.
+    """One random crop: decodes the window, flips and resizes it. Little else of a JPEG file is decoded.
 
     Args:
         data: a string, the content of an image file.

@@ -1,4 +1,4 @@
-"""Image folders: DIR/{train,val}/CLASS/FILE, or DIR/CLASS/FILE, where part of the files is set aside for validation."""
+"""Image folders: DIR/{train,val}/CLASS/FILE, or DIR/CLASS/FILE, with some files set aside for validation."""
 
 import collections
 import dataclasses
@@ -82,13 +82,13 @@ def load(folder: Path, seed: int = 0) -> Splits:
 
     Args:
         folder: contains train/ and val/ with a folder for each class, or a folder for each class directly.
-        seed: of DIR/CLASS/FILE, about a tenth of each class is drawn for validation, as in `held_out`.
+        seed: in DIR/CLASS/FILE, `held_out` sets aside about a tenth of each class for validation with this seed.
 
     Returns:
-        A `Splits` with sorted classes. `list_classes` says which files are images.
+        A `Splits` with sorted classes. `list_classes` documents which files are images.
 
     Raises:
-        DataError: there is no such folder, a class has no images, there is only one class, or train/ and val/ have
+        DataError: the folder does not exist, a class has no images, there is only one class, or train/ and val/ have
             different classes.
     """
     splits = _splits(folder)
@@ -101,7 +101,7 @@ def load(folder: Path, seed: int = 0) -> Splits:
         (classes, train), (others, validation) = (list_classes(os.path.join(folder, name)) for name in ("train", "val"))
         if classes != others:
             raise DataError(
-                f"{folder}: train/ has {len(classes)} classes and val/ has {len(others)}, and they are not the same; "
+                f"{folder}: train/ has {len(classes)} classes and val/ has {len(others)}, and they differ; "
                 f"only one of them has {', '.join(sorted(set(classes) ^ set(others))[:8])}"
             )
     else:
@@ -121,7 +121,7 @@ def load(folder: Path, seed: int = 0) -> Splits:
 def load_split(folder: Path, split: str) -> tuple[tuple[str, ...], Files] | None:
     """The classes and the `Files` of test/ or val/ ("validation"), or of a folder that has neither ("all").
 
-    None if there is no such split, or if it has no class folders, as test images without public labels.
+    None if the split is missing, or has no class folders, as test images without public labels.
     """
     splits = {"validation" if name == "val" else name: os.path.join(folder, name) for name in _splits(folder)}
     inner = splits.get(split) if splits else folder if split == "all" else None
@@ -131,10 +131,10 @@ def load_split(folder: Path, split: str) -> tuple[tuple[str, ...], Files] | None
 def held_out(names: Sequence[str], labels: np.ndarray, seed: int) -> np.ndarray:
     """Which files of DIR/CLASS/FILE are set aside for validation: about a tenth of each class.
 
-    The hash of a file's name and the seed decides: a file is set aside if its hash is in the lowest tenth. So it stays
-    in its split when other files are added or removed, or the folder moves. The number set aside is binomially
-    distributed (of 100 files 10 +- 3). A class with several files has at least one in each split, those with the lowest
-    and the highest hash; in a small class these can change when files are added.
+    A file is set aside if the hash of its name and the seed is in the lowest tenth. So it stays in its split when other
+    files are added or removed, or the folder moves. The number set aside is binomially distributed (of 100 files
+    10 +- 3). A class with several files has at least one in each split, those with the lowest and the highest hash; in
+    a small class these can change when files are added.
 
     Args:
         names: CLASS/FILE, n different strings.
@@ -161,18 +161,18 @@ def _hash(name, seed):
 
 
 def is_divided(folder: Path) -> bool:
-    """Whether a folder of images has train/ and val/, not a folder for each class. Errors as in `load`."""
+    """Whether an image folder has train/ and val/, not a folder for each class. Errors as in `load`."""
     return bool(_splits(folder))
 
 
 def _splits(folder):
-    """A list of those of train/, val/ and test/ that a folder of images has; empty if it has a folder for each class.
+    """The names out of train, val and test that an image folder has; none if it has a folder for each class.
 
-    DataError if there is no such folder, or its splits have other names.
+    DataError if the folder does not exist, or its splits have other names.
     """
     if not os.path.isdir(folder):
-        found = "it is not a folder" if os.path.exists(folder) else "there is no such folder"
-        raise DataError(f"{folder} should be a folder of images: {found}")
+        found = "it is not a folder" if os.path.exists(folder) else "it does not exist"
+        raise DataError(f"{folder} should be an image folder: {found}")
     names = _folders(folder)
     if {"train", "val"}.intersection(names):
         return [name for name in ("train", "val", "test") if name in names]
@@ -197,7 +197,7 @@ def list_classes(folder: Path) -> tuple[tuple[str, ...], Files]:
     names, paths, counts = _folders(folder), [], []
     left_out: collections.Counter[str] = collections.Counter()
     if not names:
-        raise DataError(f"{folder} should hold a folder of images for each class; there is no folder in it")
+        raise DataError(f"{folder} should hold a folder of images for each class; it holds no folder")
     for name in names:
         inner = os.path.join(folder, name)
         found = sorted(_files(inner))

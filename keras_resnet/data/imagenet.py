@@ -34,7 +34,7 @@ def augment(
 ) -> tf.Tensor:  # fmt: skip
     """One random crop by `crops.cut`, with `shift`, float32 (3,), added to every pixel: float32 (size, size, 3)."""
     crop = crops.cut(data, size, shorter_side, position, flip)
-    # Added to rows of numbers: broadcasting three numbers over all pixels takes thirty times as long.
+    # Added to rows: broadcasting three numbers over all pixels takes thirty times as long.
     return tf.reshape(tf.reshape(crop, (size, 3 * size)) + tf.tile(shift, [size]), (size, size, 3))
 
 
@@ -77,8 +77,8 @@ def _read(files, indices, image, arguments, skipped):
         skipped: None or a set, as in `training_batches`.
 
     Returns:
-        Positions in the batch, int32 (m,), images, (m, ...), and labels, int64 (m,), of the examples that can be read;
-        without `skipped` these are all.
+        Positions in the batch, int32 (m,), images, (m, ...), and labels, int64 (m,), of the examples that can be read:
+        without `skipped`, of all.
     """
 
     def example(row, arguments):
@@ -96,7 +96,7 @@ def _check_lost(files, indices, skipped):
     """Finds out why examples failed: only those that cannot be decoded may be skipped."""
     for index in indices:
         if _load(files, index, skipped):
-            raise _failure(UNREADABLE, files, index, "it failed once and can be read now; is memory short?")
+            raise _failure(UNREADABLE, files, index, "it failed once and can be read now; is memory exhausted?")
 
 
 def _load(files, index, skipped):
@@ -118,7 +118,7 @@ def _load(files, index, skipped):
 
 
 def _failure(what, files, index, error):
-    """An error of which TensorFlow passes on only the text; `errors_named` parses it."""
+    """An error for `errors_named` to parse, because TensorFlow passes on only its text."""
     return ValueError(f"{what} {json.dumps([files.name(index), reason(error)])}")
 
 
@@ -152,9 +152,9 @@ def errors_named() -> Iterator[None]:
             raise
         name, why = json.loads(found[2])
         if found[1] == DAMAGED:
-            text = f"{name} is damaged, or of a kind that is not read: {why}\nReplace it, or give --skip-damaged."
+            text = f"{name} is damaged, or of an unsupported format: {why}\nReplace it, or give --skip-damaged."
         else:
-            text = f"{name} cannot be read: {why}\nThis is no damage, and --skip-damaged does not skip it."
+            text = f"{name} cannot be read: {why}\nThis is not a damaged file, so --skip-damaged does not skip it."
         raise DataError(text) from error
 
 
@@ -236,9 +236,8 @@ def center_batches(
     """Every example once and in order: the center crop of P1 3.4, from a shorter side of 256 for crops of 224.
 
     Arguments and returned `tf.data.Dataset` are as in `training_batches`, but batches have at most `batch_size`
-    examples, and their sizes differ by one at most. The pixels are in [0, 255]. Damaged files are left out if there is
-    a set `skipped` for them. An empty batch is left out, too; as one of several shards, it ends the stream with an
-    error.
+    examples, and their sizes differ by one at most. The pixels are in [0, 255]. Damaged files are left out if `skipped`
+    is a set. So are empty batches; but with several shards, an empty batch ends the stream with an error.
     """
 
     def batch(ends):
@@ -283,7 +282,7 @@ def statistics(
             n += len(batch)
             bar.add(1)
     if not n:
-        raise DataError(f"not one of {len(files)} images can be read")
+        raise DataError(f"none of the {len(files)} images can be read")
     mean = total / n
     center = mean.mean((0, 1)) - 128.0
     covariance = products / (n * image_size**2) - np.outer(center, center)

@@ -50,7 +50,7 @@ class _Unpickler(pickle.Unpickler):
         try:
             return _ARRAYS[module, name]
         except KeyError:
-            raise pickle.UnpicklingError(f"it calls {module}.{name}, which is no array") from None
+            raise pickle.UnpicklingError(f"it calls {module}.{name}, which arrays do not need") from None
 
 
 def find(name: str, folder: str) -> str | None:
@@ -61,7 +61,7 @@ def find(name: str, folder: str) -> str | None:
         folder: its own folder, `cifar-10-batches-py` or `cifar-100-python`, or a folder that contains it.
 
     Returns:
-        The path of its own folder, or None if there is none.
+        The path of its own folder, or None if it is not there.
     """
     own = LAYOUTS[name].folder
     inner = os.path.join(folder, own), os.path.join(folder, f"{own}-target", own)  # the latter as Keras extracts it
@@ -76,7 +76,7 @@ def cached(name: str) -> str | None:
 
 
 def download(name: str) -> str:
-    """Lets `keras.datasets` download and check a data set; returns its folder. DataError if that fails."""
+    """Downloads and checks a data set with `keras.datasets`; returns its folder. DataError if that fails."""
     import keras  # here, because flags are read before Keras is imported
 
     from keras_resnet import environment
@@ -84,10 +84,10 @@ def download(name: str) -> str:
     try:
         with environment.bars_at_terminals():
             getattr(keras.datasets, name).load_data()
-    except Exception as error:  # get_file raises plain ones
+    except Exception as error:  # get_file raises plain Exceptions
         raise DataError(
             f"{name} could not be downloaded: {error}\nFetch the python version from "
-            f"https://www.cs.toronto.edu/~kriz/cifar.html and give the folder in which {LAYOUTS[name].folder} lies."
+            f"https://www.cs.toronto.edu/~kriz/cifar.html and give the folder that contains {LAYOUTS[name].folder}."
         ) from error
     if (folder := cached(name)) is None:
         raise DataError(f"keras.datasets has downloaded {name}, but there is no {LAYOUTS[name].folder} in its folder")
@@ -106,7 +106,7 @@ def read(name: str, folder: str) -> tuple[tuple[str, ...], Arrays, Arrays]:
         (n, 32, 32, 3), RGB, and labels, int64 (n,).
 
     Raises:
-        DataError: a file is missing, damaged or of another kind, or calls functions that no array needs.
+        DataError: a file is missing, damaged or of another kind, or calls functions that arrays do not need.
     """
     layout = LAYOUTS[name]
     try:
@@ -123,10 +123,10 @@ def read(name: str, folder: str) -> tuple[tuple[str, ...], Arrays, Arrays]:
             parts[split] = images[order], labels[order]
     except OSError as error:
         raise DataError(f"{path} of the python version of {name} cannot be read: {error}") from error
-    except Exception as error:  # a damaged pickle raises whatever it wants
+    except Exception as error:  # a damaged pickle may raise anything
         raise DataError(
-            f"{path} is no file of the python version of {name}, or a damaged one: {error}. Extract "
-            f"{layout.folder} anew"
+            f"{path} is not a file of the python version of {name}, or is damaged: {error}. Extract "
+            f"{layout.folder} again"
         ) from error
     return classes, parts["train"], parts["test"]
 

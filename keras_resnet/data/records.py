@@ -99,7 +99,7 @@ class ArrayRecords(Records):
         with contextlib.suppress(RuntimeError, IndexError):
             return _array_record(path).read([record])[0]
         with open(path, "rb"):  # OSError if it cannot be read at all
-            return b""  # which is no example, so parsing it reports damage
+            return b""  # not a valid example, so parsing it reports damage
 
     def name(self, index: int) -> str:
         return f"{self.paths[self.files[index]]}, record {self.offsets[index]},"
@@ -173,7 +173,7 @@ def load_split(
 
 
 def describe(data: folders.Splits, dataset: str) -> dict[str, str]:
-    """Digests by which a later run can tell whether the data are still the same.
+    """Digests that tell a later run whether the data have changed.
 
     Args:
         data: a `folders.Splits`.
@@ -181,7 +181,7 @@ def describe(data: folders.Splits, dataset: str) -> dict[str, str]:
 
     Returns:
         A dictionary of `sources.digest`. For a folder: of the file names in each class, relative to the folder, and of
-        those set aside for validation. For a data set: of the classes and of each split.
+        the files set aside for validation. For a data set: of the classes and of each split.
     """
     if isinstance(data.train, folders.Files) and isinstance(data.validation, folders.Files):
         names: dict[str, list[bytes]] = {name: [] for name in data.classes}
@@ -211,7 +211,7 @@ def _builder(name, data_dir):
         for kind in (tfds.features.Image, tfds.features.ClassLabel)
     )
     if len(image) != 1 or len(label) != 1:
-        raise DataError(f"{name} is no set of images with one class each: its examples have {', '.join(features)}")
+        raise DataError(f"{name} is not a set of images with one class each: its examples have {', '.join(features)}")
     sources.is_array_record(name, builder)
     return builder, tuple(features[label[0]].names), (image[0], label[0])
 

@@ -31,7 +31,7 @@ def training_order(order: "tf.Tensor", batch_size: int, shards: Shards = WHOLE) 
     Returns:
         int32 (batches * len(shards.own), batch_size / shards.total), one row for each shard.
     """
-    import tensorflow as tf  # here, because JAX does without it
+    import tensorflow as tf  # here, because JAX does not need it
 
     size = batch_size // shards.total
     batches = tf.reshape(order[: len(order) // batch_size * batch_size], (-1, shards.total, size))
@@ -39,7 +39,7 @@ def training_order(order: "tf.Tensor", batch_size: int, shards: Shards = WHOLE) 
 
 
 def steps_per_epoch(n: int, batch_size: int) -> int:
-    """The number of full batches in n training examples; ValueError if there is none."""
+    """The number of full batches in n training examples; ValueError if a batch is larger than n."""
     if batch_size > n:
         raise ValueError(f"a batch of {batch_size} is larger than the training data, {n} examples")
     return n // batch_size
@@ -60,7 +60,7 @@ def ranges(n: int, batch_size: int, shards: Shards = WHOLE) -> np.ndarray:
         DataError: there are fewer examples than shards.
     """
     if n < shards.total:
-        raise DataError(f"{shards.total} devices cannot share {n} examples to be tested on; train on fewer devices")
+        raise DataError(f"{shards.total} devices cannot share {n} examples in evaluation; train on fewer devices")
     rounds = -(-n // (batch_size * shards.total))
     edges = np.arange(rounds * shards.total + 1) * n // (rounds * shards.total)
     found = np.stack([edges[:-1], edges[1:]], 1).reshape(rounds, shards.total, 2)

@@ -50,12 +50,12 @@ def digest(count: int, *contents: bytes | np.ndarray) -> str:
     """Identifies examples in a short text: their number, and a hash of `contents`, bytes or arrays."""
     found = hashlib.sha256()
     for content in contents:
-        found.update(content)  # type: ignore[arg-type]  # an array is a buffer, which typing can say from Python 3.12 on
+        found.update(content)  # type: ignore[arg-type]  # an array is a buffer, which typing supports from Python 3.12
     return f"{count}, {found.hexdigest()[:12]}"
 
 
 def describe(source: Source) -> dict[str, str]:
-    """A dictionary of the digests of a `Source`: of its classes and of each split."""
+    """The digests of the classes and of each split of a `Source`, by name."""
     names = "\n".join(source.classes).encode()
     splits = {name: split for name, split in source._asdict().items() if isinstance(split, Split)}
     found = {name: digest(len(split.labels), *map(np.ascontiguousarray, split)) for name, split in splits.items()}
@@ -69,9 +69,9 @@ def load(name: str, data_dir: Path | None = None, train_on_all: bool = False) ->
         name: "cifar10", "cifar100" (Krizhevsky, 2009) or "shapes" (drawn here, 32x32, ten classes).
         data_dir: folder with `cifar-10-batches-py` or `cifar-100-python`, as from the authors' page or
             `keras.datasets`, or with data sets prepared by tensorflow-datasets. Without it, a copy of `keras.datasets`
-            is used, or one of tensorflow-datasets in `$TFDS_DATA_DIR` or `~/tensorflow_datasets`. If there is none,
+            is used, or one of tensorflow-datasets in `$TFDS_DATA_DIR` or `~/tensorflow_datasets`. Without a copy,
             tensorflow-datasets downloads the data set, or `keras.datasets` does if that package is not installed.
-        train_on_all: keep no validation split.
+        train_on_all: without a validation split.
 
     Returns:
         A `Source`. The validation split is the last 5,000 training examples in the order of tensorflow-datasets. All
@@ -143,7 +143,7 @@ def _cifar(name, data_dir):
 
 
 def _tfds(name, data_dir):
-    environment.import_tensorflow()  # which reading needs, on other backends, too
+    environment.import_tensorflow()  # for reading, on every backend
     builder = prepared(name, data_dir)
     import tensorflow_datasets as tfds  # here, because it is slow to import and other data sets do not need it
 
@@ -172,7 +172,7 @@ def find(name: str, data_dir: Path | None = None) -> "tfds.core.DatasetBuilder":
         names = DATASETS, tfds.list_builders(with_community_datasets=False)
         near = [match for group in names for match in difflib.get_close_matches(name, group, 1)]
         raise DataError(
-            f"the data are one of {', '.join(DATASETS)}, an image folder or a set of TensorFlow Datasets; "
+            f"the data are one of {', '.join(DATASETS)}, an image folder or a data set of TensorFlow Datasets; "
             f"found {name!r}" + (f". Did you mean {near[0]}?" if near else "")
         ) from error
 
@@ -189,7 +189,7 @@ def is_array_record(name: str, builder: typing.Any) -> bool:
     """Whether a prepared data set is in array_record files rather than TFRecord files.
 
     Raises:
-        DataError: its files are of another format, or the package that reads them is missing.
+        DataError: its files have another format, or the package that reads them is missing.
     """
     kind = builder.info.file_format.value
     if kind not in ("tfrecord", ARRAY_RECORD):
@@ -215,7 +215,7 @@ def _not_in(data_dir, name):
     python = f", or the authors' {pickles.LAYOUTS[name].folder}/" if name in pickles.LAYOUTS else ""
     return (
         f"--data-dir {data_dir} has no prepared {name}: {found}.{hint}\n"
-        f"It has to be the folder that contains {name}/VERSION/ as tensorflow-datasets writes it{python}. "
+        f"It must be the folder that contains {name}/VERSION/ as tensorflow-datasets writes it{python}. "
         "Without --data-dir the data set is downloaded."
     )
 
@@ -230,15 +230,15 @@ def _download(builder):
 
             tfds.disable_progress_bar()
         builder.download_and_prepare()
-    # No route, no name, no space: requests' errors are OSErrors too. AssertionError: files to be fetched by hand.
+    # No route, name or space: requests' errors are OSErrors as well. AssertionError: files to download by hand.
     except (OSError, AssertionError) as error:
         python = f", or the authors' {pickles.LAYOUTS[builder.name].folder}" if builder.name in pickles.LAYOUTS else ""
         raise DataError(
             f"{builder.name} is not in {builder.data_dir} and could not be downloaded: {error}\n"
-            "Three ways on:\n"
+            "Three ways to continue:\n"
             "  1. on a machine with a network run\n"
             f"       python -c \"import tensorflow_datasets; tensorflow_datasets.load('{builder.name}')\"\n"
             "     and copy its ~/tensorflow_datasets here;\n"
-            f"  2. --data-dir FOLDER, if a prepared copy{python} lies elsewhere;\n"
-            "  3. --dataset shapes, which is drawn on the spot and needs neither data nor network."
+            f"  2. --data-dir FOLDER, if a prepared copy{python} is elsewhere;\n"
+            "  3. --dataset shapes, which is drawn by the program and needs neither data nor network."
         ) from error

@@ -1,6 +1,6 @@
 """The papers' tests of classifiers: one crop, ten crops, many sizes, and ensembles.
 
-A protocol says which views of an image are averaged. Every image counts once. Needs TensorFlow.
+A protocol defines the views of an image that are averaged. Every image counts once. Needs TensorFlow.
 """
 
 from keras_resnet.choices import SPLITS

@@ -1,4 +1,4 @@
-"""The images on which models are evaluated: which split of the data, and under which names of classes."""
+"""The images on which models are evaluated: a split of the data, and the names of its classes."""
 
 from collections.abc import Iterable, Sequence
 
@@ -13,19 +13,19 @@ from keras_resnet.runs import Run
 
 
 def check_classes(path: Path, classes: Iterable[str]) -> tuple[tuple[str, ...], np.ndarray]:
-    """Finds the classes of data among those of a model.
+    """Finds the classes of the data among the classes of a model.
 
     Args:
         path: as in `runs.Run`.
-        classes: the names of the data's classes; each has to be one of the model's, in any order.
+        classes: the names of the data's classes; each must be one of the model's, in any order.
 
     Returns:
         The names of all classes of the model, a tuple, and the index there of each class of the data, int (classes,).
-        If the model's folder does not state its classes, they are those of the data.
+        If the model's folder does not state its classes, the data's are used.
 
     Raises:
-        EvaluationError: the model does not know a class, or has two of this name.
-        RunError: there is no such model, or its classes.json is damaged.
+        EvaluationError: a class of the data is not in the model, or is there twice.
+        RunError: the model does not exist, or its classes.json is damaged.
     """
     trained, classes = Run(path).classes, tuple(classes)
     if trained in (None, classes):
@@ -33,9 +33,8 @@ def check_classes(path: Path, classes: Iterable[str]) -> tuple[tuple[str, ...], 
     unknown = [name for name in classes if trained.count(name) != 1]
     if unknown:
         raise EvaluationError(
-            f"{path} was trained on other classes: {len(trained)} there, {len(classes)} in the data; there is no "
-            f"{', '.join(unknown[:8])} in its classes.json, or more than one. Test it on data with the classes that it "
-            "knows."
+            f"{path} was trained on other classes: {len(trained)} there, {len(classes)} in the data; its "
+            f"classes.json lacks {', '.join(unknown[:8])}, or has it twice. Test it on data with its own classes."
         )
     return trained, np.array([trained.index(name) for name in classes])
 
@@ -50,17 +49,16 @@ def load_data(
         dataset: one of `data.sources.DATASETS`; an image folder; a data set of TensorFlow Datasets.
         data_dir: as in `data.sources.load`.
         split: "test", "validation" or, for an image folder without splits, "all". None takes the first of these that
-            exists. If one of `models` was trained on such a folder, the validation images are those that its
-            run set aside.
-        models: paths as in `runs.Run`. Their folders state what they were trained on, and the names and the order of
-            the classes; without these, the classes are those of the data.
+            exists. If one of `models` was trained on such a folder, "validation" is the images that its run set aside.
+        models: paths as in `runs.Run`. Their folders state the training data, and the names and the order of the
+            classes; if they do not, the data's classes are used.
         skipped: as in `data.imagenet.examples`.
 
     Returns:
         The names of the classes, examples for `evaluate`, and a description of the images.
 
     Raises:
-        EvaluationError: there is no such split, or the data have classes that the models do not know.
+        EvaluationError: the split does not exist, or the data have classes that the models lack.
         RunError: the data have changed since a run set images aside, or the files of a run are damaged.
         DataError: the data cannot be loaded.
     """
@@ -73,7 +71,7 @@ def load_data(
     known = [check_classes(path, classes) for path in models] or [(classes, np.arange(len(classes)))]
     if len({names for names, _ in known}) > 1:
         raise EvaluationError(
-            f"{' and '.join(map(str, models))} were trained on different classes, and are no ensemble"
+            f"{' and '.join(map(str, models))} were trained on different classes, so they cannot form an ensemble"
         )
     names, indices = known[0]
     return names, examples.map(lambda image, label: (image, tf.gather(indices, label))), which
@@ -82,7 +80,7 @@ def load_data(
 def _small_images(dataset, data_dir, split, models):
     """The classes, the `data.sources.Split` and its description."""
     if split == "all":
-        raise EvaluationError(f"{dataset} is divided; choose its test or validation images")
+        raise EvaluationError(f"{dataset} has splits; choose its test or validation images")
     if split == "validation":
         for path in models:
             if Run(path).settings.get("train_on_all"):
@@ -103,7 +101,7 @@ def _imagenet_style(dataset, data_dir, split, models):
         if len(seeds) > 1:
             raise EvaluationError(
                 f"different images of {dataset} were set aside, by different seeds: {', '.join(map(str, aside))}. "
-                "Test each by itself, or on other data."
+                "Test each separately, or on other data."
             )
         others = [
             f"{path} was trained on {run.settings['dataset']}"
@@ -115,4 +113,4 @@ def _imagenet_style(dataset, data_dir, split, models):
             return data.classes, data.validation, "; ".join([which, *others])
     if split in (None, "all") and (found := records.load_split(dataset, "all", data_dir)):
         return *found, "all images"
-    raise EvaluationError(f"{dataset} has no {split or 'test or validation'} images, or says no classes of them")
+    raise EvaluationError(f"{dataset} has no {split or 'test or validation'} images, or their classes are unknown")

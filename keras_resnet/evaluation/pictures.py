@@ -22,7 +22,7 @@ RIGHT, WRONG = "Blues", "Reds"
 
 
 def in_words(classes: Sequence[str]) -> list[str]:
-    """The names of classes with WordNet IDs as words, as far as ImageNet's table of names tells them.
+    """The classes' names, with WordNet IDs replaced by words where ImageNet's table of names has them.
 
     keras.applications downloads this table once, for `decode_predictions`. Without it the names stay as they are.
     """
@@ -97,7 +97,7 @@ def _draw_dots(matrix, shares, classes):
     ]
     beside.axis("off")
     beside.set(xlim=(0, 1), ylim=(LISTED + 1, -1))
-    for x, heading in zip(LISTED_AT, ("most frequent", "true", "taken for"), strict=True):
+    for x, heading in zip(LISTED_AT, ("most frequent", "true", "predicted"), strict=True):
         beside.text(x, 0, heading, color="0.4", fontsize=9)
     for y, (row, column) in enumerate(lines, 1):
         texts = f"{wrong[row, column]} of {matrix[row].sum()}", _short(classes[row]), _short(classes[column])

@@ -43,11 +43,11 @@ def default_crop(paths: Sequence[Path], models: Sequence[keras.Model]) -> int:
         models: the loaded `keras.Model` objects.
 
     Returns:
-        The size in training, if that was on ImageNet-style images; otherwise the models' input size; otherwise the
+        The training crop size, for models of ImageNet-style images; otherwise the models' input size; otherwise the
         paper's 224.
 
     Raises:
-        EvaluationError, RunError: the models have different sizes, or a run's settings are damaged.
+        EvaluationError, RunError: the models' sizes differ, or a run's settings are damaged.
     """
     sizes = {}
     for path, model in zip(paths, models, strict=True):
@@ -77,7 +77,7 @@ def evaluate(
         batch_size: views in a forward pass. Affects the result only by rounding.
         preprocess: a function from float32 (batch, height, width, 3) in [0, 255] to the classifiers' input, for example
             `keras.applications.resnet.preprocess_input`; or a list with one for each classifier; or None for
-            classifiers that take pixels, such as those of `train/fit.py`.
+            classifiers that take pixels, such as the models of `train/fit.py`.
         verbose: 1 for a progress bar, 0 for silence.
 
     Returns:
@@ -86,7 +86,7 @@ def evaluate(
     Raises:
         EvaluationError: a classifier does not fit the views or the classes, or has outputs that are not finite; or
             there are no examples, or their order changes.
-        ValueError: there is no such protocol, or no classifier, or not one `preprocess` for each classifier.
+        ValueError: the protocol is unknown, or there is no classifier, or not one `preprocess` for each.
     """
     plan = views.protocol(protocol, crop)
     classifiers = list(classifiers) if isinstance(classifiers, (list, tuple)) else [classifiers]
@@ -118,9 +118,7 @@ def evaluate(
             order = np.argsort(np.concatenate(indices))
             pass_labels = np.concatenate(labels_of_batches)[order].astype("int64")
             if len(labels) and not np.array_equal(labels, pass_labels):
-                raise EvaluationError(
-                    "the examples came in another order when they were read again; do not shuffle them"
-                )
+                raise EvaluationError("the examples came in another order when read again; do not shuffle them")
             labels, total = pass_labels, total + np.concatenate(scores)[order]
     description = {"name": plan.name, **plan.description, "averaging": _averaging(len(members), plan)}
     return Result(description, tuple(classes), labels, (total / len(plan.passes)).astype("float32"))
@@ -136,7 +134,7 @@ class _Member(typing.NamedTuple):
         """float32 (batch, height, width, 3) in [0, 255] to the classifier's outputs, float64 (batch, classes)."""
         _check_size(self.model, images)
         if self.preprocess is not None:
-            images = self.preprocess(images.copy())  # a copy, because those of keras.applications work in place
+            images = self.preprocess(images.copy())  # a copy, because keras.applications preprocesses in place
         outputs = self.model.predict_on_batch(images) if compiled else self.model(images, training=False)
         outputs = keras.ops.convert_to_numpy(outputs).astype("float64")
         if not np.isfinite(outputs).all():
@@ -157,7 +155,7 @@ def _mean_probabilities(members, softmax, batch, n):
 
 
 def gives_logits(model: keras.Model) -> bool:
-    """Whether a classifier's outputs are logits, as its last layers show.
+    """Whether a classifier's outputs are logits, according to its last layers.
 
     Args:
         model: a functional `keras.Model`. Its last activation may be followed by averages, over positions or several
@@ -175,7 +173,7 @@ def gives_logits(model: keras.Model) -> bool:
         return True
     if ends in ({"softmax"}, {"sigmoid"}):
         return False
-    found = " and ".join(sorted(ends)) or "no layer that is known"
+    found = " and ".join(sorted(ends)) or "no known layer"
     raise EvaluationError(
         f"{model.name} ends in {found}; a classifier ends in a softmax, in sigmoids or, for logits, in a linear layer. "
         'Add keras.layers.Softmax() or keras.layers.Activation("sigmoid") to it.'
@@ -214,7 +212,7 @@ def _compiled(model, plan):
 
 
 def _input_size(model):
-    """(height, width) of the images that a classifier takes; None for any."""
+    """(height, width) of a classifier's input images; None for any."""
     shape = getattr(model, "input_shape", (None, None, None, 3))
     if len(shape) != 4 or shape[-1] not in (None, 3):
         raise EvaluationError(
@@ -250,7 +248,7 @@ def _without_mean_image(layer):
 
 def _not_convolutional(model, error):
     return (
-        f"{model.name} does not take images of every size, as the protocol multi-scale needs: {reason(error)}\n"
+        f"{model.name} does not take images of any size, which the protocol multi-scale needs: {reason(error)}\n"
         "Choose another protocol, or a network that ends in global average pooling."
     )
 
@@ -267,7 +265,7 @@ def _check_size(model, images):
 def _check(member, examples, plan, classes):
     """Runs a classifier on the first example in every size.
 
-    This comes before the evaluation, so that errors come early.
+    It runs before the evaluation, to report errors early.
     """
     outputs = []
     for one_pass in plan.passes:
@@ -284,7 +282,7 @@ def _check(member, examples, plan, classes):
         raise EvaluationError("there are no examples")
     for output in outputs:
         if output.ndim != 2:
-            raise EvaluationError(f"{member.model.name} is no classifier: for one image its output is {output.shape}")
+            raise EvaluationError(f"{member.model.name} is not a classifier: its output for an image is {output.shape}")
         if output.shape[1] != classes:
             raise EvaluationError(
                 f"{member.model.name} has {output.shape[1]} classes and the data {classes}; a model is tested on the "

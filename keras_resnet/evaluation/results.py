@@ -1,4 +1,4 @@
-"""What an evaluation found: the probabilities of each example, the errors, and who was taken for whom."""
+"""The result of an evaluation: the probabilities of each example, the errors, and the confusion matrix."""
 
 import typing
 

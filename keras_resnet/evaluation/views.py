@@ -21,7 +21,7 @@ SCALES = (224, 256, 384, 480, 640)
 
 DESCRIBED = ("resize", "interpolation", "crop", "views")
 INTERPOLATION = "bilinear, antialiased, not rounded"
-WAITING = 4  # as many batches of examples may wait for others of the same shape
+WAITING = 4  # batches of examples that may wait for others of the same shape
 
 
 Pass: typing.TypeAlias = Callable[[tf.Tensor], tf.Tensor]
@@ -31,7 +31,7 @@ class Protocol(typing.NamedTuple):
     """How an image is evaluated.
 
     `passes` are functions from an image (height, width, 3) to some of its views, float32 (views, height, width, 3), the
-    same number in each pass. `any_size`: whether the network sees views of several sizes. `description` is for output.
+    same number in each pass. `any_size`: whether the views have several sizes. `description` is for output.
     """
 
     name: str
@@ -57,7 +57,7 @@ def protocol(name: str, crop: int = IMAGE_SIZE) -> Protocol:
         A `Protocol`.
 
     Raises:
-        ValueError: there is no such protocol.
+        ValueError: the protocol is unknown.
     """
     passes: tuple[Pass, ...]
     in_proportion = lambda size: round(size / IMAGE_SIZE * crop)
@@ -113,7 +113,7 @@ def batches(
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """The views of every example once, in batches of one shape.
 
-    Examples wait for others of the same shape, and only a few at a time, to bound the memory; nothing is padded.
+    Examples wait for others of the same shape, a few at a time to bound the memory; nothing is padded.
 
     Args:
         examples: a `tf.data.Dataset` of (image (height, width, 3), label).
@@ -145,7 +145,7 @@ def _stack(group):
 
 
 def pick(examples: tf.data.Dataset, indices: Sequence[int] | np.ndarray) -> list[np.ndarray]:
-    """The images of a few examples, in the order of `indices`. Reads the data set again, as far as needed."""
+    """The images of a few examples, in the order of `indices`. Reads the data set again, up to the last one."""
     wanted = tf.constant(indices, "int64")
     chosen = examples.enumerate().filter(lambda index, example: tf.reduce_any(index == wanted)).take(len(indices))
     images = {int(index): image for index, (image, _) in chosen.as_numpy_iterator()}

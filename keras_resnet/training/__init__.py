@@ -1,7 +1,7 @@
 """Training, from settings to a trained model and a record of the run.
 
-A run is what its `Settings` say; its folder holds what it needs to go on. Importing this room needs neither Keras nor
-its backend; `train` needs both.
+The `Settings` define a run; its folder holds everything needed to resume it. Importing this package needs neither
+Keras nor a backend; `train` needs both.
 """
 
 import typing

@@ -1,4 +1,4 @@
-"""Saves a run so that it can resume where it was, whatever stopped it."""
+"""Saves a run, so that it can resume after any interruption."""
 
 import json
 import os
@@ -29,7 +29,7 @@ class Stopped(Exception):
 
 
 class StopSignals:
-    """Inside this context, SIGINT and SIGTERM are only noted in `received`; a second one ends the process as usual.
+    """Inside this context, SIGINT and SIGTERM are only recorded in `received`; a second one ends the process as usual.
 
     A signal that is ignored stays ignored, as SIGINT in processes that a shell script starts in the background.
     """
@@ -52,14 +52,14 @@ class StopSignals:
         self.received = number
         self.__exit__()
         print(
-            f"\n{signal.Signals(number).name}: stopping as soon as the run is saved; once more to stop at once",
+            f"\n{signal.Signals(number).name}: stopping as soon as the run is saved; repeat to stop at once",
             flush=True,
         )
 
 
 def variables_of(model: keras.Model, optimizer: keras.optimizers.Optimizer) -> dict[str, keras.Variable]:
     """All variables by a name that is unique and the same in every process."""
-    # Paths of variables are not the same: Keras numbers the random seed generators of a process.
+    # Variables' paths differ between processes: Keras numbers the seed generators of a process.
     layers = {f"model/{layer.name}/{v.name}": v for layer in model.layers for v in layer.variables}
     if len(layers) < sum(len(layer.variables) for layer in model.layers):
         raise ValueError(f"{model.name} contains models or layers whose variables have the same names")
@@ -67,12 +67,12 @@ def variables_of(model: keras.Model, optimizer: keras.optimizers.Optimizer) -> d
 
 
 class Checkpoint:
-    """The complete state of a run in one `.npz` file: variables and, as JSON, all else.
+    """The complete state of a run in one `.npz` file: variables and, as JSON, everything else.
 
-    Training continues while a thread writes the file, one at a time; whoever ends has to `wait` for it.
+    Training continues while a thread writes the file, one at a time; call `wait` before the process ends.
 
     Args:
-        folder: the run's.
+        folder: the `Folder` of the run.
         variables: what `variables_of` returns.
     """
 
@@ -84,7 +84,7 @@ class Checkpoint:
         self.writing: Future | None = None
 
     def save(self, state: Mapping[str, typing.Any]) -> None:
-        """Copies the variables and `state`, which has the number of steps done, "step", and lets a thread write them.
+        """Copies the variables and `state`, with the number of steps done as "step"; a thread then writes them.
 
         Raises:
             RunError: a weight is not finite (the last checkpoint is kept), or the last checkpoint could not be written.
@@ -111,22 +111,21 @@ class Checkpoint:
                 raise error
 
     def check(self) -> None:
-        """RunError if a checkpoint could not be written, now and not at the next one. Does not wait."""
+        """RunError if the last checkpoint could not be written. Does not wait if it is still being written."""
         if self.writing and self.writing.done():
             self.wait()
 
     def restore(self, state: Mapping[str, typing.Any]) -> dict[str, typing.Any]:
-        """Restores the variables of the saved run, if there is one.
+        """Restores the variables of the saved run, if it exists.
 
         Args:
-            state: that of a run which has done nothing; the saved one has the same fields, and theirs.
+            state: the state of a new run; the saved state must have the same fields, nested ones included.
 
         Returns:
             The saved state; `state` if there is no checkpoint.
 
         Raises:
-            RunError: the file is damaged, of another network, another backend or an older version; nothing has been
-                changed.
+            RunError: the file is damaged, or from another network, backend or older version; no variable has changed.
         """
         if not os.path.exists(self.path):
             return dict(state)
@@ -135,7 +134,7 @@ class Checkpoint:
             found = json.loads(arrays.pop("state").tobytes())
             if isinstance(found, dict) and "callbacks" in found:
                 raise RunError(
-                    f"the checkpoint {self.path} was written by an older version, which counted otherwise. {ADVICE}"
+                    f"the checkpoint {self.path} was written by an older version, in another format. {ADVICE}"
                 )
             _check(found, {**state, "backend": ""})
         except KeyError as error:
@@ -145,7 +144,7 @@ class Checkpoint:
         if (begun := found.pop("backend")) != (backend := keras.backend.backend()):
             raise RunError(
                 f"the run of {self.path} was begun on {begun}, and this is {backend}, with other random numbers. "
-                f"Go on with KERAS_BACKEND={begun}, or choose another --name."
+                f"Resume with KERAS_BACKEND={begun}, or choose another --name."
             )
         shapes = {name: array.shape for name, array in arrays.items()}
         expected = {name: tuple(variable.shape) for name, variable in self.variables.items()}
@@ -157,17 +156,17 @@ class Checkpoint:
         return found
 
     def diverged(self, step: int, what: str) -> RunError:
-        """What to raise for a run that diverged at this step."""
+        """The error to raise for a run that diverged at this step."""
         self.wait()  # because the message says whether there is a checkpoint
         kept = f"The checkpoint {self.path} is the last good one."
         if not os.path.exists(self.path):
-            kept = "No checkpoint was written yet."
+            kept = "No checkpoint has been written yet."
         advice = "A lower --lr or --warmup may help, under another --name."
         return RunError(f"training diverged at step {step}: {what}. {kept}\n{advice}")
 
 
 def _check(found, expected, where="its state"):
-    """ValueError unless `found` is an object with the fields of `expected`, also inside, and whole numbers there."""
+    """ValueError unless `found` has the fields of `expected`, nested ones too, and integers where it has integers."""
     if not isinstance(found, dict):
         raise ValueError(f"{where} is {found!r:.40}")
     for name, value in expected.items():

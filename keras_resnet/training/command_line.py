@@ -1,4 +1,4 @@
-"""The command lines of programs that train: a flag for each of the `Settings`, and how they end."""
+"""The command lines of programs that train: a flag for each of the `Settings`, and how errors are reported."""
 
 import argparse
 import contextlib
@@ -38,7 +38,7 @@ def add_settings(parser: argparse.ArgumentParser, left_out: Sequence[str] = ()) 
         only = "ImageNet: " * (one.data == LARGE)
         groups[one.group].add_argument(flag(field.name), default=default, help=f"{only}{one.help}{shown}", **details)
     run = groups["run"] if "run" in groups else parser.add_argument_group("run")
-    verbose = "0 silent, 1 progress bar, 2 a line per epoch and per ten minutes (default 1 at a terminal, otherwise 2)"
+    verbose = "0 silent, 1 progress bar, 2 a line per epoch and every 10 minutes (default 1 at a terminal, otherwise 2)"
     watched = sys.stdout.isatty()
     run.add_argument("--verbose", type=int, default=1 if watched else 2, choices=(0, 1, 2), help=verbose)
     return run
@@ -46,7 +46,7 @@ def add_settings(parser: argparse.ArgumentParser, left_out: Sequence[str] = ()) 
 
 @contextlib.contextmanager
 def errors_told(program: str) -> Iterator[None]:
-    """Inside this context, what ends a run ends `program` with a message, and a signal with its status in shells."""
+    """Inside this context, an error exits `program` with a message, and a signal with the exit status of shells."""
     from keras_resnet.training.checkpoint import Stopped  # here: flags are read before Keras is imported
 
     try:
@@ -54,5 +54,5 @@ def errors_told(program: str) -> Iterator[None]:
     except ResNetError as error:
         sys.exit(f"{program}: {error}")
     except Stopped as stopped:
-        print(f"{stopped}; the same command goes on from there", file=sys.stderr)
+        print(f"{stopped}; run the same command again to resume", file=sys.stderr)
         sys.exit(stopped.exit_status)

@@ -1,7 +1,7 @@
 """The devices of TensorFlow: one, several of a machine, or those of several machines, with `tf.distribute`.
 
-Every replica trains on its shard of each batch, and their gradients are averaged, so that a step is the same on any
-number of devices. docs/distribution.md describes how to use it.
+Every replica trains on its shard of each batch, and their gradients are averaged, so a step gives the same result on
+any number of devices. docs/distribution.md describes how to use it.
 """
 
 import contextlib
@@ -22,16 +22,16 @@ SLURM_PORT = 8888  # of the first task on each node
 
 
 def strategy(name: str = "auto", ghosts: int = 1) -> tf.distribute.Strategy:
-    """Chooses the devices to train on. Has to be called before TensorFlow computes anything.
+    """Chooses the devices to train on. Must be called before TensorFlow computes anything.
 
     Args:
         name: "mirrored" for all GPUs of this machine or, if it has none, its logical CPUs; "multiworker" for all
             machines of the cluster that TF_CONFIG or SLURM describes; "none" for a single device; "auto" for
             multiworker if a cluster is described, otherwise mirrored if there are several GPUs, otherwise none.
-        ghosts: the number of ghost batches computed beside each other, on all devices together.
+        ghosts: the number of ghost batches computed in parallel, on all devices together.
 
     Returns:
-        A `tf.distribute.Strategy`. The model has to be built in its `scope()`.
+        A `tf.distribute.Strategy`. The model must be built in its `scope()`.
 
     Raises:
         RunError: no cluster is described, or its description is wrong.
@@ -45,7 +45,7 @@ def strategy(name: str = "auto", ghosts: int = 1) -> tf.distribute.Strategy:
         return tf.distribute.get_strategy()
     if cluster is None:
         return _mirrored("GPU" if gpus else "CPU")
-    print(f"{cluster.task_type} {cluster.task_id} waits for the others of {_addresses(cluster)}", flush=True)
+    print(f"{cluster.task_type} {cluster.task_id} waits for the other workers of {_addresses(cluster)}", flush=True)
     try:
         return tf.distribute.MultiWorkerMirroredStrategy(cluster)
     except (RuntimeError, ValueError, tf.errors.OpError) as error:
@@ -53,7 +53,7 @@ def strategy(name: str = "auto", ghosts: int = 1) -> tf.distribute.Strategy:
 
 
 def is_chief(name: str = "auto") -> bool:
-    """Whether this process writes files with a `strategy` of this name: it is alone, or the first of its cluster."""
+    """Whether this process writes files with a `strategy` of this name: alone, or as the first of its cluster."""
     cluster = _cluster() if name in ("auto", "multiworker") else None
     if cluster is None:
         return True
@@ -62,7 +62,7 @@ def is_chief(name: str = "auto") -> bool:
 
 
 class Devices:
-    """The replicas of a strategy, as `engine.Devices`. `here` is the number of those of this process."""
+    """The replicas of a strategy, as `engine.Devices`. `here` is the number of replicas in this process."""
 
     def __init__(self, strategy: tf.distribute.Strategy, writes: bool = True):
         self.strategy = strategy
@@ -89,12 +89,12 @@ class Devices:
         return self.strategy.reduce("SUM", tf.identity(own), None).numpy()
 
     def shards(self, each: int = 1) -> Shards:
-        """The `Shards` of a batch that this process computes, with so many for `each` replica."""
+        """The `Shards` of a batch that this process computes, `each` is the number per replica."""
         first = self.strategy.extended._id_in_cluster * self.here if self.processes > 1 else 0
         return Shards(self.count * each, range(first * each, (first + self.here) * each))
 
     def distribute(self, data: tf.data.Dataset) -> tf.data.Dataset | tf.distribute.DistributedDataset:
-        """A data set of batches of this process's replicas, one after the other, as one for all of them together."""
+        """Distributes a data set over this process's replicas; its elements are their shards, one after the other."""
         return data if self.count == 1 else self.strategy.distribute_datasets_from_function(lambda context: data)
 
 
@@ -134,7 +134,7 @@ def _slurm():
         port_base=SLURM_PORT, gpus_per_node=tasks, gpus_per_task=1, auto_set_gpu=False
     )
     spec = resolver.cluster_spec()
-    # Not by rank: the resolver sorts the nodes by name, and SLURM may have another order.
+    # Not by rank: the resolver sorts the nodes by name, and SLURM may order them differently.
     own = f"{os.environ['SLURMD_NODENAME']}:{SLURM_PORT + int(os.environ['SLURM_LOCALID'])}"
     return tf.distribute.cluster_resolver.SimpleClusterResolver(
         spec,
@@ -151,7 +151,7 @@ def _addresses(cluster):
 
 @contextlib.contextmanager
 def losses_explained() -> Iterator[None]:
-    """Inside this context, an error caused by a lost worker becomes a RunError that says which worker it was."""
+    """Inside this context, an error caused by a lost worker becomes a RunError that names the worker."""
     try:
         yield
     except (
@@ -169,6 +169,6 @@ def losses_explained() -> Iterator[None]:
             address = strategy.cluster_resolver.cluster_spec().task_address(kind, int(number))
             lost = f"{kind} {number} at {address}"
         raise RunError(
-            f"{lost} cannot be reached any more: it has died, or the network. Start all workers again with the same "
-            "command, and the run goes on from its last checkpoint."
+            f"{lost} cannot be reached any more: the worker or the network failed. Start all workers again with the "
+            "same command; the run resumes from its last checkpoint."
         ) from error

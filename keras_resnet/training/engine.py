@@ -1,4 +1,4 @@
-"""What an engine is: how one backend trains, behind one protocol."""
+"""The interface of an engine, which trains with one backend."""
 
 import importlib
 import types
@@ -16,8 +16,8 @@ ENGINES = {"tensorflow": "keras_resnet.training.tensorflow", "jax": "keras_resne
 class Devices(typing.Protocol):
     """The devices that train together, in one or several processes.
 
-    `count` is their number, in all processes; `names` is for records and `str` for people. `writes` says whether this
-    process is the one that writes files.
+    `count` is their number, in all processes; `names` is for records and `str` for messages. `writes`: whether this
+    process writes the files.
     """
 
     count: int
@@ -25,17 +25,16 @@ class Devices(typing.Protocol):
     writes: bool
 
     def exchange(self, *numbers: int) -> np.ndarray:
-        """The integers of all processes, a row for each, once all have called this: (processes, numbers)."""
+        """Gathers the integers of all processes, which all must call this: (processes, numbers)."""
         ...
 
 
 class Engine(typing.Protocol):
-    """How a backend trains a network, up to its logits, on the batches of a task.
+    """Trains a network, up to its logits, on the batches of a task.
 
-    `measures` are the names of what a step measures, the loss first. `together` is the number of images that batch
-    normalisation sees together, and `note` what else people should know, for the end of a line and for lines below it.
-    `waited` is the time in seconds for which steps have waited for batches; None if batches are made where they are
-    used.
+    `measures` are the names of the metrics, the loss first. `together` is the number of images that batch normalisation
+    sees together, and `note` has remarks for the user: the end of a line, and perhaps more lines. `waited` is the time
+    in seconds that steps have waited for batches; None if the devices make the batches themselves.
     """
 
     network: keras.Model
@@ -45,19 +44,19 @@ class Engine(typing.Protocol):
     waited: float | None
 
     def variables(self) -> dict[str, keras.Variable]:
-        """What a checkpoint holds, as `checkpoint.variables_of` names it."""
+        """The variables in a checkpoint, with names from `checkpoint.variables_of`."""
         ...
 
     def run(self, first: int, rates: np.ndarray) -> np.ndarray:
-        """Trains the steps from `first` on, each at its rate; returns the means over each batch, (steps, measures)."""
+        """Trains from step `first` on, one step per learning rate; returns the batch means, (steps, measures)."""
         ...
 
     def evaluate(self, network: keras.Model, split: str) -> dict[str, float]:
-        """The means of a network's measures over the task's images of this split, by their names."""
+        """The means of a network's metrics over the task's images of this split, by name."""
         ...
 
     def profile(self, folder: str) -> typing.ContextManager:
-        """Inside this context, what is computed is traced into a folder, for TensorBoard."""
+        """Inside this context, the computation is traced into a folder, for TensorBoard."""
         ...
 
 
@@ -65,15 +64,15 @@ def engine_of(settings: Settings) -> types.ModuleType:
     """The module of the engine for Keras' backend, with its `devices`, `writes` and `Engine`.
 
     Raises:
-        RunError: there is none, or it cannot do what a setting asks for.
+        RunError: the backend has no engine, or does not support a setting.
     """
     backend = keras.backend.backend()
     if backend not in ENGINES:
-        raise RunError(f"networks are trained on {' or '.join(ENGINES)}; KERAS_BACKEND is {backend}")
+        raise RunError(f"training needs the backend {' or '.join(ENGINES)}; KERAS_BACKEND is {backend}")
     settings.check_engine(backend)
     return importlib.import_module(ENGINES[backend])
 
 
 def writes(settings: Settings) -> bool:
-    """Whether this process writes the files of a run: it is alone, or the first of those that train it."""
+    """Whether this process writes the files of a run, as the only one or the first of its cluster."""
     return engine_of(settings).writes(settings.strategy)

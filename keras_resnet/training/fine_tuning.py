@@ -1,4 +1,4 @@
-"""Trained weights that a run begins with, and the stages that stay as they were: --init-from and --freeze-until."""
+"""Initialises a run with trained weights and freezes stages: --init-from and --freeze-until."""
 
 import contextlib
 import dataclasses
@@ -23,10 +23,10 @@ SMALL = (32, 32)  # pixels of CIFAR's images and the built-in shapes
 def read(settings: Settings) -> Source:
     """The trained weights of --init-from, for images of the run's size; without the flag an empty `Source`.
 
-    A mean image of another size becomes its mean colour, with a line that says so.
+    A mean image of another size is replaced by its mean colour, and a line about it is printed.
 
     Raises:
-        WeightsError: the weights cannot be read, or are those of another network.
+        WeightsError: the weights cannot be read, or belong to another network.
     """
     if settings.init_from is None:
         return Source("nothing", {})
@@ -34,16 +34,16 @@ def read(settings: Settings) -> Source:
     source = readers.read(settings.init_from, network)
     if source.architecture and source.architecture.name != network:
         raise WeightsError(
-            f"{source} has the network {source.architecture.name}, and this run trains {network}, which --depth, "
-            "--plain and --activation-order choose; networks of other depths, and those for small images and for "
-            "ImageNet, have no weights in common"
+            f"{source} has the network {source.architecture.name}, and this run trains {network}, chosen by --depth, "
+            "--plain and --activation-order; weights do not transfer to another depth, or between networks for small "
+            "images and for ImageNet"
         )
     size = (settings.image_size, settings.image_size) if settings.imagenet_style else SMALL
     fitted = normalization.for_size(source.normalization, size)
     if fitted is not source.normalization:
         print(
-            f"--init-from {settings.init_from} subtracts a mean image, and images here have {size[0]}x{size[1]} "
-            f"pixels, another size: its mean colour is subtracted, {normalization.described(fitted)}",
+            f"--init-from {settings.init_from} subtracts a mean image whose size is not that of the images here, "
+            f"{size[0]}x{size[1]}: its mean colour is subtracted instead, {normalization.described(fitted)}",
             flush=True,
         )
     return source._replace(normalization=fitted)
@@ -59,7 +59,7 @@ def build(source: Source, settings: Settings, **options: typing.Any) -> keras.Mo
 
     Raises:
         WeightsError: the weights do not fit.
-        RunError: some are not finite.
+        RunError: some weights are not finite.
     """
     keras.utils.set_random_seed(settings.seed)
     architecture = settings.architecture
@@ -76,10 +76,10 @@ def build(source: Source, settings: Settings, **options: typing.Any) -> keras.Mo
 
 
 def freeze(network: keras.Model, until: str | None) -> None:
-    """Freezes the stages up to this one; their batch normalisation runs in inference mode. None: freezes none.
+    """Freezes the stages up to this one; their batch normalisation runs in inference mode. None freezes nothing.
 
     Raises:
-        RunError: there is no such stage.
+        RunError: the network has no such stage.
     """
     if until:
         stages = {layer: match[0] for layer in network.layers if (match := re.match(r"conv\d+", layer.name))}
@@ -92,7 +92,7 @@ def freeze(network: keras.Model, until: str | None) -> None:
 
 @contextlib.contextmanager
 def errors_named() -> Iterator[None]:
-    """Inside this context, a WeightsError becomes a RunError with the name of the flag."""
+    """Inside this context, a WeightsError becomes a RunError that names the flag."""
     try:
         yield
     except WeightsError as error:

@@ -21,11 +21,11 @@ LISTED = 8  # the largest number of differences in a message
 
 
 class Folder:
-    """The folder of a run, in which one of the processes that train it writes.
+    """The folder of a run, to which one of the processes that train it writes.
 
     Args:
         settings: of the run.
-        writes: whether this process is the one that writes; otherwise `write` does nothing.
+        writes: whether this process writes; otherwise `write` does nothing.
     """
 
     def __init__(self, settings: Settings, writes: bool = True):
@@ -50,7 +50,7 @@ class Folder:
 
     @contextlib.contextmanager
     def own(self) -> Iterator[None]:
-        """Makes the folder and locks it against other processes. The folder of a refused run is removed.
+        """Creates the folder and locks it. Removes it if it is new and the run fails before it has saved anything.
 
         Raises:
             RunError: the folder cannot be written, or another process trains this run.
@@ -73,7 +73,7 @@ class Folder:
                 raise
 
     def open(self) -> None:
-        """Checks that the folder belongs to this run. The folder of a run that never saved anything is taken over.
+        """Checks that the folder belongs to this run. If that run has saved nothing, the folder is reused.
 
         Raises:
             RunError: the folder cannot be written, or holds a run with other settings.
@@ -102,7 +102,7 @@ class Folder:
             )
 
     def finished(self) -> dict | None:
-        """The result of a run that is finished, with a line that says so; None otherwise. RunError if it is damaged."""
+        """The result of a finished run, after printing that it is finished; None otherwise. RunError if damaged."""
         if not os.path.exists(self.path(RESULT)):
             return None
         run = Run(str(self))
@@ -115,22 +115,21 @@ class Folder:
         self.write_json(CLASSES, classes)
 
     def check_data(self, found: Mapping[str, str]) -> None:
-        """Writes the digests of a run's data, `found`; RunError if a resumed run has other data.
+        """Writes the digests of a run's data, `found`; RunError if the data of a resumed run have changed.
 
-        With other data the indices of classes could change, and validation images could be among those trained on
-        before.
+        With other data, class indices could change, and validation images could be among those already trained on.
         """
         path = self.path(DATA)
         if os.path.exists(path) and not self.settings.data_changed:
-            kept = read_json(path, {}, "Delete it to go on with the data as they are.")
+            kept = read_json(path, {}, "Delete it to continue with the data as they are.")
             different = [name for name in {**kept, **found} if kept.get(name) != found.get(name)]
             if different:
                 rows = [f"  {name}: {kept.get(name, 'none')} then; {found.get(name, 'none')} now" for name in different]
                 rows[LISTED:] = [f"  and {len(rows) - LISTED} more"] * (len(rows) > LISTED)
                 raise RunError(
-                    f"{self.settings.dataset} has changed since this run was begun (number of examples, digest):\n"
+                    f"{self.settings.dataset} has changed since this run began (number of examples, digest):\n"
                     + "\n".join(rows)
-                    + "\nA class could now have another's number, and validation images be such that were trained on. "
-                    "Put the data back, choose another --name, or give --data-changed to go on nevertheless."
+                    + "\nClass indices may have changed, and validation images may have been trained on. "
+                    "Restore the data, choose another --name, or give --data-changed to continue anyway."
                 )
         self.write_json(DATA, found, indent=0)

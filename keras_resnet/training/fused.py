@@ -78,7 +78,7 @@ def fuse_update(optimizer: SGD) -> None:
 
 
 def _fused_update_of_all(optimizer, gradients, variables, learning_rate):
-    """Makes the tensors that all variables need once, and passes them as the learning rate, which Keras passes on."""
+    """Creates the tensors for all variables once, and passes them as the learning rate, which Keras passes on."""
     rate = tf.convert_to_tensor(learning_rate)
     numbers = [rate, tf.cast(optimizer.momentum, rate.dtype), tf.cast(optimizer.weight_decay, rate.dtype)]
     if tf.distribute.has_strategy():

@@ -1,4 +1,4 @@
-"""What the machine has: cores, 16-bit units and GPUs, and how TensorFlow shares the cores."""
+"""The hardware of the machine: cores, 16-bit units and GPUs; and how TensorFlow's threads use the cores."""
 
 import collections
 import glob
@@ -9,13 +9,13 @@ import shutil
 import subprocess
 import sys
 
-BFLOAT16_UNITS = {"amx_bf16": "AMX", "avx512_bf16": "AVX512-BF16"}  # of processors, by Linux' names of the flags
-# Operations/s of dense matrices in 16 bits, from NVIDIA's data sheets; half of it in TF32, which float32 is there.
+BFLOAT16_UNITS = {"amx_bf16": "AMX", "avx512_bf16": "AVX512-BF16"}  # of processors, by Linux's names of the CPU flags
+# Operations/s of dense matrices in 16 bits, from NVIDIA's data sheets; half of that in TF32, which float32 uses there.
 PEAKS = {"H200": 989e12, "H100 80GB HBM3": 989e12, "H100 PCIe": 756e12, "A100": 312e12}
 
 
 def peak(device: str, precision: str) -> float | None:
-    """The largest number of operations/s of a device in "float32", "bfloat16" or "float16"; None if it is not known."""
+    """The largest number of operations/s of a device in "float32", "bfloat16" or "float16"; None if unknown."""
     found = next((value for name, value in PEAKS.items() if name in device), None)
     return found and (found / 2 if precision == "float32" else found)
 
@@ -57,10 +57,10 @@ def arithmetic(precision: str | None, gpu: bool) -> str:
 
 
 def choose_threads(ghosts: int) -> None:
-    """Lets as many operations of TensorFlow run in parallel as there are ghost batches, each with a share of the cores.
+    """Sets TensorFlow's threads to run one operation per ghost batch in parallel, and divides the cores among them.
 
-    Nothing changes if there is one, if the user has chosen (`TF_NUM_INTRAOP_THREADS`, `TF_NUM_INTEROP_THREADS`,
-    `tf.config.threading`), if there is a GPU, or if TensorFlow has already started its threads.
+    Nothing changes with a single ghost batch or a GPU, if the user has set the threads (`TF_NUM_INTRAOP_THREADS`,
+    `TF_NUM_INTEROP_THREADS`, `tf.config.threading`), or if TensorFlow has already started them.
     """
     import tensorflow as tf
 
@@ -87,10 +87,10 @@ def gpu_names() -> list[str]:
 
 
 def unused_gpu() -> str | None:
-    """Why TensorFlow does not use this machine's NVIDIA GPU, in its own words.
+    """Why TensorFlow does not use this machine's NVIDIA GPU, as its log says.
 
     Returns:
-        None if it does, if there is none, or if CUDA_VISIBLE_DEVICES hides it.
+        None if it uses the GPU, if the machine has no GPU, or if CUDA_VISIBLE_DEVICES hides it.
     """
     import tensorflow as tf
 
@@ -100,13 +100,13 @@ def unused_gpu() -> str | None:
         return None
     if not tf.test.is_built_with_cuda():
         return f"TensorFlow {tf.__version__} is built without CUDA"
-    # What TensorFlow logged when this process imported it is lost, so another process asks again, in some seconds.
+    # What TensorFlow logged at import is lost, so a new process repeats the check, which takes seconds.
     ask = [sys.executable, "-c", "import tensorflow; tensorflow.config.list_physical_devices('GPU')"]
     environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "0"}
     return reason(subprocess.run(ask, capture_output=True, text=True, env=environment).stderr)
 
 
 def reason(log: str) -> str:
-    """The first of the most severe lines on GPUs in TensorFlow's log, without level, time and source line."""
+    """The first of the most severe lines about GPUs in TensorFlow's log, without level, time and source line."""
     lines = re.findall(r"^([EWI])\d{4} .*?\] (.*(?:GPU|CUDA|cuda).*)$", log, re.MULTILINE)
-    return min(lines, key=lambda line: "EWI".index(line[0]), default=("", "it does not say why"))[1]
+    return min(lines, key=lambda line: "EWI".index(line[0]), default=("", "its log gives no reason"))[1]

@@ -20,10 +20,10 @@ COLUMNS = (
 )  # fmt: skip
 
 
-THOUSANDS_FROM = 2000  # steps; the axes of shorter runs count single ones
+THOUSANDS_FROM = 2000  # steps; shorter runs have axes in single steps
 HEADROOM = 1.06  # above the largest error
 LINE_EVERY = 600  # seconds between lines in long epochs
-DRAW_EVERY = 20  # seconds from one drawing of the curves to the next, at least
+DRAW_EVERY = 20  # seconds between drawings of the curves, at least
 BOARD = "tensorboard"  # in the run's folder
 
 
@@ -41,15 +41,15 @@ def iterations(last: int) -> tuple[int, str]:
 class History:
     """One row per epoch, and the time spent. The learning rate is that of the epoch's first step.
 
-    `waiting`, in [0, 1], is the fraction of the steps' time in which the engine waited for the next batch. For an epoch
-    that was resumed it covers only the steps after that.
+    `waiting`, in [0, 1], is the fraction of the steps' time in which the engine waited for the next batch. In a resumed
+    epoch it covers only the steps after the resume.
 
     Args:
-        folder: the run's; history.csv is kept up to date in it, and curves.png is drawn at most every 20 seconds, and
-            not at all without matplotlib.
+        folder: the run's folder, where history.csv is kept up to date and curves.png is drawn, at most every 20 seconds
+            and only with matplotlib.
         title: title of the curves.
 
-    `state` is what a resumed run has to restore.
+    `state` is what a resumed run must restore.
     """
 
     def __init__(self, folder: Folder, title: str):
@@ -71,14 +71,14 @@ class History:
         return seconds
 
     def begin(self, rate: float) -> None:
-        """A span of steps begins, the first one at this rate."""
+        """Begins a span of steps, whose first step has the learning rate `rate`."""
         self.lap()
         if self.state["learning_rate"] is None:
             self.state["learning_rate"] = float(f"{rate:.6g}")
         self.epoch_began = self.epoch_began or (self.state["waited"], self.state["timed_seconds"])
 
     def add(self, steps: int, waited: float) -> float:
-        """A span of steps is done, of whose seconds so many were waiting for batches. Returns the seconds."""
+        """Ends a span of steps, which spent `waited` seconds waiting for batches. Returns its length in seconds."""
         seconds = self.lap()
         if self.warm:  # the first step of a process includes compilation
             self.state["timed_seconds"] += seconds
@@ -121,16 +121,16 @@ class History:
             self.draw()
 
     def draw(self, test_error: float | None = None) -> None:
-        """Draws curves.png, if there is matplotlib."""
+        """Draws curves.png, if matplotlib is installed."""
         if self.draw_from < math.inf:
             self.folder.write(CURVES, lambda file: draw(self.state["rows"], self.title, file, test_error))
 
 
 class Progress:
-    """What a run prints: a bar if `verbose` is 1, a line per epoch and per ten minutes if it is 2.
+    """What a run prints: a bar if `verbose` is 1, a line per epoch and every 10 minutes if it is 2.
 
     Args:
-        steps, steps_per_epoch: of the whole run, and of an epoch.
+        steps, steps_per_epoch: steps in the whole run, and in an epoch.
         verbose: 0, 1 or 2.
     """
 
@@ -142,9 +142,9 @@ class Progress:
         self.bar: keras.utils.Progbar | None = None  # of an epoch
 
     def show(self, done: int, means: Mapping[str, float], seconds: float, ended: bool, said: str) -> None:
-        """Shows the means over the epoch so far, whose last step was `done`, and what there is to be `said`.
+        """Shows the means over the epoch up to step `done`, and the message `said`.
 
-        `seconds` of the run have passed.
+        `seconds` is the run's time so far.
         """
         epoch, epochs = (done - 1) // self.steps_per_epoch, -(-self.steps // self.steps_per_epoch)
         if self.verbose == 1:
@@ -152,7 +152,7 @@ class Progress:
             if self.bar is None:
                 print(f"Epoch {epoch + 1}/{epochs}")
                 self.bar = keras.utils.Progbar(min(self.steps_per_epoch, self.steps - begun))
-            self.bar.stateful_metrics |= means.keys()  # what is shown are means already
+            self.bar.stateful_metrics |= means.keys()  # the values are already means
             self.bar.update(done - begun, [*means.items()], finalize=ended)
             self.bar = None if ended else self.bar
         elif self.verbose == 2 and (ended or time.perf_counter() - self.last > LINE_EVERY):
@@ -164,7 +164,7 @@ class Progress:
 
 
 class Board:
-    """The curves of a run for TensorBoard, in tensorboard/train and tensorboard/validation; nothing without it."""
+    """The curves of a run for TensorBoard, in tensorboard/train and tensorboard/validation; none if it is missing."""
 
     def __init__(self, folder: Folder):
         self.writers: dict = {}

@@ -1,12 +1,12 @@
 """Training with JAX, on one or several GPUs, TPUs or machines. Small images need no TensorFlow.
 
-Small images lie in the devices' memory and are augmented there, and a span of steps is one computation, in which the
-device does not wait for the host; on a CPU each step is one. Images in files come from the same `tf.data` pipeline as
-with TensorFlow. The random numbers differ from those with TensorFlow, so the same settings give another run.
+Small images are kept and augmented in the devices' memory. A span of steps is one computation, in which the device does
+not wait for the host; on a CPU each step is one. Images in files come from the same `tf.data` pipeline as with
+TensorFlow. The random numbers differ from TensorFlow's, so the same settings give another run.
 
-The axis of the ghost batches, which are normalised separately, is the axis of the devices. So one device with two ghost
-batches, and two devices with one each, are the same computation. (`keras.distribution.DataParallel` instead normalises
-the whole batch together.)
+Ghost batches, which are normalised separately, are sharded over the devices. So one device with two ghost batches
+computes the same as two devices with one each. (`keras.distribution.DataParallel` instead normalises the whole batch
+together.)
 """
 
 import contextlib
@@ -34,28 +34,28 @@ from keras_resnet.training.settings import Settings, ghost_batches
 from keras_resnet.training.tasks import Task
 
 TEST_BATCH = 500  # small images
-IN_FLIGHT = 2  # batches of ImageNet-style images that are on their way to the devices
+IN_FLIGHT = 2  # batches of ImageNet-style images in transfer to the devices
 
 devices, writes = mesh.devices, mesh.writes
 
 
 class Step:
-    """A step of SGD on a batch that is cut into ghost batches of the same size, each normalised by itself.
+    """A step of SGD on a batch, split into ghost batches of the same size that are normalised separately.
 
     Loss and gradients are means over all images; the moving averages are updated with the mean over the ghost batches.
 
     Args:
         model: a network from pixels to logits.
         optimizer: an `SGD` for it that has been built.
-        ghosts: the number of ghost batches computed beside each other, a multiple of the number of devices.
-        in_turn: how often so many are computed, one after the other.
+        ghosts: the number of ghost batches computed in parallel, a multiple of the number of devices.
+        in_turn: the number of micro-batches of so many ghost batches, computed one after the other.
         devices: the `Devices`.
     """
 
     def __init__(self, model: keras.Model, optimizer: SGD, ghosts: int, in_turn: int, devices: Devices):
         self.model, self.optimizer, self.ghosts, self.in_turn, self.devices = model, optimizer, ghosts, in_turn, devices
         self.measures = measures(model)
-        # The averages that a step updates; in frozen layers they stay.
+        # The moving averages that a step updates: not those of frozen layers.
         moving = {id(v) for layer in model.layers if layer.trainable for v in layer.non_trainable_variables}
         self.moves = [id(variable) in moving for variable in model.non_trainable_variables]
         self.groups = model.trainable_variables, model.non_trainable_variables, optimizer.variables
@@ -66,7 +66,7 @@ class Step:
         return [[self.devices.copied(variable.value) for variable in group] for group in self.groups]
 
     def assign(self, state: list[list[jax.Array]]) -> None:
-        """Gives the variables these values."""
+        """Assigns these values to the variables."""
         for group, values in zip(self.groups, state, strict=True):
             for variable, value in zip(group, values, strict=True):
                 variable.assign(value)
@@ -74,7 +74,7 @@ class Step:
     def __call__(self, state: list, images: jax.Array, labels: jax.Array, rate: jax.Array) -> tuple[list, jax.Array]:
         """The state after a step, and the means over the batch, float32 (measures,).
 
-        `images`, float32 (batch, height, width, 3), and `labels`, int (batch,), are shared by the devices.
+        `images`, float32 (batch, height, width, 3), and `labels`, int (batch,), are sharded over the devices.
         """
         trainable, others, optimizer = state
         turns = [self._in_turns(x) for x in (images, labels)]
@@ -84,7 +84,7 @@ class Step:
             add = lambda sums, turn: (jax.tree.map(jnp.add, sums, self._together(trainable, others, *turn)), None)
             shapes = jax.eval_shape(self._together, trainable, others, *(x[0] for x in turns))
             zeros = jax.tree.map(jnp.zeros_like, shapes)
-            # On CPUs convolutions are thirty times as slow inside a loop of XLA.
+            # On CPUs convolutions are thirty times as slow inside an XLA loop.
             unroll = self.in_turn if self.devices.on_cpu else 1
             sums, _ = jax.lax.scan(add, zeros, tuple(turns), unroll=unroll)
             found = jax.tree.map(lambda x: x / self.in_turn, sums)
@@ -96,14 +96,14 @@ class Step:
         return [trainable, others, optimizer], means
 
     def _in_turns(self, x):
-        """(batch, ...) as (turns, ghosts, images, ...), so that a device has consecutive examples of the batch."""
+        """Reshapes (batch, ...) to (turns, ghosts, images, ...); each device has consecutive examples of the batch."""
         devices = self.devices.count
         x = x.reshape(devices, self.in_turn, self.ghosts // devices, -1, *x.shape[1:]).swapaxes(0, 1)
         x = x.reshape(self.in_turn, self.ghosts, *x.shape[3:])
         return jax.lax.with_sharding_constraint(x, NamedSharding(self.devices.mesh, PartitionSpec(None, AXIS)))
 
     def _together(self, trainable, others, images, labels):
-        """The means over the ghost batches: of the measures, of the moving averages, and of the gradients."""
+        """The means over the ghost batches: of the metrics, of the moving averages, and of the gradients."""
 
         def loss_of(trainable):
             def one(images, labels):
@@ -111,7 +111,7 @@ class Step:
                 means = jnp.stack([measure(labels, outputs).mean() for measure in self.measures.values()])
                 return means, [new for new, moves in zip(changed, self.moves, strict=True) if moves]
 
-            # All have the same weights, so each convolution is still one for the whole batch.
+            # The weights are shared, so each convolution still runs once for the whole batch.
             means, changed = jax.tree.map(lambda x: x.mean(0), jax.vmap(one)(images, labels))
             return means[0], (means, changed)
 
@@ -120,7 +120,7 @@ class Step:
 
 
 class Engine:
-    """As `engine.Engine`. After an error the network cannot be used any more: a step takes its variables' memory."""
+    """As `engine.Engine`. After an error the network is unusable: a step donates its variables' memory."""
 
     def __init__(self, settings: Settings, task: Task, network: keras.Model, devices: Devices):
         self.settings, self.task, self.network, self.devices = settings, task, network, devices
@@ -133,7 +133,7 @@ class Engine:
         self.measures = tuple(self.step.measures)
         self.together = settings.batch_in_memory // self.step.ghosts
         self.note = self._note()
-        # Of this object, so that its data are freed with it.
+        # Compiled for this object, so that its data are freed with it.
         compiled = functools.partial(jax.jit, donate_argnums=0, out_shardings=devices.replicated)
         self.one, self.several, self.batch = map(compiled, (self._step, self._several, self.step.__call__))
         self.testers: dict = {}
@@ -154,13 +154,13 @@ class Engine:
         if not settings.imagenet_style and devices.count > 1 and images < settings.bn_batch_size:
             fitting = settings.batch_in_memory // settings.bn_batch_size
             raise RunError(
-                f"{settings.batch_size} images, {settings.bn_batch_size} of which are normalised together, keep "
-                f"{fitting} device{'s' * (fitting > 1)} busy, and there are {devices.count}. Train one --seed on each, "
-                "as CUDA_VISIBLE_DEVICES=0 selects the first, or give --strategy none"
+                f"{settings.batch_size} images in ghost batches of {settings.bn_batch_size} are enough for "
+                f"{fitting} device{'s' * (fitting > 1)}, and there are {devices.count}. Train one --seed on each "
+                "(CUDA_VISIBLE_DEVICES=0 selects the first), or give --strategy none"
             )
         if settings.batch_in_memory % (devices.count * each):
             raise RunError(
-                f"--batch-size {settings.batch_size} with --bn-batch-size {settings.bn_batch_size} is cut into "
+                f"--batch-size {settings.batch_size} with --bn-batch-size {settings.bn_batch_size} is split into "
                 f"{settings.accumulate * devices.count * each} ghost batches of the same size on JAX; choose a multiple"
             )
         return devices.count * each
@@ -200,7 +200,7 @@ class Engine:
                 state, means = self.one(state, np.int32(number), rate, data)
                 found.append(means)
             return state, np.stack([np.asarray(means) for means in found])
-        every = np.zeros(length, "float32")  # of one size, so that all spans are one program
+        every = np.zeros(length, "float32")  # of fixed size, so that all spans share one program
         every[: len(rates)] = rates
         return self.several(state, np.int32(begin), np.int32(len(rates)), every, data)
 
@@ -268,10 +268,10 @@ class Engine:
             yield held.images[begin:end], held.labels[begin:end]
 
     def _tester(self, model):
-        """A function from weights and a batch to the sums of the measures, and the number of images."""
+        """A function from weights and a batch to the sums of the metrics, and the number of images."""
 
         def sums(trainable, others, images, labels):
-            with jax.default_matmul_precision("highest"):  # GPUs and TPUs otherwise shorten the factors in float32
+            with jax.default_matmul_precision("highest"):  # GPUs and TPUs otherwise round float32 factors
                 outputs, _ = model.stateless_call(trainable, others, images, training=False)
             counts = labels >= 0
             found = [measure(jnp.maximum(labels, 0), outputs) for measure in self.step.measures.values()]

@@ -10,7 +10,7 @@ from matplotlib import font_manager
 
 @contextlib.contextmanager
 def lettering(*texts: str) -> Iterator[Callable[[str], str]]:
-    """Inside this context, matplotlib draws these texts literally: `$` begins no formula, every script finds a font.
+    """Inside this context, matplotlib draws these texts as they are: no formulas in `$`, and a font for every script.
 
     Yields:
         A function from a text to the text to draw, in which characters that no installed font has are \\uXXXX.
@@ -23,12 +23,12 @@ def lettering(*texts: str) -> Iterator[Callable[[str], str]]:
 
 @functools.cache
 def _fonts(characters):
-    """Font families, the usual ones first, that together have all characters, and the characters that none has."""
+    """Font families, the usual ones first, that together have all characters, and the characters that no font has."""
     families, missing = list(matplotlib.rcParams["font.family"]), set(characters)
     missing -= _characters(font_manager.findfont(font_manager.FontProperties(family=families)))
     for font in font_manager.fontManager.ttflist if missing else ():
         found = missing & _characters(font.fname)
-        if found and "Last Resort" not in font.name:  # which has a box for everything
+        if found and "Last Resort" not in font.name:  # it has a box for every character
             families.append(font.name)
             missing -= found
     return families, missing

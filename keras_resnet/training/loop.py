@@ -1,7 +1,7 @@
 """A training run, from settings to a trained model in a folder: one loop, on any engine.
 
 A run is a sequence of spans of steps. A span ends at the next event: the end of an epoch, a checkpoint, a profile, or
-after about a second, so that signals are heard. All that happens between two spans stands in `Loop.run`, in order.
+after about a second, so that signals are handled. `Loop.run` has everything that happens between two spans, in order.
 """
 
 import contextlib
@@ -27,19 +27,19 @@ from keras_resnet.training.settings import Settings
 
 __all__ = ["train", "writes"]
 
-SPAN_SECONDS = 1.0  # of a span in which nothing happens, about
-SKIPPED = 10  # steps before those that are profiled, because graphs are traced in the first ones
+SPAN_SECONDS = 1.0  # of a span without events, about
+SKIPPED = 10  # steps before those that are profiled; the first ones include tracing
 
 
 def train(settings: Settings, verbose: int = 1, profile: int = 0) -> dict:
-    """Trains, or continues where an earlier call with the same settings was stopped, and tests at the end.
+    """Trains, or resumes a stopped run with the same settings, and tests at the end.
 
-    Has to be called before the backend computes anything. `devices` of the engine documents what this changes in the
-    current process, and which changes remain.
+    Must be called before the backend computes anything. The engine's `devices` documents how this changes the current
+    process, and which changes remain.
 
     Args:
         settings: a `Settings`.
-        verbose: 1 for a progress bar, 2 for a line per epoch and per ten minutes, 0 for silence.
+        verbose: 1 for a progress bar, 2 for a line per epoch and every 10 minutes, 0 for silence.
         profile: 0, or the number of steps, after the first ones, that are traced for TensorBoard's page "Profile".
 
     Returns:
@@ -48,8 +48,8 @@ def train(settings: Settings, verbose: int = 1, profile: int = 0) -> dict:
         [0, 255] and returns probabilities.
 
     Raises:
-        RunError: settings that are out of range or differ from the folder's, a folder that cannot be written, another
-            process that trains this run, a damaged checkpoint, divergence, a lost worker.
+        RunError: settings are out of range or differ from the folder's, the folder cannot be written, another process
+            trains this run, the checkpoint is damaged, training diverges, or a worker is lost.
         DataError: the data set cannot be loaded.
         Stopped: the run received SIGINT or SIGTERM and has been saved.
     """
@@ -64,10 +64,10 @@ def train(settings: Settings, verbose: int = 1, profile: int = 0) -> dict:
 
 @dataclasses.dataclass
 class State:
-    """What a run has done, as its checkpoint keeps it.
+    """The progress of a run, as saved in its checkpoint.
 
-    `sums` are those of the measures over the last `summed` steps, which are those of the epoch so far. `schedule` is
-    the state of the schedule, `history` that of the `History`. `segments` says where which steps were made.
+    `sums` are the sums of the metrics over the `summed` steps of the epoch so far. `schedule` is the state of the
+    schedule, `history` that of the `History`. `segments` lists where the steps were computed.
     """
 
     step: int
@@ -79,7 +79,7 @@ class State:
 
 
 def segments_with(segments: list[dict], step: int, here: dict) -> list[dict]:
-    """The segments of a run that goes on from `step` under the circumstances `here`; the last one may be those, too."""
+    """The segments, with a new one from `step` on unless the circumstances `here` are those of the last one."""
     if segments and {**segments[-1], "from": 0, "to": 0} == {"from": 0, "to": 0, **here}:
         return segments
     return [*segments, {"from": step, "to": step, **here}]
@@ -95,9 +95,9 @@ def _train(backend, folder, devices, verbose, profile):
     settings = folder.settings
     check_same(devices, settings.deciding, "the workers have different settings; start all with the same command")
     if settings.batch_in_memory % devices.count:
-        turns = f", in {settings.accumulate} turns of --accumulate" * (settings.accumulate > 1)
+        turns = f" times --accumulate {settings.accumulate}" * (settings.accumulate > 1)
         raise RunError(
-            f"--batch-size is a multiple of the number of devices, {devices.count}, each of which takes a shard{turns}"
+            f"--batch-size is a multiple of the number of devices, {devices.count}{turns}, because each takes a shard"
             f"; found {settings.batch_size}"
         )
     folder.open()
@@ -105,7 +105,7 @@ def _train(backend, folder, devices, verbose, profile):
     if (result := folder.finished()) is not None:
         return result
 
-    made = environment.circumstances(devices.names)  # now: later commits are not the code that trains
+    made = environment.circumstances(devices.names)  # now: a later commit is not the code that trains
     task = tasks.of(folder, verbose)
     network = task.build()
     folder.write_classes(task.classes)
@@ -152,17 +152,17 @@ class Loop:
         self.state = State(0, 0, nothing, self.schedule.first_state(), self.history.state, [])
 
     def restore(self, profile: int) -> None:
-        """Takes up the saved run, if there is one, and says so."""
+        """Restores the saved run, if it exists, and prints the step."""
         self.state = State(**self.checkpoint.restore(dataclasses.asdict(self.state)))
         self.history.state, step = self.state.history, self.state.step
         check_same(
             self.devices,
             step,
-            f"the workers find different checkpoints, this one that of step {step}; they have to share {self.folder}",
+            f"the workers find different checkpoints, this one at step {step}; all of them must share {self.folder}",
         )
         if profile and self.steps - step <= SKIPPED:
-            left = f"{self.steps - step} are left to train on"
-            raise RunError(f"--profile leaves out the first {SKIPPED} steps, and {left}")
+            left = f"only {self.steps - step} steps are left"
+            raise RunError(f"--profile skips the first {SKIPPED} steps, and {left}; leave it out")
         if step:
             print(f"resuming from step {step}")
             self.history.write()
@@ -170,7 +170,7 @@ class Loop:
             print(f"{self.folder.settings.network}, {self.steps} steps, in {self.folder}")
 
     def run(self, signals: StopSignals, verbose: int, profile: int) -> None:
-        """Trains until the steps or the learning rates are used up. A signal ends it with Stopped, once it is saved."""
+        """Trains to the last step or the end of the schedule. After a signal, saves the run and raises Stopped."""
         state, engine, history, schedule = self.state, self.engine, self.history, self.schedule
         progress, board = Progress(self.steps, self.steps_per_epoch, verbose), Board(self.folder)
         traced, tracing = range(state.step + SKIPPED, state.step + SKIPPED + profile), contextlib.ExitStack()
@@ -194,7 +194,7 @@ class Loop:
             seconds = history.add(count, (engine.waited or 0.0) - waited)
             pace = self.next_pace(count, seconds)
 
-            # What they come to.
+            # The metrics of the span.
             for step, loss in zip(span, measured[:, 0], strict=True):
                 if not math.isfinite(loss):
                     raise self.checkpoint.diverged(step + 1, f"the loss is {loss}")
@@ -229,7 +229,7 @@ class Loop:
             raise Stopped(state.step, number)
 
     def agreed(self, signal: int, pace: int) -> tuple[int, int]:
-        """A signal to one of the processes, or 0, and the number of steps until they ask again."""
+        """A signal that one of the processes received, or 0, and the number of steps until the next exchange."""
         numbers = self.devices.exchange(signal, pace)
         return int(numbers[:, 0].max()), int(numbers[:, 1].min())
 
@@ -241,7 +241,7 @@ class Loop:
         return min(event - step for event in events if event > step)
 
     def next_pace(self, count: int, seconds: float) -> int:
-        """The number of steps that takes SPAN_SECONDS, as the last ones did; more of them, but not at once."""
+        """The number of steps that take SPAN_SECONDS at the speed of the last span, at most eight times as many."""
         if not self.history.state["timed_steps"]:
-            return 1  # the first step says nothing, because it was compiled
+            return 1  # the time of the first step includes compilation
         return max(1, min(8 * count, int(SPAN_SECONDS * count / max(seconds, 1e-6))))

@@ -1,4 +1,4 @@
-"""The devices of JAX: one, all of a machine, or those of several machines, as the axis of the ghost batches.
+"""The devices of JAX: one, all of a machine, or those of several machines; ghost batches are sharded over them.
 
 docs/distribution.md describes how to use it.
 """
@@ -18,9 +18,9 @@ from keras_resnet.training import hardware
 from keras_resnet.training.settings import Settings
 
 AXIS = "batch"
-# Of JAX itself and Kubeflow's runtime for it: the address of process 0, their number, and which one this is.
+# Variables of JAX and Kubeflow's runtime for it: address of process 0, number of processes, index of this one.
 OWN = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
-# Launchers that JAX finds its way in by itself: variables with the number of processes and which one this is.
+# Launchers that JAX detects: variables with the number of processes and the index of this one.
 LAUNCHERS = {
     "slurm": ("SLURM_STEP_NUM_TASKS", "SLURM_PROCID"),
     "ompi": ("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK"),
@@ -56,13 +56,13 @@ def cluster() -> tuple[int, dict[str, typing.Any]] | None:
 
 
 def writes(strategy: str = "auto") -> bool:
-    """Whether this process writes files: it is alone, or the first of its cluster."""
+    """Whether this process writes files: alone, or as the first of its cluster."""
     found = cluster() if strategy in ("auto", "multiworker") else None
     return found is None or found[0] == 0
 
 
 def join(strategy: str) -> None:
-    """Joins the cluster, if one is described. Has to be called before JAX computes anything.
+    """Joins the cluster, if one is described. Must be called before JAX computes anything.
 
     Raises:
         RunError: there is no cluster, or it cannot be joined.
@@ -74,7 +74,7 @@ def join(strategy: str) -> None:
         )
     if found is None or jax.distributed.is_initialized():
         return
-    print(f"process {found[0]} waits for the others", flush=True)
+    print(f"process {found[0]} waits for the other processes", flush=True)
     try:
         jax.distributed.initialize(**found[1])
     except (RuntimeError, ValueError) as error:
@@ -116,22 +116,22 @@ class Devices:
         return jax.process_index() if self.processes > 1 else 0
 
     def copied(self, x: jax.Array | np.ndarray) -> jax.Array:
-        """An array on all devices, the same in all processes; as it is if it is there already."""
+        """Replicates an array, the same in all processes, on all devices, unless it already is."""
         if isinstance(x, jax.Array) and x.sharding == self.replicated:
             return x
         x = np.asarray(x)
         return jax.make_array_from_callback(x.shape, self.replicated, lambda index: x[index])
 
     def shared(self, x: np.ndarray) -> jax.Array:
-        """An array whose first axis is shared by the devices, from the rows of those of this process."""
+        """An array whose first axis is sharded over the devices, from the rows for the devices of this process."""
         return jax.make_array_from_process_local_data(self.sharded, x)
 
 
 @contextlib.contextmanager
 def devices(settings: Settings) -> Iterator[Devices]:
-    """The devices of a run; while it lasts, JAX computes in 32 bits, whatever the environment says.
+    """The devices of a run. Inside this context, JAX computes in 32 bits, whatever the environment says.
 
-    The processes of a cluster stay joined.
+    The processes of a cluster stay joined afterwards.
     """
     join(settings.strategy)
     try:
@@ -140,13 +140,13 @@ def devices(settings: Settings) -> Iterator[Devices]:
         raise RunError(
             "JAX finds no device"
             + f" ({error})" * bool(str(error))
-            + '. Unset JAX_PLATFORMS, or install what the device needs, as pip install "jax[cuda13]"'
+            + '. Unset JAX_PLATFORMS, or install what the device needs, such as pip install "jax[cuda13]"'
         ) from error
     if settings.strategy == "auto" and jax.process_count() == 1 and not settings.imagenet_style:
         fitting = max(1, settings.batch_in_memory // settings.bn_batch_size)
         if fitting < len(found):
-            together = f"{settings.bn_batch_size} images normalised together"
-            print(f"{fitting} of {len(found)} devices, which {together} keep busy")
+            together = f"ghost batch of {settings.bn_batch_size}"
+            print(f"uses {fitting} of {len(found)} devices, one for each {together}")
         found = found[:fitting]
     with jax.enable_x64(False):
         yield Devices(found, writes(settings.strategy))

@@ -1,4 +1,4 @@
-"""What training minimises, what it shows, and its learning rate: on any Keras backend."""
+"""The loss, the metrics and the learning rate of training, on any Keras backend."""
 
 from collections.abc import Callable
 
@@ -11,7 +11,7 @@ from keras_resnet.normalization import Tensor
 from keras_resnet.training import recipes
 from keras_resnet.training.settings import Settings
 
-TOP5_FROM = 10  # with more classes the top-5 error is shown, too
+TOP5_FROM = 10  # with more classes the top-5 error is shown as well
 
 
 def loss(labels: Tensor, outputs: Tensor) -> Tensor:
@@ -35,15 +35,15 @@ def errors(classes: int) -> dict[str, Callable[[Tensor, Tensor], Tensor]]:
 
 
 def measures(model: keras.Model) -> dict[str, Callable[[Tensor, Tensor], Tensor]]:
-    """The loss and the errors of a model of logits, functions of labels and outputs, by their names."""
+    """The metrics of a model of logits, its loss and errors: functions of labels and outputs, by name."""
     return {"loss": loss, **errors(model.output.shape[-1])}
 
 
 def schedule_of(settings: Settings, examples: int) -> schedules.Steps | schedules.Plateau:
-    """The rule that gives the learning rate of a run on `examples` images.
+    """The learning-rate schedule of a run on `examples` images.
 
     Raises:
-        RunError: the rate would be divided during the warm-up.
+        RunError: the learning rate would be divided during the warm-up.
     """
     steps = settings.length(examples)
     warmup: dict = {
@@ -56,11 +56,11 @@ def schedule_of(settings: Settings, examples: int) -> schedules.Steps | schedule
     if settings.schedule == "plateau":
         return schedules.Plateau(settings.lr, **warmup, patience=settings.patience, divisions=recipes.DIVISIONS)
     in_steps = (lambda epochs: settings.steps_in(epochs, examples)) if settings.epochs else int
-    # A run of a step or two ends before its rate could be divided.
+    # A run of a step or two ends before its learning rate could be divided.
     boundaries = [*map(in_steps, settings.boundaries)] or [max(1, round(part * steps)) for part in recipes.BOUNDARIES]
     if settings.warmup_epochs and boundaries[0] < warmup_steps:
         raise RunError(
-            f"--warmup-epochs {settings.warmup_epochs} are {warmup_steps} steps, and the rate is divided at step "
-            f"{boundaries[0]} already; fewer --warmup-epochs, later --boundaries or a longer run are possible"
+            f"--warmup-epochs {settings.warmup_epochs} is {warmup_steps} steps, and the learning rate is divided at "
+            f"step {boundaries[0]}; give fewer --warmup-epochs, later --boundaries or a longer run"
         )
     return schedules.Steps(settings.lr, tuple(boundaries), **warmup)

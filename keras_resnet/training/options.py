@@ -1,4 +1,4 @@
-"""What a setting of a run is, declared once as a field: its flag and the checks of its value follow from that."""
+"""Settings of a run, each declared once as a dataclass field, from which its flag and its checks are derived."""
 
 import dataclasses
 import math
@@ -12,21 +12,21 @@ from keras_resnet.files import RunError, is_name
 
 SEEDS = 2**31  # the number of seeds that the random numbers of the input pipeline allow
 
-# What numbers and names have to be: the predicate of an error, and a check.
+# Valid values of a setting: the predicate in error messages, and a check.
 Range: typing.TypeAlias = tuple[str, Callable[[typing.Any], bool]]
 POSITIVE: Range = ("is positive", lambda value: 0 < value < math.inf)
 NOT_NEGATIVE: Range = ("is 0 or positive", lambda value: 0 <= value < math.inf)
 SEED: Range = (f"is 0 to {SEEDS - 1}", lambda value: 0 <= value < SEEDS)
-ONE_FOLDER: Range = ("is that of one folder, in --output", is_name)
+ONE_FOLDER: Range = ("is the name of a folder in --output, not a path", is_name)
 TYPES: dict[type, typing.Any] = {int: numbers.Integral, float: numbers.Real, str: (str, os.PathLike), bool: bool}
 
 
 @dataclasses.dataclass(frozen=True)
 class Option:
-    """What a setting is.
+    """The declaration of a setting.
 
-    `data` is the kind of data that it is for, if it is for one only. `decides` says whether it can change the result.
-    `not_on_jax` has the values that JAX cannot do, each with a sentence.
+    `data` is the only kind of data that it applies to, or None. `decides`: whether it can change the result.
+    `not_on_jax` maps the values that are not supported on JAX to the reasons.
     """
 
     group: str
@@ -66,7 +66,7 @@ def flags(values: Mapping[str, object]) -> str:
 
 
 def command(values: Mapping[str, object], backend: str | None = None, program: str = "fit.py") -> str:
-    """The command that trains with these settings on this backend, by default TensorFlow; by a program of train/."""
+    """The command that trains with these settings on this backend (default TensorFlow), with a program of train/."""
     return f"{f'KERAS_BACKEND={backend} ' * (backend == 'jax')}python train/{program} {flags(values)}"
 
 
@@ -77,10 +77,10 @@ def type_of(field: dataclasses.Field) -> tuple[type, bool]:
 
 
 def typed(settings: typing.Any) -> dict[str, typing.Any]:
-    """The values of the settings in Python's own types, which JSON has, and lists as tuples. None is for the default.
+    """The values of the settings as Python's own types, which JSON supports, and lists as tuples. None: the default.
 
     Raises:
-        RunError: a value has another type, or is none of the choices.
+        RunError: a value has the wrong type, or is not one of the choices.
     """
     found = {}
     for field in dataclasses.fields(settings):

@@ -24,8 +24,7 @@ def set_precision(model: keras.Model, precision: str | None) -> None:
 class LossScaleOptimizer(keras.optimizers.LossScaleOptimizer):
     """Keras' loss scaling for float16, for several replicas: skips a step if a gradient of any replica overflows.
 
-    Keras' own checks the first replica only. It also has a different name each time in a process, which its variables
-    take over.
+    Keras' own checks the first replica only. It also gets another name each time in a process, and so do its variables.
     """
 
     def __init__(

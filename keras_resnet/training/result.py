@@ -1,4 +1,4 @@
-"""What a finished run leaves to say: result.json, and a table of it for people."""
+"""The result of a finished run: result.json, and a table to print."""
 
 import os
 import typing
@@ -20,16 +20,16 @@ def write_result(
     settings: Settings, saved: keras.Model, evaluated: Mapping[str, float], history: History,
     warm_at_step: int | None, damaged: int, segments: list[dict],
 ) -> dict:  # fmt: skip
-    """Writes result.json and the final curves of a run that is finished.
+    """Writes result.json and the final curves of a finished run.
 
     Args:
         settings: a `Settings`.
         saved: the trained network.
-        evaluated: the loss and errors on the test images by their names, as "error"; {} for none.
-        history: the run's.
-        warm_at_step: the step at which the warm-up was over.
+        evaluated: the loss and errors on the test images by name, such as "error"; {} without test images.
+        history: the `History` of the run.
+        warm_at_step: the step at which the warm-up ended.
         damaged: the number of files that were skipped.
-        segments: where the run was trained, as `loop.segments_with` lists it; those without a step are left out.
+        segments: where the run was trained, as `loop.segments_with` lists it; segments without steps are left out.
 
     Returns:
         The dictionary in result.json. Errors are in [0, 1].
@@ -40,7 +40,7 @@ def write_result(
     last |= {f"test_{name}": round(value, 5) for name, value in evaluated.items()}
     names = [f"{part}_{name}" for name in errors(saved.output.shape[-1]) for part in ("train", "val", "test")]
     images = settings.batch_size * state["timed_steps"]
-    speed = round(images / state["timed_seconds"], 1) if images else None  # none beside the first
+    speed = round(images / state["timed_seconds"], 1) if images else None  # None if only the first step was made
     result = {
         "settings": settings.as_json(),
         "steps": rows[-1]["step"],
@@ -61,7 +61,7 @@ def write_result(
 
 
 def _share_of_peak(settings, saved, speed, segments):
-    """The share of the devices' arithmetic that training used; None if theirs is not known, or the run was moved."""
+    """The fraction of the devices' peak operations/s that training used; None if unknown, or if devices changed."""
     devices = segments[0]["devices"]
     if any(segment["devices"] != devices for segment in segments):
         return None
@@ -69,12 +69,12 @@ def _share_of_peak(settings, saved, speed, segments):
     if not peak:
         return None
     shape = (settings.image_size, settings.image_size, 3) if settings.imagenet_style else None
-    operations = 6 * analysis.count_macs(saved, shape)  # for an image: one pass forward, two back
+    operations = 6 * analysis.count_macs(saved, shape)  # per image: a forward pass, and a backward pass that costs two
     return round(speed * operations / (peak * len(devices)), 4)
 
 
 def summary(settings: Settings, result: Mapping[str, typing.Any]) -> str:
-    """The result, as `write_result` returns it, as a table for people."""
+    """A table, to print, of the result that `write_result` returned."""
     percent = lambda value: "-" if value is None else f"{value:.2%}"
     paper, damaged = result["paper_test_error"], result["damaged_files"]
     speed = result["images_per_second"]  # None if no step was timed
@@ -84,15 +84,15 @@ def summary(settings: Settings, result: Mapping[str, typing.Any]) -> str:
         ("test error", percent(result["test_error"])),
         *((f"{part} error, top 5", percent(result[key])) for part, key in TOP5.items() if result.get(key) is not None),
         ("images/s while training", "-" if speed is None else f"{speed:.0f}"),
-        *((("of the devices' arithmetic", percent(share)),) if (share := result.get("share_of_peak")) else ()),
-        ("waiting for data, of the time of the steps", percent(result.get("waiting"))),
+        *((("of the devices' peak operations/s", percent(share)),) if (share := result.get("share_of_peak")) else ()),
+        ("share of the time that steps wait for data", percent(result.get("waiting"))),
         ("wall time", clock(result["seconds"])),
     ]
     if paper:
         rows.insert(3, ("the paper's test error, 64k steps on all 50k", percent(paper)))
     if damaged:
-        rows.append(("damaged files that were skipped", str(damaged)))
-    steps = result.get("steps", settings.steps)  # which results of older versions do not have
+        rows.append(("damaged files, skipped", str(damaged)))
+    steps = result.get("steps", settings.steps)  # results of older versions lack it
     title = f"{settings.network} on {settings.data}, {steps} steps, {result['parameters']:,} parameters"
     lines = [title, "-" * len(title), *(f"{name:<46}{value:>10}" for name, value in rows)]
     return "\n".join([*lines, f"in {settings.folder}: " + ", ".join(sorted(os.listdir(settings.folder)))])

@@ -1,4 +1,4 @@
-"""What the settings of a run have to do with each other."""
+"""Checks that the settings of a run are consistent."""
 
 import math
 import typing
@@ -13,7 +13,7 @@ if typing.TYPE_CHECKING:
 
 
 def check_together(settings: "Settings") -> None:
-    """RunError if settings do not go together, each of which is right alone."""
+    """RunError if settings that are valid separately do not go together."""
     if settings.batch_size % settings.accumulate:
         raise RunError(
             f"--batch-size is a multiple of --accumulate; found {settings.batch_size} and {settings.accumulate}"
@@ -22,18 +22,16 @@ def check_together(settings: "Settings") -> None:
     if settings.sync_bn and settings.bn_batch_size != settings.batch_size:
         raise RunError(
             "--sync-bn normalises the whole batch together, on all devices; leave out --bn-batch-size "
-            f"{settings.bn_batch_size}, or give --batch-size's {settings.batch_size}"
+            f"{settings.bn_batch_size}, or set it to --batch-size, {settings.batch_size}"
         )
     if settings.plain and (settings.activation_order or settings.shortcut_variant):
-        raise RunError("--plain is without shortcuts, which --activation-order and --shortcut-variant of P2 are about")
+        raise RunError("--plain has no shortcuts, so --activation-order and --shortcut-variant of P2 do not apply")
     if settings.plain and settings.shortcut != settings.defaults()["shortcut"]:
-        raise RunError(
-            f"--plain is without shortcuts; found --shortcut {settings.shortcut} as well; give one of the two"
-        )
+        raise RunError(f"--plain has no shortcuts; found --shortcut {settings.shortcut} as well; give only one")
     if settings.freeze_until and not settings.init_from:
-        raise RunError("--freeze-until keeps layers as they were trained; it needs --init-from")
+        raise RunError("--freeze-until keeps trained layers unchanged; it needs --init-from")
     if settings.imagenet_style:
-        v2 = settings.activation_order == "full_preactivation"  # P2 has 200 layers; plain blocks are basic
+        v2 = settings.activation_order == "full_preactivation"  # only P2 has 200 layers; plain blocks are basic
         rows = [(n, block) for n, (block, _) in IMAGENET.items() if n < 200 or v2]
         depths = [n for n, block in rows if block == "basic" or not settings.plain]
         if settings.depth not in depths:
@@ -61,17 +59,17 @@ def _check_schedule(settings):
     if settings.schedule == "plateau" and settings.boundaries:
         raise RunError("--boundaries are for --schedule steps; found --schedule plateau, which finds them itself")
     if settings.schedule == "plateau" and settings.train_on_all and not settings.imagenet_style:
-        raise RunError("--schedule plateau needs the validation error, and --train-on-all leaves none")
+        raise RunError("--schedule plateau needs validation images, and --train-on-all leaves none")
     if settings.schedule != "plateau" and settings.patience != recipes.PATIENCE:
         raise RunError(f"--patience {settings.patience} is for --schedule plateau")
     if not settings.warmup_epochs:
         return
     if settings.warmup:
-        raise RunError("--warmup and --warmup-epochs are two ways to begin; give one of them")
+        raise RunError("--warmup and --warmup-epochs are two kinds of warm-up; give only one")
     if settings.warmup_epochs >= (settings.epochs or math.inf):
         raise RunError(f"--warmup-epochs is less than --epochs {settings.epochs}; found {settings.warmup_epochs}")
     if settings.warmup_from >= settings.lr:
         raise RunError(
-            "--warmup-epochs starts from the rate for the paper's batch and is for larger ones; found --batch-size "
-            f"{settings.batch_size}, whose --lr {settings.lr} is {settings.warmup_from} there"
+            "--warmup-epochs starts from the learning rate for the paper's batch size, which must be below --lr; found "
+            f"{settings.warmup_from} for --lr {settings.lr} and --batch-size {settings.batch_size}; use a larger batch"
         )

@@ -27,7 +27,7 @@ PRECISIONS = ("float16", "bfloat16")
 SMALL, LARGE = "small images", "ImageNet-style images"  # kinds of data
 PREPARATIONS = ("scale", "crop", "flip", "color", "mean")
 
-AS_RECIPE: typing.Any = None  # `Settings` replaces it with the value in `recipes` for the data
+AS_RECIPE: typing.Any = None  # `Settings` replaces it with the recipe's value for the data set
 
 
 def names(*groups: str) -> tuple[str, ...]:
@@ -36,18 +36,18 @@ def names(*groups: str) -> tuple[str, ...]:
 
 
 def deciding(values: Mapping[str, typing.Any]) -> dict[str, typing.Any]:
-    """Those of these settings that can change a result."""
+    """The settings in `values` that can change a result."""
     return {name: values[name] for name, one in options(Settings).items() if one.decides and name in values}
 
 
 def ghost_batches(images: int, bn_batch_size: int) -> int:
-    """The number of ghost batches of a batch of `images`, none of which has more than `bn_batch_size`."""
+    """The number of ghost batches, of at most `bn_batch_size` images each, in a batch of `images`."""
     return -(-images // bn_batch_size)
 
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """What is trained and how. The defaults are the paper's (P1 4.2, 3.4); AS_RECIPE: the one in `recipes`."""
+    """The network, data and recipe of a run. The defaults are the paper's (P1 4.2, 3.4); AS_RECIPE: see `recipes`."""
 
     depth: int = option(
         AS_RECIPE, "network", "6n+2, bottlenecks 9n+2; ImageNet 18, 34, 50, 101, 152, pre-activated 200"
@@ -62,14 +62,14 @@ class Settings:
         choices=("basic", "bottleneck"), data=SMALL,
     )  # fmt: skip
     stride_in: str | None = option(
-        None, "network", "the convolution of a bottleneck with the stride", choices=("1x1", "3x3"), data=LARGE
+        None, "network", "the convolution of a bottleneck that has the stride", choices=("1x1", "3x3"), data=LARGE
     )
     activation_order: str | None = option(
         None, "network", "of P2 Fig. 4; P2's own networks: full_preactivation", choices=tuple(ORDERS)
     )
     shortcut_variant: str | None = option(
         None, "network", "CIFAR: a shortcut of P2 Table 1", choices=tuple(VARIANTS), data=SMALL,
-        not_on_jax={"dropout": "there it would draw the same numbers for each ghost batch"},
+        not_on_jax={"dropout": "all ghost batches would draw the same random numbers"},
     )  # fmt: skip
     init_from: str | None = option(
         None, "weights",
@@ -83,72 +83,73 @@ class Settings:
         "cifar10", "data", "cifar10, cifar100, shapes (no data needed), an image folder, imagenet2012 etc."
     )
     data_dir: str | None = option(
-        None, "data", "copies of tensorflow-datasets, or cifar-10-batches-py (default: download)",
+        None, "data", "data in the format of tensorflow-datasets, or cifar-10-batches-py (default: download)",
         metavar="DIR", decides=False,
     )  # fmt: skip
     train_on_all: bool = option(
         False, "data", "no validation: train on all 50k images, as for the paper's results", data=SMALL
     )
     image_size: int = option(
-        IMAGE_SIZE, "data", "size of the crops; the scales follow in proportion", range=POSITIVE, data=LARGE
+        IMAGE_SIZE, "data", "size of the crops; images are resized in proportion", range=POSITIVE, data=LARGE
     )
     without: tuple[str, ...] = option(
         (), "data", f"leave out some of {', '.join(PREPARATIONS)}",
         choices=PREPARATIONS, metavar="WHICH", data=LARGE,
     )  # fmt: skip
     colors: str | None = option(
-        None, "data", "a file of train/colors.py, or imagenet (default: measured)", metavar="FILE", data=LARGE
+        None, "data", "file of train/colors.py, or imagenet (default: measured)", metavar="FILE", data=LARGE
     )
-    skip_damaged: bool = option(False, "data", "leave out files that cannot be read, and count them", data=LARGE)
+    skip_damaged: bool = option(False, "data", "skip files that cannot be decoded, and count them", data=LARGE)
     data_changed: bool = option(False, "data", "continue a run although its data have changed", decides=False)
     steps: int = option(AS_RECIPE, "recipe", "iterations; with --schedule plateau the maximum", range=POSITIVE)
-    epochs: int | None = option(None, "recipe", "the length in epochs, in place of --steps", range=POSITIVE)
+    epochs: int | None = option(None, "recipe", "the length in epochs, instead of --steps", range=POSITIVE)
     boundaries: tuple[int, ...] = option(  # (): recipes.BOUNDARIES of the length
         (), "recipe",
-        "where the rate is divided by 10, in epochs with --epochs, in steps with --steps (default 1/2 and 3/4 of it)",
+        "when to divide the learning rate by 10: epochs with --epochs, steps with --steps (default 1/2 and 3/4 of all)",
         metavar="WHEN",
     )  # fmt: skip
-    batch_size: int = option(AS_RECIPE, "recipe", "images in a step", range=POSITIVE)
+    batch_size: int = option(AS_RECIPE, "recipe", "images per step", range=POSITIVE)
     bn_batch_size: int = option(
         AS_RECIPE, "recipe",
-        f"images that are normalised together (default {recipes.BN_BATCH_SIZE}, as on the paper's two GPUs; "
-        "ImageNet-style images and --sync-bn: all)",
+        f"images per ghost batch, normalised together (default {recipes.BN_BATCH_SIZE}, as on the paper's two GPUs; "
+        "ImageNet-style images and --sync-bn: the whole batch)",
         range=POSITIVE, metavar="IMAGES",
     )  # fmt: skip
     accumulate: int = option(
-        1, "recipe", "micro-batches of a batch, whose gradients are accumulated", range=POSITIVE, metavar="N"
+        1, "recipe", "micro-batches per batch; their gradients are accumulated", range=POSITIVE, metavar="N"
     )
     lr: float = option(
         AS_RECIPE, "recipe",
-        f"learning rate at the start (default {recipes.LEARNING_RATE}; with --init-from {recipes.FINE_TUNING_RATE})",
+        f"initial learning rate (default {recipes.LEARNING_RATE}; with --init-from {recipes.FINE_TUNING_RATE})",
         range=POSITIVE,
     )  # fmt: skip
     schedule: str = option(
         AS_RECIPE, "recipe",
-        "divide the rate by 10 at the --boundaries, or when the validation error plateaus; the third one ends the run",
+        "divide the learning rate by 10 at the --boundaries, or at plateaus of the validation error; "
+        "the third plateau ends the run",
         choices=("steps", "plateau"),
     )  # fmt: skip
     patience: int = option(
-        recipes.PATIENCE, "recipe", "epochs without a better validation error are a plateau",
+        recipes.PATIENCE, "recipe", "a plateau is this many epochs without a lower validation error",
         range=POSITIVE, metavar="EPOCHS",
     )  # fmt: skip
     weight_decay: float = option(
-        recipes.WEIGHT_DECAY, "recipe", "L2 penalty in the gradient, not in the loss that is shown", range=NOT_NEGATIVE
+        recipes.WEIGHT_DECAY, "recipe", "L2 penalty, in the gradient but not in the loss shown", range=NOT_NEGATIVE
     )
     warmup: bool = option(
         AS_RECIPE, "recipe",
-        "rate .01 until an epoch's training error is below 80 %% (default: CIFAR from depth 110 on)",
+        "learning rate .01 until an epoch's training error is below 80 %% (default: CIFAR from depth 110 on)",
     )  # fmt: skip
     warmup_epochs: int | None = option(
         None, "recipe",
-        "for larger batches: epochs in which the rate grows from that for the paper's batch to --lr",
+        "for larger batches: epochs to raise the learning rate from that for the paper's batch size to --lr",
         range=POSITIVE, metavar="EPOCHS",
     )  # fmt: skip
-    seed: int = option(0, "recipe", "of weights, order and augmentation", range=SEED)
+    seed: int = option(0, "recipe", "seed of weights, order and augmentation", range=SEED)
     deterministic: bool = option(
-        False, "recipe", "the same weights each time, bit for bit, but slower",
+        False, "recipe", "bitwise the same weights in every run, but slower",
         not_on_jax={
-            True: "it is so on CPUs in any case, and on GPUs with XLA_FLAGS=--xla_gpu_deterministic_ops=true"
+            True: "JAX is deterministic on CPUs, and on GPUs with XLA_FLAGS=--xla_gpu_deterministic_ops=true"
         },
     )  # fmt: skip
     strategy: str = option(
@@ -162,30 +163,30 @@ class Settings:
         not_on_jax={True: "leave it out, and give --bn-batch-size the number of images of --batch-size"},
     )  # fmt: skip
     mixed_precision: str | None = option(
-        None, "devices", "of all layers but the last (default float32)", choices=PRECISIONS,
+        None, "devices", "precision of all layers but the last (default float32)", choices=PRECISIONS,
         not_on_jax={"float16": "it needs loss scaling; bfloat16 needs none"},
     )  # fmt: skip
     jit: bool = option(
         False, "devices", "compile the step with XLA", decides=False, not_on_jax={True: "JAX always compiles"}
     )
-    name: str | None = option(None, "run", "of the run (default DATASET-NETWORK)", range=ONE_FOLDER, decides=False)
+    name: str | None = option(None, "run", "name of the run (default DATASET-NETWORK)", range=ONE_FOLDER, decides=False)
     output: str = option("runs", "run", "folder of runs", metavar="DIR", decides=False)
     checkpoint_every: int = option(
-        200, "run", "steps from one checkpoint to the next", range=POSITIVE, metavar="STEPS", decides=False
+        200, "run", "steps between checkpoints", range=POSITIVE, metavar="STEPS", decides=False
     )
 
     def __post_init__(self) -> None:
-        """Fills in defaults that depend on the data; RunError if a setting is out of range, DataError without data."""
+        """Fills in defaults that depend on the data; RunError for invalid settings, DataError for unknown data."""
         for name, value in typed(self).items():
             object.__setattr__(self, name, value)
         if self.imagenet_style and not os.path.isdir(self.dataset):
             sources.find(self.dataset, self.data_dir)
         if self.data_dir is not None and self.dataset == "shapes":
-            raise RunError(f"--data-dir is for data that are read, and shapes are drawn; found {self.data_dir}")
+            raise RunError(f"--data-dir does not apply to shapes, which are drawn, not read; found {self.data_dir}")
         if self.epochs is not None and self.steps is not None:
-            raise RunError(f"--epochs {self.epochs} and --steps {self.steps} are two lengths; give one of them")
+            raise RunError(f"--epochs {self.epochs} and --steps {self.steps} both set the length; give only one")
         if self.boundaries and self.epochs is self.steps is None:
-            raise RunError("--boundaries are epochs with --epochs, and steps with --steps; give one of them as well")
+            raise RunError("--boundaries are in epochs with --epochs, in steps with --steps; give one of the two")
         for name, value in self.defaults().items():
             if getattr(self, name) is None:
                 object.__setattr__(self, name, value)
@@ -193,7 +194,7 @@ class Settings:
         check_together(self)
 
     def defaults(self) -> dict:
-        """The values of the settings that are None in the class."""
+        """The default values of the settings that are None in the class."""
         recipe = recipes.IMAGENET if self.imagenet_style else recipes.CIFAR
         deep = (self.depth or recipe["depth"]) >= recipes.WARMUP_DEPTH
         rate = recipes.FINE_TUNING_RATE if self.init_from else recipes.LEARNING_RATE
@@ -212,32 +213,32 @@ class Settings:
         return {name: value for name, value in found.items() if value != defaults[name]}
 
     def as_json(self) -> dict:
-        """A dictionary that does not change when it is written as JSON and read again."""
+        """The settings as a dictionary that a round trip through JSON does not change."""
         return json.loads(json.dumps(dataclasses.asdict(self)))
 
     @property
     def deciding(self) -> dict:
-        """The settings that can change the result, as `as_json` has them."""
+        """The settings that can change the result, in the form of `as_json`."""
         return deciding(self.as_json())
 
     def check_engine(self, backend: str) -> None:
-        """RunError if training on this backend cannot do what a setting asks for."""
+        """RunError if this backend does not support a setting."""
         for name, one in options(self).items() if backend == "jax" else ():
             value = getattr(self, name)
             if value in one.not_on_jax:
                 shown = "" if value is True else f" {value}"
-                raise RunError(f"{flag(name)}{shown} is not for JAX: {one.not_on_jax[value]}")
+                raise RunError(f"{flag(name)}{shown} is not supported on JAX: {one.not_on_jax[value]}")
 
     @property
     def paper_error(self) -> float | None:
-        """The test error in [0, 1] of P1 Table 6 for such a network; None if there is none."""
+        """The test error of this network in P1 Table 6, in [0, 1]; None if the table does not list it."""
         others = {"dataset", *names("network", "weights")} - {"depth"}
         percent = None if others & self.changes.keys() else recipes.CIFAR10_TEST_ERROR.get(self.depth)
         return percent and percent / 100
 
     @property
     def architecture(self) -> Architecture:
-        """Which network is trained."""
+        """The architecture of the network."""
         shortcut, order = None if self.plain else self.shortcut, self.activation_order or "original"
         if self.imagenet_style:
             return imagenet(self.depth, shortcut=shortcut, stride_in=self.stride_in, activation_order=order)
@@ -245,12 +246,12 @@ class Settings:
 
     @property
     def imagenet_style(self) -> bool:
-        """Whether the data are an image folder or a set of TensorFlow Datasets, not small images."""
+        """Whether the data are an image folder or from TensorFlow Datasets, not small images."""
         return self.dataset not in sources.DATASETS
 
     @property
     def images(self) -> str:
-        """Of which kind the data are: "ImageNet-style images" or "small images"."""
+        """The kind of data: "ImageNet-style images" or "small images"."""
         return LARGE if self.imagenet_style else SMALL
 
     @property
@@ -271,12 +272,12 @@ class Settings:
 
     @property
     def warmup_from(self) -> float:
-        """The rate for the paper's batch size, which `lr` scales to `batch_size` (Goyal et al., 2.1)."""
+        """The learning rate for the paper's batch size; `lr` is it scaled to `batch_size` (Goyal et al., 2.1)."""
         recipe = recipes.IMAGENET if self.imagenet_style else recipes.CIFAR
         return self.lr * recipe["batch_size"] / self.batch_size
 
     def steps_per_epoch(self, examples: int) -> int:
-        """The number of full batches in `examples` images; RunError if there is none."""
+        """The number of full batches in `examples` images; RunError if a batch is larger than that."""
         if self.batch_size > examples:
             raise RunError(
                 f"--batch-size is at most the number of training examples, {examples}; found {self.batch_size}"

@@ -1,4 +1,4 @@
-"""What depends on the data set: the network, its batches, and its validation and test data."""
+"""The parts of a run that depend on the data set: the network, the batches, the validation and test data."""
 
 import contextlib
 import os
@@ -25,11 +25,11 @@ if typing.TYPE_CHECKING:
 class Task(typing.NamedTuple):
     """The network and the data of a run.
 
-    `examples` is the number of training images. `build()` makes the network, the same one each time, which takes pixels
-    in [0, 255] and returns probabilities. `training(step, shards)` is an endless `tf.data.Dataset` of the `Shards` of
-    the batches from that step on, and `held_out["validation"](shards)` and `held_out["test"](shards)` one of those
-    images. `in_memory` has the same images, and their mean, as arrays if they are small. `damaged` is the set of files
-    that were skipped.
+    `examples` is the number of training images. `build()` builds the network, the same one each time; it takes pixels
+    in [0, 255] and returns probabilities. `training(step, shards)` returns an endless `tf.data.Dataset` of the `Shards`
+    of the batches from that step on; `held_out["validation"](shards)` and `held_out["test"](shards)` return the
+    validation and test images. `in_memory` is None, or holds small images and their mean as arrays. `damaged` is the
+    set of files that were skipped.
     """
 
     classes: tuple[str, ...]
@@ -48,11 +48,11 @@ def of(folder: Folder, verbose: int = 0) -> Task:
 
 
 def small_images(folder: Folder) -> Task:
-    """CIFAR or the built-in shapes (P1 4.2), in memory. The network's first layer subtracts the per-pixel mean."""
+    """CIFAR or the built-in shapes (P1 4.2), in memory. The preprocessing layer subtracts the per-pixel mean."""
     settings = folder.settings
-    trained = fine_tuning.read(settings)  # first, so that a mistyped path is noticed before data are downloaded
+    trained = fine_tuning.read(settings)  # first, to report a mistyped path before data are downloaded
     source = sources.load(settings.dataset, settings.data_dir, settings.train_on_all)
-    settings.steps_per_epoch(len(source.train.labels))  # refuses too large batches
+    settings.steps_per_epoch(len(source.train.labels))  # raises if a batch is too large
     folder.check_data(sources.describe(source))
     mean = sources.per_pixel_mean(source.train.images)
 
@@ -63,7 +63,7 @@ def small_images(folder: Folder) -> Task:
         )
 
     def training(step, shards):
-        from keras_resnet.data import cifar  # here, because JAX does without TensorFlow
+        from keras_resnet.data import cifar  # here, because it needs TensorFlow, and JAX does not
 
         options = {"batch_size": settings.batch_size, "seed": settings.seed, "first_step": step}
         return cifar.training_batches(source.train, mean, **options, shards=shards)
@@ -82,11 +82,11 @@ def small_images(folder: Folder) -> Task:
 
 
 def imagenet_style(folder: Folder, verbose: int = 0) -> Task:
-    """ImageNet-style images (P1 3.4), read when they are needed. The network's first layer subtracts the mean."""
+    """ImageNet-style images (P1 3.4), read on demand. The preprocessing layer subtracts the mean."""
     settings = folder.settings
     if lacking := environment.needed("tensorflow"):
         raise DataError(
-            f"training on {settings.dataset}, ImageNet-style images, {lacking}, on any backend: it reads them"
+            f"training on {settings.dataset}, ImageNet-style images, {lacking}; TensorFlow reads them on every backend"
         )
     environment.import_tensorflow()
     from keras_resnet.data import imagenet, records
@@ -99,9 +99,9 @@ def imagenet_style(folder: Folder, verbose: int = 0) -> Task:
     skipped = damaged if settings.skip_damaged else None
     with imagenet.errors_named():
         if skipped is not None and not any(imagenet.center_batches(data.validation, skipped=skipped)):
-            raise DataError(f"not one of {len(data.validation)} validation images can be read")
+            raise DataError(f"none of the {len(data.validation)} validation images can be read")
         colors = _colors(data.train, folder, skipped, verbose)
-    # P1 3.4 subtracts a mean image from the crop; then the network takes only this size.
+    # P1 3.4 subtracts a mean image from the crop, which limits the network to this size.
     shape = (settings.image_size, settings.image_size, 3)
     whole = settings.image_size == IMAGE_SIZE and colors.mean.shape == shape
     measured = colors.mean if whole else np.round(colors.channel_means, 3)
@@ -134,7 +134,7 @@ def imagenet_style(folder: Folder, verbose: int = 0) -> Task:
 
 
 def _colors(files, folder, skipped, verbose):
-    """The `color.Statistics` of --colors, or those of the training data, measured once and kept in the run's folder."""
+    """The `color.Statistics` of --colors, or of the training data, measured once and saved in the run's folder."""
     from keras_resnet.data import imagenet
 
     settings = folder.settings

@@ -25,14 +25,14 @@ from keras_resnet.training.objective import measures
 from keras_resnet.training.settings import Settings, ghost_batches
 from keras_resnet.training.tasks import Task
 
-IN_FLIGHT = 2  # steps that the host may be ahead of the device
+IN_FLIGHT = 2  # steps by which the host may be ahead of the device
 
 writes = distribution.is_chief
 
 
 @contextlib.contextmanager
 def devices(settings: Settings) -> Iterator[Devices]:
-    """The changes of a run to its process while it lasts: the strategy and the graph optimizer.
+    """Inside this context, the process is set up for a run: the strategy and the graph optimizer.
 
     Settings that TensorFlow cannot undo remain: devices and threads, and deterministic operations if they were
     requested. Keras' random numbers are seeded.
@@ -46,18 +46,18 @@ def devices(settings: Settings) -> Iterator[Devices]:
 
 
 class Step:
-    """A step of SGD on a batch, of which each replica takes its share, in ghost batches that are normalised separately.
+    """A step of SGD on a batch. Each replica computes a shard, in ghost batches that are normalised separately.
 
     Loss and gradients are means over all images, and the moving averages of batch normalisation are updated with the
-    mean over all ghost batches. So one device with two, two with one each, and one that computes them in turn
-    are the same computation.
+    mean over all ghost batches. So one device with two ghost batches, in parallel or one after the other, computes the
+    same as two devices with one each.
 
     Args:
         model: a network from pixels to logits.
         optimizer: one for its trainable variables.
-        ghosts: the number of ghost batches that a replica computes beside each other, equal in size but for one image.
+        ghosts: the number of ghost batches that a replica computes in parallel, of equal size up to one image.
         replicas: the number of replicas.
-        jit: whether XLA compiles the step; on several replicas, what each computes up to its gradients.
+        jit: whether XLA compiles the step; on several replicas, only each replica's gradients.
         synchronized: whether batch normalisation sees the whole batch.
     """
 
@@ -73,7 +73,7 @@ class Step:
         self.moving = moving_statistics(model)
         # The random states of dropout, which are passed on from one ghost batch to the next.
         self.seeds = [variable for variable in model.non_trainable_variables if "int" in variable.dtype]
-        # A function, so that one ghost batch is traced for all of them; replicas cannot meet inside it.
+        # A tf.function, so that all ghost batches share one trace; replicas cannot communicate inside it.
         self.one = self._one
         if not (synchronized and replicas > 1):
             self.one = tf.function(self._one, autograph=False, jit_compile=(jit and replicas > 1) or None)
@@ -84,8 +84,8 @@ class Step:
         """Makes a step.
 
         Args:
-            images: float32 (n, height, width, 3), a replica's share of a batch, or (turns, n, height, width, 3) for
-                shares that are computed in turn; with several replicas, one tensor for each.
+            images: float32 (n, height, width, 3), a replica's shard of a batch, or (turns, n, height, width, 3) for
+                micro-batches of it; with several replicas, one tensor for each.
             labels: int64 (n,) or (turns, n).
 
         Returns:
@@ -110,7 +110,7 @@ class Step:
         return shown
 
     def _in_turn(self, images, labels, seeds):
-        """The sums of `_together`, one after the other, so that the activations of only one are in memory."""
+        """The sums of `_together` over micro-batches, one at a time, so that memory holds the activations of one."""
         turns = images.shape[0]
         first = self._together(images[0], labels[0], seeds, turns)
 
@@ -122,7 +122,7 @@ class Step:
         return tf.while_loop(lambda turn, *_: turn < turns, add, loop, parallel_iterations=1)[1:]
 
     def _together(self, images, labels, seeds, turns=1):
-        """The ghost batches' shares of the means over the batch: of measures, moving averages and gradients."""
+        """What the ghost batches add to the means over the batch: of metrics, moving averages and gradients."""
         known = images.shape[0]  # with known, equal sizes the graph is smaller
         count = tf.shape(images)[0] if known is None or known % self.ghosts else known
         found = []
@@ -146,7 +146,7 @@ class Step:
 
 
 def moving_statistics(model: keras.Model) -> list[keras.Variable]:
-    """The moving means and variances that training changes: those of batch normalisation that is not frozen."""
+    """The moving means and variances that training changes: those of batch normalisation layers that are not frozen."""
     layers = [layer for layer in model.layers if isinstance(layer, keras.layers.BatchNormalization) and layer.trainable]
     return [variable for layer in layers for variable in (layer.moving_mean, layer.moving_variance)]
 
@@ -165,12 +165,12 @@ class Engine:
         if synchronized and (settings.jit or settings.accumulate > 1):
             flag = "jit" if settings.jit else "accumulate"
             raise RunError(
-                f"--{flag} and --sync-bn do not go together on {devices.count} devices, which cannot meet inside of "
-                "what XLA compiles, or a loop computes"
+                f"--{flag} and --sync-bn do not go together on {devices.count} devices, which cannot communicate "
+                "inside compiled code or a loop; give only one"
             )
         for layer in network.layers if synchronized else ():
             if type(layer) is keras.layers.BatchNormalization:
-                layer.synchronized = True  # not in the network that is saved: Keras loads it on TensorFlow only
+                layer.synchronized = True  # not in the saved network: Keras loads that setting on TensorFlow only
         fuse_batch_norm(network)
         model = logits(network)
         self.optimizer = optimizer_of(model, settings.lr, settings.weight_decay, settings.mixed_precision)
@@ -195,10 +195,10 @@ class Engine:
         self.held_out: dict = {}  # by split
 
     def _note(self, settings):
-        """Where a run differs from what its user may expect."""
+        """Remarks on how a run differs from what its user may expect."""
         lines = [f", {hardware.arithmetic(settings.mixed_precision, bool(hardware.gpu_names()))}"]
         if reason := hardware.unused_gpu():
-            lines.append(f"there is an NVIDIA GPU that TensorFlow does not use: {reason}")
+            lines.append(f"TensorFlow does not use the NVIDIA GPU of this machine: {reason}")
         if self.together != settings.bn_batch_size:
             count = settings.accumulate * self.devices.count * self.ghosts
             why = [f"--accumulate {settings.accumulate}"] * (settings.accumulate > 1)
@@ -227,7 +227,7 @@ class Engine:
             self.waited += time.perf_counter() - begin
             found.append(self.step(images, labels))
             if len(found) > IN_FLIGHT:
-                found[-IN_FLIGHT - 1] = found[-IN_FLIGHT - 1].numpy()  # so long the host waits for the device
+                found[-IN_FLIGHT - 1] = found[-IN_FLIGHT - 1].numpy()  # the host waits for the device here
         return np.stack([np.asarray(means) for means in found])
 
     def evaluate(self, network: keras.Model, split: str) -> dict[str, float]:
@@ -240,7 +240,7 @@ class Engine:
         return {name: float(total / count) for name, total in zip(self.measures, sums, strict=True)}
 
     def _tester(self, network, spec):
-        """A function from a batch to the sums of the measures over it, and the number of images, float32."""
+        """A function from a batch to the sums of the metrics over it, and the number of images, float32."""
         model = logits(network)
         outputs_of = tf.function(lambda images: model(images, training=False), autograph=False)
 
@@ -258,7 +258,7 @@ class Engine:
             return strategy.experimental_local_results(strategy.run(of_replica, (images, labels)))[0]
 
         of = of_replica if self.devices.count == 1 else of_all
-        # Traced now: TensorFlow warns of functions that are called once, as in a process that trains many runs.
+        # Traced now: TensorFlow warns of functions that are called once, as when a process trains many runs.
         return tf.function(of, autograph=False, input_signature=spec).get_concrete_function()
 
     @contextlib.contextmanager
@@ -273,7 +273,7 @@ class Engine:
 def optimizer_of(
     model: keras.Model, rate: float, weight_decay: float = recipes.WEIGHT_DECAY, mixed_precision: str | None = None,
 ) -> keras.optimizers.Optimizer:  # fmt: skip
-    """The paper's optimizer for a model, with its variables, updated by fused kernels, and loss scaling for float16."""
+    """The paper's optimizer for a model, built, with fused kernels and, for float16, loss scaling."""
     optimizer = SGD(rate, recipes.MOMENTUM, weight_decay)
     fuse_update(optimizer)
     if mixed_precision == "float16":

@@ -17,7 +17,7 @@ from keras_resnet.training import recipes
 from keras_resnet.training.objective import errors
 
 OBJECTIVE = keras_tuner.Objective("val_error", "min")
-# Around the paper's numbers.
+# Search ranges around the paper's values.
 LEARNING_RATES = (0.01, 1.0)
 WEIGHT_DECAYS = (1e-5, 1e-3)
 BATCH_SIZES = (64, 128, 256)
@@ -59,11 +59,11 @@ class ResNetHyperModel(keras_tuner.HyperModel):
         loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
         optimizer = SGD(lr, recipes.MOMENTUM, weight_decay)
         if keras.backend.backend() == "tensorflow":
-            from keras_resnet.training import fused  # here, because it is of TensorFlow
+            from keras_resnet.training import fused  # here, because it needs TensorFlow
 
             fused.fuse_batch_norm(model)
             fused.fuse_update(optimizer)
-        optimizer.build(model.trainable_variables)  # so that a trial can go on from another one's file
+        optimizer.build(model.trainable_variables)  # so that a trial can load the weights of another one
         model.compile(optimizer, loss, metrics=metrics, jit_compile=keras.backend.backend() == "jax")
         return model
 
@@ -89,7 +89,7 @@ class ResNetHyperModel(keras_tuner.HyperModel):
         """
         split, batch_size = sources.Split(x, y), hp.get("batch_size")
         if batch_size > len(y):
-            raise ValueError(f"there are batches of {max(BATCH_SIZES)}, and only {len(y)} images to train on")
+            raise ValueError(f"trials have batches of {max(BATCH_SIZES)}, and only {len(y)} images are given")
         steps_per_epoch, mean = len(y) // batch_size, sources.per_pixel_mean(x)
         first_step, steps = initial_epoch * steps_per_epoch, epochs * steps_per_epoch
         boundaries = [round(part * steps) for part in recipes.BOUNDARIES]

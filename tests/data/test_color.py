@@ -41,7 +41,7 @@ def test_covariance_of_the_shifts():
 
 def test_files_that_hold_no_colours(tmp_path):
     path = tmp_path / "colors.npz"
-    with pytest.raises(DataError, match="colors.npz should hold the colours .* it is not there"):
+    with pytest.raises(DataError, match="colors.npz should hold colour statistics.* it is not there"):
         color.load(path)
     color.IMAGENET_STATISTICS.save(path)
     assert np.array_equal(color.load(path).mean, color.IMAGENET_STATISTICS.mean)

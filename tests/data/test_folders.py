@@ -68,7 +68,7 @@ def test_parts_to_test_on(tmp_path):
 
 
 def sides(folder, seed=0):
-    """Whether each file of a folder, by its name within, is set aside for validation."""
+    """Whether each file of a folder, by its relative name, is set aside for validation."""
     _, train, validation = folders.load(str(folder), seed)
     assert len({*train.paths, *validation.paths}) == len(train) + len(validation)
     every = [(path, False) for path in train.paths] + [(path, True) for path in validation.paths]
@@ -142,7 +142,7 @@ def test_folders_that_cannot_be_used(tmp_path, names, message):
 
 
 def test_no_folder(tmp_path):
-    with pytest.raises(DataError, match="there is no such folder"):
+    with pytest.raises(DataError, match="should be an image folder: it does not exist"):
         folders.load(str(tmp_path / "nowhere"))
     with pytest.raises(DataError, match="it is not a folder"):
         folders.load(make(tmp_path, "file") + "/file")

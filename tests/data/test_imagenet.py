@@ -13,7 +13,7 @@ SMALL = 64  # crops of it are quick to make
 
 
 def photograph(height=150, width=200, seed=0):
-    """A smooth random picture, as JPEG likes it."""
+    """A smooth random image, which JPEG compresses well."""
     noise = np.random.default_rng(seed).integers(0, 256, (6, 8, 3), "uint8")
     return Image.fromarray(noise).resize((width, height), Image.Resampling.BICUBIC)
 
@@ -25,7 +25,7 @@ def encoded(image, format, **options):
 
 
 def files_in(folder, n=12):
-    """`n` JPEG files of their own size and colours, as `folders.Files`."""
+    """`n` JPEG files of different sizes and colours, as `folders.Files`."""
     paths = [str(folder / f"{i}.jpg") for i in range(n)]
     for i, path in enumerate(paths):
         photograph(100 + i, 120 + 3 * i, i).save(path, quality=95)
@@ -196,7 +196,7 @@ def test_the_window_of_a_tiny_image_is_not_empty():
 
 
 def test_augment_against_resize_then_crop(photographs_dir):
-    """The same random numbers, the whole photograph resized, then cropped: as close as half a pixel allows."""
+    """The same random numbers, the whole image resized, then cropped: equal to within half a pixel."""
     rng, differences, two_pixels_off = np.random.default_rng(0), [], []
     for path in folders.list_classes(photographs_dir)[1].paths[::5]:
         data = tf.io.read_file(path)
@@ -226,7 +226,7 @@ def test_crops_of_large_photographs_are_filtered():
 
 @pytest.mark.parametrize("length", [420, 600, 1100, 2300, 4500])
 def test_crops_of_large_photographs_are_where_they_should_be(length):
-    """Whatever the JPEG decoder shrinks by: a smooth picture, so that a filter alone would change nothing."""
+    """At every ratio of the JPEG decoder, on a smooth image, which a filter alone does not change."""
     image = photograph(length, length * 4 // 3)
     data = encoded(image, "JPEG", quality=95)
     place, flip = np.array([0.7, 0.2], "float32"), length % 200 == 0
@@ -269,7 +269,7 @@ def test_the_augmentation_depends_on_the_example_and_not_on_the_batch(tmp_path):
 
 
 def test_labels_belong_to_images(tmp_path):
-    """Each file is of one colour, which is its label."""
+    """Each file has one colour, which is its label."""
     for i in range(8):
         Image.new("RGB", (90, 80), (20 * i, 0, 0)).save(tmp_path / f"{i}.png")
     files = folders.Files([str(tmp_path / f"{i}.png") for i in range(8)], np.arange(8))
@@ -402,7 +402,7 @@ def test_names_that_are_hard_to_read(tmp_path):
 
 
 def test_what_cannot_be_read_is_not_damaged(tmp_path):
-    """A folder in a file's place stands for a disk that fails: to be skipped it would have to be damaged."""
+    """A folder in place of a file stands for a failing disk; only damaged files are skipped."""
     files = files_in(tmp_path)
     os.remove(files.paths[7])
     for reason in ("No such file", "Is a directory|is a directory"):
@@ -477,7 +477,7 @@ def test_a_batch_without_a_single_image(tmp_path):
 
 
 def test_files_are_read_when_their_batch_is_made(tmp_path):
-    """A hundred thousand names of files that do not exist: a stream of them can be made, and only its batches fail."""
+    """A hundred thousand names of missing files: the stream can be created, and only its batches fail."""
     files = folders.Files([str(tmp_path / f"{i % 100}.jpg") for i in range(100_000)], np.zeros(100_000, "int64"))
     stream = iter(small_batches(files))
     with pytest.raises(DataError, match="jpg cannot be read: .*No such file"), imagenet.errors_named():

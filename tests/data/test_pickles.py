@@ -1,4 +1,4 @@
-"""CIFAR as its authors' page has it, against TensorFlow Datasets' copies of the same images."""
+"""CIFAR in the files of its authors' page, against TensorFlow Datasets' copies of the same images."""
 
 import os
 import subprocess
@@ -15,7 +15,7 @@ from keras_resnet.data.sources import DataError
 
 @pytest.fixture
 def drawn(tmp_path):
-    """A folder with `cifar-10-batches-py` of drawn images, and these."""
+    """A folder with `cifar-10-batches-py` of drawn images, and the images."""
     rng = np.random.default_rng(0)
     train, test = ((rng.integers(0, 256, (n, 32, 32, 3), "uint8"), rng.integers(0, 10, n)) for n in (1003, 50))
     write_cifar10(tmp_path / "cifar-10-batches-py", train, test, "abcdefghij")
@@ -40,7 +40,7 @@ def test_the_real_images_are_those_of_tfds_one_by_one(tmp_path, cifar10_dir):
 
 
 def test_the_order_is_that_in_which_tfds_writes(tmp_path):
-    """Of any number of images, those of CIFAR-100 too."""
+    """The order for any number of images, also for CIFAR-100."""
     import tensorflow_datasets as tfds
 
     class Numbers(tfds.core.GeneratorBasedBuilder):
@@ -111,7 +111,7 @@ def test_pickles_are_not_executed(drawn, capsys):
     folder, (images, labels), _ = drawn
     for content in ({b"data": Malice(), b"labels": []}, Malice()):
         pickle_as_python2(folder / "cifar-10-batches-py" / "data_batch_3", content)
-        with pytest.raises(DataError, match="data_batch_3 is no file of .* calls __builtin__.print, which is no array"):
+        with pytest.raises(DataError, match="data_batch_3 is not .* calls __builtin__.print, which arrays do not need"):
             data.cifar10(str(folder))
     objects = np.array([Malice()], object)
     pickle_as_python2(folder / "cifar-10-batches-py" / "data_batch_3", {b"data": objects, b"labels": [0]})
@@ -145,7 +145,7 @@ def test_damage_is_explained(drawn, damage, message):
 
 
 def test_without_tensorflow_keras_downloads(drawn, tmp_path, monkeypatch):
-    """Once, and without a network the message says what to do."""
+    """Downloads once; without a network the message says what to do."""
     code = WITHOUT_TENSORFLOW + (
         "import keras, pathlib, keras_resnet.data\n"
         "def load_data():\n"

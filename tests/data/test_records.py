@@ -25,7 +25,7 @@ CLASSES = ("dawn", "noon", "dusk")
 
 
 class TinyPhotographs(tfds.core.GeneratorBasedBuilder):
-    """30 drawn photographs to train on, in several files, and 7 others, of a brightness that is their class."""
+    """30 drawn images for training, in several files, and 7 for validation; the brightness is the class."""
 
     VERSION = tfds.core.Version("1.0.0")
     other = "validation"
@@ -136,7 +136,7 @@ def test_without_a_validation_split_a_tenth_is_drawn(data_dir):
 
 
 def test_test_images_without_classes_are_no_test(data_dir):
-    """As ImageNet's."""
+    """Like ImageNet's test labels."""
     assert records.load_split("tiny_secret", "test", data_dir) is None
     assert len(records.load_split("tiny_secret", "validation", data_dir)[1]) == 7
 
@@ -157,7 +157,7 @@ def test_a_description_tells_data_apart(data_dir):
 
 
 def test_a_description_of_a_folder_is_that_of_its_names(tmp_path):
-    """Of any names, wherever it lies."""
+    """With any names, in any folder."""
     for folder in (tmp_path / "one", tmp_path / "two"):
         for name in (b"a/\xff.jpg", b"a/2.jpg", b"b/1.jpg"):
             path = os.path.join(os.fsencode(folder), name)
@@ -188,7 +188,7 @@ def test_damage(copy):
 
 
 def test_a_shard_that_is_gone(copy):
-    """It is named, and never skipped as damaged."""
+    """The file is named, and never skipped as damaged."""
     folder, path = copy
     _, train, _ = records.load("tiny_photographs", folder)
     path.unlink()
@@ -265,7 +265,7 @@ def test_array_records_need_their_package(array_dir, monkeypatch):
 
 
 def test_small_images_in_array_records(data_dir, array_dir):
-    """Whose sizes are alike."""
+    """With similar sizes."""
 
     class Drawn(TinyPhotographs, skip_registration=True):
         name = "cifar10"
@@ -290,7 +290,7 @@ def test_small_images_in_array_records(data_dir, array_dir):
 @pytest.mark.parametrize(
     "name, message",
     [
-        ("tiny_pairs", "is no set of images with one class each: its examples have left, right"),
+        ("tiny_pairs", "is not a set of images with one class each: its examples have left, right"),
         ("tiny_nothing", "has no prepared tiny_nothing"),
     ],
 )
@@ -305,7 +305,7 @@ IMAGE, LABEL = tfds.features.Image(), tfds.features.ClassLabel(num_classes=2)
 @pytest.mark.parametrize(
     "features, file_format, message",
     [
-        ({"image": IMAGE}, "TFRECORD", "no set of images with one class each: its examples have image"),
+        ({"image": IMAGE}, "TFRECORD", "not a set of images with one class each: its examples have image"),
         ({"left": IMAGE, "right": IMAGE, "label": LABEL}, "TFRECORD", "its examples have left, right, label"),
         ({"image": IMAGE, "coarse": LABEL, "fine": LABEL}, "TFRECORD", "its examples have image, coarse, fine"),
         ({"image": IMAGE, "label": LABEL}, "RIEGELI", "in nowhere is in files of the format riegeli; prepare it as"),
@@ -411,12 +411,12 @@ def test_no_validation_image_can_be_read(tmp_path):
         dataset=str(tmp_path / "photos"), output=str(tmp_path), batch_size=2, colors="imagenet", skip_damaged=True
     )
     folder = Folder(settings)
-    with folder.own(), pytest.raises(DataError, match="not one of 2 validation images can be read"):
+    with folder.own(), pytest.raises(DataError, match="none of the 2 validation images can be read"):
         tasks.of(folder)
 
 
 def test_the_mean_image_is_subtracted_at_the_papers_size(tmp_path, data_dir):
-    """And the channels' means at others."""
+    """And the channels' means at other sizes."""
 
     def network(name, **changes):
         settings = Settings(dataset="tiny_photographs", data_dir=data_dir, output=str(tmp_path), name=name, **changes)
@@ -436,7 +436,7 @@ def test_the_mean_image_is_subtracted_at_the_papers_size(tmp_path, data_dir):
     assert "normalization" not in [layer.name for layer in model.layers]
     with open(colors, "r+b") as file:
         file.truncate(1000)
-    with pytest.raises(DataError, match="colors.npz should hold the colours .* damaged"):
+    with pytest.raises(DataError, match="colors.npz should hold colour statistics.* damaged"):
         network("broken", batch_size=2, colors=colors)
 
 

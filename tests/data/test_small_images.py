@@ -21,7 +21,7 @@ def take(dataset, n):
 
 
 def padded_crop(image, mean, dy, dx, flip):
-    """P1 4.2 for one image: subtract the mean afterwards, so the padding is the mean of where it lands."""
+    """P1 4.2 for one image: the mean is subtracted afterwards, so the padding is the mean at its new position."""
     height, width = mean.shape[:2]
     padded = np.full((height + 8, width + 8, 3), np.nan)
     padded[4:-4, 4:-4] = image
@@ -174,4 +174,4 @@ def test_no_data_and_no_network(tmp_path, monkeypatch):
     monkeypatch.setattr("urllib.request.getproxies", dict)
     with pytest.raises(sources.DataError, match="Name or service not known") as error:
         sources.load("cifar100")
-    assert "Three ways on" in str(error.value) and "--dataset shapes" in str(error.value)
+    assert "Three ways to continue" in str(error.value) and "--dataset shapes" in str(error.value)

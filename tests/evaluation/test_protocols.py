@@ -1,4 +1,4 @@
-"""The protocols against an independent version: Pillow resizes, NumPy crops, and the network sees the crops in turn."""
+"""The protocols against an independent version: Pillow resizes, NumPy crops, the network sees one crop at a time."""
 
 import importlib
 import io
@@ -33,7 +33,7 @@ EVALUATE = [sys.executable, str(ROOT / "train" / "evaluate.py")]
 
 
 def drawn(height, width, seed):
-    """A photograph that nobody took: colours that run into each other, noise, and sharp edges."""
+    """An artificial photograph: colour gradients, noise, and sharp edges."""
     rng = np.random.default_rng(seed)
     smooth = Image.fromarray(rng.integers(0, 256, (5, 7, 3), "uint8")).resize((width, height), Image.Resampling.BICUBIC)
     image = np.array(smooth) + rng.normal(0, 12, (height, width, 3))
@@ -43,7 +43,7 @@ def drawn(height, width, seed):
 
 @pytest.fixture(scope="module", params=["drawn", "real"])
 def files(request, tmp_path_factory):
-    """Photographs of several shapes in files, of which the evaluation gets nothing but the paths."""
+    """Photographs of several shapes in files; the evaluation gets only the paths."""
     if request.param == "drawn":
         folder, shapes = tmp_path_factory.mktemp("drawn"), ((375, 500), (500, 333), (224, 300), (299, 224), (120, 90))
         paths = [folder / f"{seed}.jpg" for seed in range(len(shapes))]
@@ -68,7 +68,7 @@ def photographs(files):
 
 @pytest.fixture(scope="module")
 def network(photographs):
-    """Random, its last layer such that each output has mean 0 and standard deviation 1 over the photographs."""
+    """Random weights; each output has mean 0 and standard deviation 1 over the photographs."""
     keras.utils.set_random_seed(0)
     network = keras_resnet.ResNet18(classes=len(CLASSES), normalization=(118.0, 60.0))
     logits, last = keras_resnet.analysis.logits(network), network.get_layer("fc")
@@ -156,7 +156,7 @@ def test_multi_scale(files, photographs, network):
 
 
 def test_an_image_of_224_gives_the_dense_average(photographs, network, monkeypatch):
-    """Without resizing: of one scale, the paper's smallest, on images whose shorter side it is."""
+    """Without resizing: one scale, the paper's smallest, on images with this shorter side."""
     monkeypatch.setattr(views, "SCALES", (224,))
     images = [image for image in photographs if min(image.shape[:2]) == 224][:1]
     assert images
@@ -179,7 +179,7 @@ def test_the_papers_sizes():
 
 
 def tiny(size=None, seed=1, activation="softmax"):
-    """A network that compiles in no time; for images of one size or, by default, of any."""
+    """A network that compiles quickly, for images of one size or, by default, of any."""
     keras.utils.set_random_seed(seed)
     layers = [
         keras.Input((size, size, 3)),
@@ -215,7 +215,7 @@ def test_every_example_counts_once_whatever_the_batch_size(small, protocol):
 
 
 def test_few_images_wait(small):
-    """Memory: the images in hand stay few where every one has a shape of its own."""
+    """Memory: few images wait at a time, even if each has another shape."""
     handed_out = 0
 
     def stream():
@@ -239,7 +239,7 @@ def test_sizes_do_not_retrace_the_network(small):
 
 
 def test_xla_is_not_asked_to_compile_for_each_size():
-    """It cannot compile Python, so a network that calls some shows who runs it."""
+    """XLA cannot compile a Python function, so a network that calls one shows whether XLA runs it."""
 
     class Through(keras.layers.Layer):
         def call(self, x):
@@ -267,7 +267,7 @@ def test_result_by_hand():
 
 
 def test_a_constant_network_is_at_chance():
-    """Were ties counted as hits, its error would be zero."""
+    """If ties counted as hits, the error would be zero."""
     inputs = keras.Input((None, None, 3))
     pooled = keras.layers.GlobalAveragePooling2D()(inputs)
     constant = keras.Model(inputs, keras.layers.Dense(7, kernel_initializer="zeros")(pooled))
@@ -365,7 +365,7 @@ def test_what_does_not_fit_is_said(small):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Two classes of 12 drawn photographs, of two shapes, and two saved networks of them."""
+    """An image folder of 12 drawn images in two classes, of two shapes, and two saved networks for them."""
     folder = tmp_path_factory.mktemp("data")
     rng = np.random.default_rng(0)
     for name in ("day", "night"):
@@ -435,9 +435,9 @@ def main(monkeypatch, *arguments):
         (["0.keras", "--data", "images", "--json", "no/r.json"], "--json no/r.json cannot be written"),
         (["0.keras", "--data", "images", "--crop", "224"], "takes images of 28x28, and this protocol gives it 224x224"),
         (["0.keras", "--data", "images", "--crop", "0"], "--crop is positive; found 0"),
-        (["0.keras"], "0.keras is not of a run that says its data; give --data"),
+        (["0.keras"], "0.keras does not belong to a run that states its data; give --data"),
         (["0.keras", "--data", "images", "--split", "test"], "images has no test images"),
-        (["0.keras", "--data", "shapes", "--split", "all"], "shapes is divided"),
+        (["0.keras", "--data", "shapes", "--split", "all"], "shapes has splits"),
         (["0.keras", "--data", "images/val/day"], "there is no folder in it"),
         (["0.keras", "--data", "images", "--crop", "28", "--output", "0.keras"], "0.keras"),
         (["0.keras", "--data", "damaged", "--crop", "28"], "two.jpg is damaged"),
@@ -499,7 +499,7 @@ def test_texts_are_drawn_as_they_are():
 
 @pytest.fixture
 def trained(tmp_path, monkeypatch):
-    """A folder of photographs without val/, and a run on it at 16 pixels, both without training."""
+    """An image folder without val/, and a run on it at 16 pixels, made without training."""
     rng = np.random.default_rng(0)
     for name in CLASSES:
         (tmp_path / "photos" / name).mkdir(parents=True)
@@ -523,7 +523,7 @@ def make_run(name, classes=CLASSES, seed=1, **settings):
 
 
 def the_program(monkeypatch, *arguments):
-    """What the program writes, and the number of each example's class in the order that it was tested in."""
+    """The program's output, and the class index of each example in the order of evaluation."""
     seen = []
     whole = evaluation.evaluate
 
@@ -572,7 +572,7 @@ def test_data_that_changed_since_the_training(trained, monkeypatch):
 
 
 def test_a_run_that_kept_no_description_of_its_data(trained, monkeypatch):
-    """As those of earlier versions: its seed is what there is."""
+    """A run of an earlier version: only its seed is known."""
     os.remove("run/data.json")
     assert the_program(monkeypatch, "run")[0]["split"] == "validation images, set aside in training by seed 1"
     os.rename("photos", "others")
@@ -580,7 +580,7 @@ def test_a_run_that_kept_no_description_of_its_data(trained, monkeypatch):
 
 
 def test_a_changed_set_of_tensorflow_datasets(trained, monkeypatch):
-    """It is known by its name; elsewhere than in a folder there is no other."""
+    """The data set is identified by its name."""
     with open("run/args.json", "w") as file:
         json.dump({"dataset": "tiny", "data_dir": "somewhere", "image_size": 16, "seed": 1}, file)
     whole, asked = folders.load("photos"), []
@@ -599,12 +599,12 @@ def test_a_changed_set_of_tensorflow_datasets(trained, monkeypatch):
 
 
 def test_classes_of_the_same_name(trained):
-    """ImageNet has two cranes. They are told apart only where the data have the run's own order."""
+    """ImageNet has two cranes. They are distinguished only if the data have the run's own order."""
     twice = ("crane", "dog", "crane")
     make_run("cranes", twice)
     names, numbers = check_classes("cranes", twice)
     assert names == twice and list(numbers) == [0, 1, 2]
-    with pytest.raises(evaluation.EvaluationError, match="there is no crane in its classes.json, or more than one"):
+    with pytest.raises(evaluation.EvaluationError, match="its classes.json lacks crane, or has it twice"):
         check_classes("cranes", ("crane", "dog"))
 
 
@@ -627,7 +627,7 @@ def test_data_for_models_of_no_file(trained):
 
 
 def test_labels_are_those_of_the_run(trained, monkeypatch):
-    """The data have some of its classes, in another order than it."""
+    """The data have some of the run's classes, in another order."""
     make_run("backwards", CLASSES[::-1])
     os.rename("photos", "others")
     for name in "aceg":
@@ -638,7 +638,7 @@ def test_labels_are_those_of_the_run(trained, monkeypatch):
     with pytest.raises(SystemExit, match="run and backwards were trained on different classes"):
         main(monkeypatch, "run", "backwards", "--data", "others")
     os.rename("others/b", "others/new")
-    with pytest.raises(SystemExit, match="run was trained on other classes: 7 there, 3 in the data; there is no new"):
+    with pytest.raises(SystemExit, match="run was trained on other classes: 7 there, 3 in .*; its .* lacks new"):
         main(monkeypatch, "run", "--data", "others")
 
 
@@ -649,7 +649,7 @@ def test_combinations_of_runs_that_contradict_each_other(trained, monkeypatch):
         (["run", "seed"], "different images of photos were set aside, by different seeds: run, seed"),
         (["run", "larger"], "crops of different sizes: run 16, larger 20. Give --crop"),
         (["run", "--preprocess", "vgg16"], "run takes pixels, as it was trained"),
-        (["run", "--data", "shapes", "--split", "all"], "shapes is divided"),
+        (["run", "--data", "shapes", "--split", "all"], "shapes has splits"),
     ):
         with pytest.raises(SystemExit, match=message):
             main(monkeypatch, *arguments)
@@ -658,7 +658,7 @@ def test_combinations_of_runs_that_contradict_each_other(trained, monkeypatch):
 
 
 def test_a_folder_with_the_name_of_a_built_in_set(trained, monkeypatch):
-    """It is not what the run was trained on."""
+    """The data are not those of the training."""
     with open("run/args.json", "w") as file:
         json.dump({"dataset": "shapes", "data_dir": None, "image_size": 224, "seed": 1}, file)
     os.rename("photos", "shapes")

@@ -206,7 +206,7 @@ def test_data_that_changed(tmp_path, reproduce, terminated_at, capsys):
     data.write_text(json.dumps({**json.loads(data.read_text()), "train": "7, another"}))
     with pytest.raises(SystemExit, match="1 of 1 runs failed"):
         reproduce("--only", "ResNet-8")
-    assert re.search("train: 7, another then; .* give --data-changed to go on", capsys.readouterr().err, re.DOTALL)
+    assert re.search("train: 7, another then; .* give --data-changed to continue", capsys.readouterr().err, re.DOTALL)
     assert "resuming from step 2" in reproduce("--only", "ResNet-8", "--data-changed")
     assert "another" not in data.read_text() and len(os.listdir(tmp_path / "results")) == 1
 

@@ -1,4 +1,4 @@
-"""train/fit.py as people run it: in processes of its own."""
+"""train/fit.py as users run it, in its own processes."""
 
 import json
 import os
@@ -24,7 +24,7 @@ def fit(folder, *arguments):
 
 
 def fit_until_checkpoint(folder, *arguments):
-    """Starts a run, and returns its process when the first checkpoint is there."""
+    """Starts a run, and returns its process after the first checkpoint."""
     process = subprocess.Popen(
         [*FIT, *arguments, "--output", folder], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
@@ -51,7 +51,7 @@ def test_killed_resumed_and_finished(tmp_path):
     process.send_signal(signal.SIGTERM)
     _, stderr = process.communicate(timeout=100)
     assert process.returncode == 128 + signal.SIGTERM, stderr
-    assert "stopped by SIGTERM at step" in stderr and "the same command goes on" in stderr
+    assert "stopped by SIGTERM at step" in stderr and "run the same command again to resume" in stderr
 
     other = fit(tmp_path, *SHAPES, *steps, "--lr", "0.05")
     assert other.returncode == 1
@@ -98,7 +98,7 @@ def test_a_full_disk_and_a_vanished_folder(tmp_path):
         (["--depth", "21"], "--depth is 6n+2 with basic blocks; found 21, nearest 20 and 26"),
         (
             ["--dataset", "cifar11"],
-            "a folder of photographs or a set of TensorFlow Datasets; found 'cifar11'. Did you mean cifar10?",
+            "an image folder or a data set of TensorFlow Datasets; found 'cifar11'. Did you mean cifar10?",
         ),
         (["--data-dir", "nowhere"], "--data-dir nowhere has no prepared cifar10: no such folder"),
         (["--output", "/dev/null/runs"], "cannot be written"),
@@ -218,9 +218,9 @@ def test_help_teaches():
     for word in (
         "--depth",
         "6n+2",
-        "(default 64000; photographs 600000)",
+        "(default 64000; ImageNet 600000)",
         "python train/fit.py --depth 110",
-        "goes on",
+        "resumes",
     ):
         assert word in " ".join(text.split())  # however the lines are broken
 

@@ -1,4 +1,4 @@
-"""What all programs have in common."""
+"""The common behaviour of all programs."""
 
 import argparse
 import importlib
@@ -34,7 +34,7 @@ def program(monkeypatch):
 
 @pytest.fixture
 def ends(program, monkeypatch):
-    """A function that runs a program, which is to end with a message; returns it."""
+    """A function that runs a program that should end with a message, and returns the message."""
 
     def run(name, *arguments):
         monkeypatch.setattr(sys, "argv", [f"{name}.py", *arguments])
@@ -55,7 +55,7 @@ def test_every_program_says_its_version(ends, capsys, name):
 @pytest.mark.parametrize("words", ["--help", "--version", "--typo"])
 @pytest.mark.parametrize("name", EVERY)
 def test_flags_are_read_before_frameworks_are_imported(name, words):
-    """Because TensorFlow takes seconds, for which nobody should wait who mistyped a flag."""
+    """Because importing TensorFlow takes seconds, too long for a mistyped flag."""
     code = f"""if True:
         import atexit, runpy, sys
         atexit.register(lambda: print(*sorted(sys.modules.keys() & {FRAMEWORKS}), "at the end"))
@@ -121,7 +121,7 @@ def test_mistakes_are_noticed_before_data_are_read(tmp_path, ends, monkeypatch, 
 
 @pytest.mark.parametrize("verbose", [0, 1])
 def test_an_error_has_a_line_of_its_own(capsys, verbose):
-    """Not that of the bar that it stopped."""
+    """Not on the line of the interrupted progress bar."""
     model = keras_resnet.CifarResNet(8, normalization=(127.5, 1.0))
     labels = np.arange(40, dtype="int64") // 3  # at last 13
     examples = tf.data.Dataset.from_tensor_slices((np.zeros((40, 32, 32, 3), "uint8"), labels))

@@ -25,7 +25,7 @@ def data():
 
 
 def test_a_user_of_keras_tuner(tmp_path, data):
-    """Two rungs of Hyperband: the better trials go on from their weights, with a schedule of the longer training."""
+    """Two rungs of Hyperband: the better trials resume from their weights, with the schedule of the longer training."""
     train, validation = data
     rates = []
 
@@ -108,7 +108,7 @@ def test_the_program_is_interrupted_goes_on_and_prints_a_command(tmp_path, tune,
     monkeypatch.setattr(tuning.ResNetHyperModel, "fit", interrupted)
     with pytest.raises(SystemExit):
         tune(*command)
-    assert "the same command goes on" in capsys.readouterr().err
+    assert "run the same command again" in capsys.readouterr().err
     tune(*command)
     printed = capsys.readouterr().out
     assert len(calls) == 3 and calls[1] == calls[2] != calls[0]  # the trial that was cut is repeated, no other

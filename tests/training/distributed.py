@@ -1,8 +1,8 @@
-"""Small runs in a process of their own, with as many logical CPUs as it is told: `test_distribution.py` starts it.
+"""Small runs in their own process, with DEVICES logical CPUs; `test_distribution.py` starts it.
 
     python tests/training/distributed.py DEVICES FOLDER SETTINGS...
 
-For each SETTINGS, FOLDER/NAME.json is the result, and FOLDER/NAME.npz has each variable of each of its replicas.
+For each SETTINGS, FOLDER/NAME.json has the result, and FOLDER/NAME.npz each variable on each replica.
 """
 
 import json

@@ -1,10 +1,10 @@
-"""Runs that together have every pair of values of the settings; `test_pairs.py` starts it.
+"""Runs that together cover every pair of values of the settings; `test_pairs.py` starts it.
 
-    python tests/training/pairs.py FOLDER stop SPACE    trains each run whole, and again, stopped after two steps
-    python tests/training/pairs.py FOLDER resume SPACE  goes on with those in another order; evaluates, exports
+    python tests/training/pairs.py FOLDER stop SPACE    trains each run to the end, and again, stopped after 2 steps
+    python tests/training/pairs.py FOLDER resume SPACE  resumes the stopped runs in another order; evaluates, exports
 
-SPACE is small_images or photographs, which are drawn; a number behind it is that of the first runs that are made. The
-first command writes FOLDER/weights.npz, the weights that each whole run ended with; the second one compares.
+SPACE is small_images or photographs, which are drawn; a number after it limits the number of runs. The
+first command writes FOLDER/weights.npz, the final weights of each run; the second command compares with them.
 """
 
 import itertools
@@ -72,7 +72,7 @@ SPACES = {"small_images": SMALL_IMAGES, "photographs": PHOTOGRAPHS}
 
 
 def settings(values, **others):
-    """The `Settings` of one value of each; RunError where they exclude each other."""
+    """The `Settings` with these values; RunError if they exclude each other."""
     values = {**values, **others}
     found = Settings(**values.pop("base"), **values.pop("network"), **values)
     if found.init_from and found.shortcut == "A":
@@ -95,7 +95,7 @@ def pairs(row):
 
 
 def covering_array(space):
-    """Values of each setting, so that every pair of two settings' values that can be is in one of them."""
+    """Combinations of values that contain every possible pair of values of two settings."""
     rng, sizes = np.random.default_rng(0), [len(values) for values in space.values()]
     drawn = {tuple(row) for row in rng.integers(sizes, size=(3000, len(sizes))).tolist()}
     rows = sorted(row for row in drawn if possible(values_of(row, space)))
@@ -111,7 +111,7 @@ def values_of(indices, space):
 
 
 def draw():
-    """Photographs of four classes, of two sizes, and a trained network."""
+    """An image folder with four classes and two sizes of images, and a trained network."""
     images, labels = shapes.draw(120, seed=0, size=72)
     for label in range(4):
         for i, image in enumerate(images[labels == label][:12]):
@@ -132,7 +132,7 @@ def model_of(folder):
 
 
 def tested(settings):
-    """What a run is tested with: pixels, labels, the same as a data set, the names of classes, protocol and crop."""
+    """The evaluation of a run: pixels, labels, the same as a data set, class names, protocol and crop."""
     if settings.imagenet_style:
         data = records.splits(settings.dataset)
         crops = imagenet.center_batches(data.validation, image_size=settings.image_size)

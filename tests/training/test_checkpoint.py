@@ -1,4 +1,4 @@
-"""What a run saves: whole or not at all, damaged or of another run, on a full disk."""
+"""Checkpoints: written atomically, damaged, of another run, on a full disk."""
 
 import concurrent.futures
 import contextlib
@@ -129,7 +129,7 @@ def test_damaged_digests_of_the_data(tmp_path, content):
     (tmp_path / "run").mkdir()
     folder.check_data({"train": "5, 0123"})
     (tmp_path / "run" / "data.json").write_text(content)
-    with pytest.raises(RunError, match="data.json is damaged: .* Delete it to go on with the data as they are"):
+    with pytest.raises(RunError, match="data.json is damaged: .* Delete it to continue with the data as they are"):
         folder.check_data({"train": "5, 0123"})
 
 
@@ -163,7 +163,7 @@ def test_a_weight_that_is_not_finite_is_not_saved(tmp_path):
 
 
 def test_a_checkpoint_does_not_wait_for_the_disk(tmp_path, disk):
-    """What is written is the run as it was. Who saves again waits: there is one writer at a time."""
+    """The file has the state at the time of `save`. The next `save` waits, because there is one writer at a time."""
     model, callback = saved(tmp_path)
     before = model.get_weights()
     callback.save(STATE)
@@ -200,7 +200,7 @@ def test_a_full_disk_is_told_before_the_next_checkpoint(tmp_path, disk):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("ignored", [False, True])
 def test_a_signal_is_noted_and_a_second_one_does_as_usual(number, ignored):
-    """Whether or not the process that runs the tests ignores SIGINT, as one in the background of a script does."""
+    """Also if the process of the tests ignores SIGINT, as one in the background of a script does."""
 
     class Usual(Exception):
         pass

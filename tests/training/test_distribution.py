@@ -1,4 +1,4 @@
-"""Runs on two logical CPUs, and on two processes that talk over loopback; `distributed.py` is what they run."""
+"""Runs of `distributed.py` on two logical CPUs, and in two processes that communicate over loopback."""
 
 import contextlib
 import json
@@ -27,7 +27,7 @@ LOST_WITHIN = 60  # seconds; measured: 8
 
 
 class Process(subprocess.Popen):
-    """`distributed.py`, which leaves its results in `folder` and says what it says in `folder`/output."""
+    """A process of `distributed.py`, with its results in `folder` and its output in `folder`/output."""
 
     def __init__(self, folder, devices, environment, many_settings):
         self.folder = folder
@@ -65,7 +65,7 @@ class Process(subprocess.Popen):
 
 @pytest.fixture(scope="module")
 def start(tmp_path_factory):
-    """Starts processes, and ends those that are left at the end. `start.runs` is the folder of all runs."""
+    """Starts processes, and ends the remaining ones at the end. `start.runs` is the folder of all runs."""
     runs = tmp_path_factory.mktemp("runs")
     with contextlib.ExitStack() as stack:
 
@@ -132,7 +132,7 @@ def test_two_devices(start, one_device):
 
 
 def test_the_validation_loss_does_not_depend_on_devices_and_parts(start):
-    """Two devices with two parts each once reported half of it."""
+    """Two devices with two ghost batches each once reported half of it."""
     run = {"strategy": "mirrored", "bn_batch_size": 4}
     process = start({"name": "two-two", **run}, {"name": "two-turns", **run, "accumulate": 2}, devices=2)
     process.result("two-turns")
@@ -225,7 +225,7 @@ def test_an_epoch_sees_every_example_once(replicas, workers):
 
 
 def test_fewer_examples_than_devices():
-    with pytest.raises(DataError, match="4 devices cannot share 3 examples to be tested on; train on fewer devices"):
+    with pytest.raises(DataError, match="4 devices cannot share 3 examples in evaluation; train on fewer devices"):
         shards.ranges(3, 8, shards.Shards(4, range(4)))
 
 
@@ -260,7 +260,7 @@ def test_settings_that_do_not_fit_several_devices(start):
         ({"batch_size": 15}, "--batch-size is a multiple of the number of devices, 2, .*; found 15"),
         (
             {"accumulate": 8, "batch_size": 8},
-            "--batch-size is a multiple .* 2, .*, in 8 turns of --accumulate",
+            "--batch-size is a multiple .* 2 times --accumulate 8, .*; found 8",
         ),
         ({"jit": True, "sync_bn": True}, "--jit and --sync-bn do not go together on 2 devices"),
         ({"accumulate": 2, "sync_bn": True}, "--accumulate and --sync-bn do not go together on 2 devices"),
@@ -271,7 +271,7 @@ def test_settings_that_do_not_fit_several_devices(start):
 
 
 def test_mixed_precision_and_xla(start, one_device, monkeypatch):
-    """Each trains like float32 as far as its digits go; the last layer is in float32, and so is what is saved."""
+    """Each trains like float32 within its precision; the last layer and the saved model are in float32."""
     small_shapes(monkeypatch)
     for name, settings, least, most in (
         ("float16", {"mixed_precision": "float16"}, 1e-7, 1e-4),

@@ -23,13 +23,13 @@ COLOR = (100.0, 120.0, 140.0)
 
 
 def mean_image(size):
-    """Brighter from above to below: COLOR in the mean."""
+    """An image that gets brighter from top to bottom, with the mean COLOR."""
     return np.linspace(-60, 60, size)[:, None, None] + np.broadcast_to(COLOR, (size, size, 3))
 
 
 @pytest.fixture
 def photographs(tmp_path):
-    """Twelve photographs of three classes."""
+    """An image folder with twelve images in three classes."""
     for name in ("a", "b", "c"):
         (tmp_path / "photographs" / name).mkdir(parents=True)
         for i in range(4):
@@ -40,7 +40,7 @@ def photographs(tmp_path):
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """The folder of a run of photographs of the paper's size, whose network subtracts an image; and the network."""
+    """The folder of a run on images of the paper's size, whose network subtracts a mean image; and the network."""
     first = (mean_image(IMAGE_SIZE), 1.0)
     network = keras_resnet.ResNet18(classes=5, normalization=first, input_shape=(224, 224, 3))
     randomize(network)
@@ -61,7 +61,7 @@ def test_a_network_of_photographs_at_another_size(tmp_path, photographs, trained
         network = tasks.of(folder).build()
     assert network.output.shape == (None, 3)
     same, said = size == IMAGE_SIZE, capsys.readouterr().out
-    assert ("its mean colour is subtracted, (mean [100.0, 120.0, 140.0], std 1.0)" in said) != same
+    assert ("its mean colour is subtracted instead, (mean [100.0, 120.0, 140.0], std 1.0)" in said) != same
     x = np.random.default_rng(0).uniform(0, 255, (1, size, size, 3))
     bare = keras_resnet.ResNet18(include_top=False, pooling="avg")
     bare.set_weights(before.get_weights()[:-2])
@@ -102,7 +102,7 @@ def test_another_network_is_one_sentence(tmp_path, photographs, trained, source,
 
 
 def fit(folder, *flags):
-    """Runs fit.py as where TensorFlow is not installed."""
+    """Runs fit.py as if TensorFlow were not installed."""
     path = ROOT / "train" / "fit.py"
     code = f"{WITHOUT_TENSORFLOW}\nimport runpy; sys.argv[0] = {str(path)!r}; sys.path.insert(0, {str(path.parent)!r})"
     code += f"\nrunpy.run_path({str(path)!r}, run_name='__main__')"
@@ -112,7 +112,7 @@ def fit(folder, *flags):
 
 
 def test_on_jax(tmp_path):
-    """A network of 48x48 images with seven classes becomes one of the built-in data set's; three stages stay."""
+    """A network for 48x48 images and seven classes is fine-tuned on the built-in data set; three stages stay."""
     pytest.importorskip("jax", reason="jax is not installed")
     before = keras_resnet.CifarResNet(
         8, classes=7, input_shape=(48, 48, 3), normalization=(mean_image(48), 50.0), weights=None

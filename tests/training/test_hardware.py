@@ -1,4 +1,4 @@
-"""What the machine has."""
+"""The hardware of the machine."""
 
 import functools
 import os
@@ -12,7 +12,7 @@ from keras_resnet.training import Settings, hardware, result
 
 
 def test_a_gpu_that_tensorflow_does_not_use_is_told(monkeypatch):
-    """Here TensorFlow is asked in earnest, by a driver's program that is none."""
+    """Runs TensorFlow's check, with a fake nvidia-smi."""
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     monkeypatch.setattr(hardware.glob, "glob", lambda pattern: [])
     monkeypatch.setattr(hardware.shutil, "which", lambda program: None)
@@ -42,7 +42,7 @@ CUINIT = "E0000 00:00:1.6 1 cuda_platform.cc:52] failed call to cuInit: INTERNAL
     [
         (LOG.format(""), "Cannot dlopen some GPU libraries. Please make sure that they are installed."),
         (LOG.format(CUINIT), "failed call to cuInit: INTERNAL: CUDA error: UNKNOWN ERROR (303)"),
-        ("", "it does not say why"),
+        ("", "its log gives no reason"),
     ],
 )
 def test_the_reason_is_the_log_s_most_serious_line_about_gpus(log, told):
@@ -70,7 +70,7 @@ def test_the_share_of_the_peak(monkeypatch):
     + [(2, 1, 0, None), (8, 2, 3, None)],
 )
 def test_threads(monkeypatch, cores, parts, chosen, expected):
-    """As many operations at a time as there are parts, with a share of the cores each; the user's choice is kept."""
+    """One operation per ghost batch in parallel, each with a share of the cores; the user's choice is kept."""
     found = {}
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(cores)))
     for name in ("intra", "inter"):

@@ -1,4 +1,4 @@
-"""What a run draws and prints."""
+"""The figures and printed lines of a run."""
 
 import pytest
 

@@ -63,7 +63,7 @@ np.savez(f"{folder}/found.npz", crops=crops, shown=shown, iterations=optimizer.i
 
 @pytest.fixture(scope="module")
 def steps(tmp_path_factory):
-    """A function that returns what JAX finds in three steps, and what TensorFlow does in two parts, in float32."""
+    """A function that returns JAX's results of three steps, and TensorFlow's with two ghost batches, in float32."""
     folder = tmp_path_factory.mktemp("steps")
     source = sources.load("shapes")
     mean = sources.per_pixel_mean(source.train.images)
@@ -115,7 +115,7 @@ def test_steps_are_those_of_tensorflow(steps):
 
 
 def test_the_random_numbers_of_an_epoch():
-    """Each example once; every corner and both directions as often as the others; another epoch has others."""
+    """Each example once; corners and flips equally often; other draws in another epoch."""
     code = """if True:
         import numpy as np
         from keras_resnet.training.jax_images import draws_of
@@ -139,7 +139,7 @@ RUN = ["--depth", "8", "--train-on-all", "--batch-size", "32", "--steps", "25", 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    """Little data in the layout of CIFAR-10."""
+    """A small data set in the layout of CIFAR-10."""
     folder = tmp_path_factory.mktemp("data")
     splits = [shapes.draw(count, seed=seed) for seed, count in enumerate(IMAGES.values())]
     write_cifar10(folder / "cifar-10-batches-py", *splits, shapes.CLASSES)
@@ -147,7 +147,7 @@ def data(tmp_path_factory):
 
 
 def fit(folder, *flags, backend="jax", code="", without=WITHOUT_TENSORFLOW, wait=True, **variables):
-    """Runs fit.py, on JAX as where TensorFlow is not installed."""
+    """Runs fit.py, on JAX as if TensorFlow were not installed."""
     path = ROOT / "train" / "fit.py"
     lines = without if backend == "jax" else ""
     lines += f"import runpy, sys; sys.argv[0] = {str(path)!r}; sys.path.insert(0, {str(path.parent)!r})\n{code}\n"
@@ -160,7 +160,7 @@ def fit(folder, *flags, backend="jax", code="", without=WITHOUT_TENSORFLOW, wait
 
 
 def finished(process):
-    """A process that is over, with what it said."""
+    """A finished process, with its output."""
     stdout, stderr = process.communicate(timeout=300)
     return subprocess.CompletedProcess(process.args, process.returncode, stdout, stderr)
 
@@ -210,7 +210,7 @@ loop.Loop.next_pace = one_step
 
 @pytest.mark.parametrize("step", [7, pytest.param(10, marks=pytest.mark.slow)])
 def test_a_run_that_was_stopped_ends_as_if_it_had_not_been(whole, data, tmp_path, step):
-    """In the middle of an epoch, or at its end."""
+    """Stopped in the middle of an epoch, or at its end."""
     command = [*RUN, "--data-dir", data]
     done = fit(tmp_path, *command, code=STOP.replace("STEP", str(step)))
     assert done.returncode == 143 and f"stopped by SIGTERM at step {step}" in done.stderr, done.stderr
@@ -234,14 +234,14 @@ def test_the_warm_up_ends_after_the_epoch_whose_error_is_low_enough(data, tmp_pa
 
 
 def test_a_run_begun_on_another_backend_is_refused(data, tmp_path):
-    """Its random numbers are others: images would repeat within an epoch."""
+    """The backends' random numbers differ: images would repeat within an epoch."""
     command = [*RUN, "--data-dir", data]
     done = fit(tmp_path, *command, backend="tensorflow", code=STOP.replace("STEP", "1"))
     assert done.returncode == 143 and "stopped by SIGTERM at step 1" in done.stderr, done.stderr
     before = (tmp_path / "cifar10-resnet-8" / "checkpoint" / "latest.npz").read_bytes()
     done = fit(tmp_path, *command)
     assert done.returncode == 1 and "was begun on tensorflow, and this is jax" in done.stderr
-    assert "Go on with KERAS_BACKEND=tensorflow" in done.stderr and "Traceback" not in done.stderr
+    assert "Resume with KERAS_BACKEND=tensorflow" in done.stderr and "Traceback" not in done.stderr
     assert (tmp_path / "cifar10-resnet-8" / "checkpoint" / "latest.npz").read_bytes() == before
 
 
@@ -320,7 +320,7 @@ for name, options in json.loads(sys.argv[1]).items():
 
 
 def test_two_devices_are_one_with_as_many_ghost_batches(tmp_path):
-    """Shards beside each other, in turn, on devices, or in a loop of XLA as on a GPU: the same computation."""
+    """Ghost batches in parallel, one after the other, on devices, or in an XLA loop as on a GPU: the same results."""
     four = {"bn_batch_size": 4}
     runs = {
         "one": {"bn_batch_size": 8, "strategy": "none"},
@@ -353,7 +353,7 @@ def test_more_devices_than_ghost_batches(tmp_path):
     command = ["--dataset", "shapes", "--depth", "8", "--steps", "2"]
     done = fit(tmp_path, *command, "--strategy", "mirrored", XLA_FLAGS=flags)
     assert done.returncode == 1 and not os.listdir(tmp_path)
-    assert "64 of which are normalised together, keep 2 devices busy, and there are 4. Train one --seed" in done.stderr
+    assert "in ghost batches of 64 are enough for 2 devices, and there are 4. Train one --seed" in done.stderr
     done = fit(tmp_path, *command, XLA_FLAGS=flags)  # which takes as many as fit
     assert done.returncode == 0 and "2 of 4 devices" in done.stdout and "as 2 devices" in done.stdout, done.stderr
 
@@ -409,7 +409,7 @@ def test_a_cluster_that_is_described_wrongly(tmp_path, variables, message):
 
 @pytest.fixture
 def photographs(tmp_path):
-    """Four classes of 9 drawn photographs to train on and 3 for validation, and a network to begin with."""
+    """An image folder: four classes of 9 drawn images for training and 3 for validation; and an initial network."""
     images, labels = shapes.draw(120, seed=0, size=48)
     for label in range(4):
         for i, image in enumerate(images[labels == label][:12]):
@@ -422,7 +422,7 @@ def photographs(tmp_path):
 
 @pytest.mark.slow
 def test_photographs_are_those_of_tensorflow(tmp_path, photographs):
-    """The same batches, from the same weights but for the last layer, whose rate is too small to matter."""
+    """The same batches, from the same weights except the last layer, which the small learning rate hardly changes."""
     options = {"depth": 18, "batch_size": 8, "bn_batch_size": 4, "steps": 6, "image_size": 32, "lr": 1e-4}
     options |= {"init_from": str(tmp_path / "before.keras"), "accumulate": 2, "schedule": "steps"}
     train(Settings(dataset=str(photographs), **options, output=str(tmp_path), name="tensorflow"), verbose=0)

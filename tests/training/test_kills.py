@@ -1,4 +1,4 @@
-"""Runs that are killed at any moment end as if nothing had happened, to the last bit."""
+"""Crash recovery: runs that are killed at any moment end with the same result, bit for bit."""
 
 import contextlib
 import csv
@@ -32,7 +32,7 @@ TIMES = ("seconds", "waiting")  # columns that differ from run to run
 
 @pytest.fixture
 def photographs(tmp_path):
-    """Four classes of 9 drawn photographs to train on and 3 for validation."""
+    """An image folder: four classes of 9 drawn images for training and 3 for validation."""
     images, labels = shapes.draw(120, seed=0, size=48)
     for label in range(4):
         for i, image in enumerate(images[labels == label][:12]):
@@ -59,9 +59,9 @@ def modified(path):
 
 
 def kill(settings, rng, early):
-    """Lets a run go on and kills it at a random moment; returns when, or None if it was finished before.
+    """Resumes a run and kills it at a random moment; returns when, or None if it finished before.
 
-    "start": before it saved anything, if `early`. "write": in the middle of the writing of a checkpoint.
+    "start": before it saved anything, if `early`. "write": while a checkpoint is being written.
     """
     path = os.path.join(settings.folder, CHECKPOINT)
     before, process = modified(path), start(settings)
@@ -78,7 +78,7 @@ def kill(settings, rng, early):
 
 
 def left(settings):
-    """What a run has left, but for the times that it took: weights, state and history."""
+    """The files of a run, except the times in them: weights, state and history."""
     with np.load(os.path.join(settings.folder, CHECKPOINT)) as file:
         arrays = {name: file[name] for name in file.files}
     state = json.loads(arrays.pop("state").tobytes())
@@ -92,7 +92,7 @@ def left(settings):
 
 
 def train_small(runs, stop_at=None):
-    """Trains one run after the other on few images, each until SIGTERM comes in its step `stop_at`. In a process."""
+    """Trains one run after the other on few images, each until a SIGTERM in its step `stop_at`. For a process."""
 
     def one_step(running, count, seconds):
         if running.state.step + count == stop_at:
@@ -107,7 +107,7 @@ def train_small(runs, stop_at=None):
 
 
 def same(settings, expected):
-    """Whether a run has left what another one has, to the last bit."""
+    """Whether two runs have left the same files, bit for bit."""
     arrays, rest = left(settings)
     assert rest == expected[1]
     assert arrays.keys() == expected[0].keys()
@@ -116,7 +116,7 @@ def same(settings, expected):
 
 
 def survive(tmp_path, kills, **options):
-    """Kills runs so often, and compares each that finishes with one that was left alone."""
+    """Kills runs repeatedly, and compares each finished one with an uninterrupted run."""
     rng, always = np.random.default_rng(0), {"deterministic": BACKEND == "tensorflow", "output": str(tmp_path)}
     options |= always
     alone = Settings(**options, name="alone")
@@ -143,7 +143,7 @@ def test_a_killed_run(tmp_path):
 
 @pytest.mark.skipif(BACKEND != "tensorflow", reason="that is for TensorFlow")
 def test_the_second_run_of_a_process_goes_on_in_another(tmp_path):
-    """With all settings that make variables, which Keras numbers anew in each process."""
+    """With all settings that create variables, whose numbers in Keras differ from process to process."""
     options = {**SHAPES, "batch_size": 16, "steps": 6, "mixed_precision": "float16", "accumulate": 2}
     options |= {"shortcut_variant": "dropout", "deterministic": True, "output": str(tmp_path)}
     alone, first, second = (Settings(**options, name=name) for name in ("alone", "first", "second"))

@@ -127,7 +127,7 @@ def test_a_bar_counts_the_epochs_and_steps_of_the_run(tmp_path, small_shapes, te
 
 
 def test_epochs_and_boundaries_have_one_unit(tmp_path, small_shapes):
-    """An epoch of nine batches of 16, or of four of 32, in parts or not."""
+    """An epoch of nine batches of 16, or four of 32, with micro-batches or without."""
     for options, length, divided_at in (
         ({"epochs": 3, "boundaries": (1, 2)}, 27, [9, 18]),
         ({"epochs": 3, "boundaries": (1, 2), "batch_size": 32, "accumulate": 2}, 12, [4, 8]),
@@ -152,7 +152,7 @@ def test_a_run_of_a_single_step_has_the_whole_rate(tmp_path, small_shapes):
 
 
 def test_epochs_of_a_run_whose_data_have_changed(tmp_path, small_shapes, monkeypatch, terminated_at):
-    """Stopped in its second epoch of nine steps, it goes on with epochs of seven, and misses none."""
+    """Stopped in its second epoch of nine steps, it resumes with epochs of seven, and misses none."""
     with terminated_at(12), pytest.raises(Stopped):
         train(settings(tmp_path), verbose=0)
     monkeypatch.setattr(sources, "SHAPES_EXAMPLES", {"train": 7 * 16 + 32, "test": 48})
@@ -169,7 +169,7 @@ def test_epochs_of_a_run_whose_data_have_changed(tmp_path, small_shapes, monkeyp
 
 
 def test_where_a_run_was_trained_is_kept(tmp_path, small_shapes, terminated_at, monkeypatch):
-    """The same circumstances are one segment, others another, from the step on at which they began."""
+    """The same circumstances are one segment; others begin a new one at their first step."""
     for stop_at, cores in ((3, 1), (7, 1), (13, 2), (None, 1)):
         monkeypatch.setattr(hardware, "cores_in_words", lambda cores=cores: f"{cores} CPU cores")
         with terminated_at(stop_at), contextlib.suppress(Stopped):
@@ -193,7 +193,7 @@ def test_a_run_of_an_older_version_goes_on(tmp_path, small_shapes, terminated_at
 
 
 def test_a_gradual_warm_up_goes_on_in_its_middle(tmp_path, small_shapes, terminated_at, monkeypatch):
-    """Two epochs of nine steps; at a batch of 64 with rate .04, that for 16 images would be .01."""
+    """Two epochs of nine steps; a learning rate of .04 at a batch of 64 is .01 for 16 images."""
     monkeypatch.setitem(recipes.CIFAR, "batch_size", 4)
     arguments = {"lr": 0.04, "steps": None, "epochs": 4, "boundaries": (3,), "warmup_epochs": 2}
     made, run = [], ENGINE.run
@@ -236,7 +236,7 @@ def test_top5_error_beside_the_error_of_more_than_ten_classes(classes):
 
 
 def test_a_run_with_many_classes_shows_both_errors(tmp_path, small_shapes, monkeypatch, capsys):
-    """Here "many" are the ten of the shapes."""
+    """Here the ten classes of the shapes count as "many"."""
     monkeypatch.setattr(objective, "TOP5_FROM", 9)
     result = train(settings(tmp_path), verbose=2)
     line = [line for line in capsys.readouterr().out.splitlines() if line.startswith("epoch 3/3")][0]
@@ -253,7 +253,7 @@ def test_a_run_with_many_classes_shows_both_errors(tmp_path, small_shapes, monke
 
 @for_tensorflow
 def test_time_that_is_lost_waiting_for_data(tmp_path, small_shapes, monkeypatch):
-    """Each batch comes 0.3 s after it was asked for; a step takes a fraction of that."""
+    """Each batch takes 0.3 s to arrive; a step takes a fraction of that."""
     small_images = tasks.small_images
 
     def slow(folder):
@@ -273,7 +273,7 @@ def test_time_that_is_lost_waiting_for_data(tmp_path, small_shapes, monkeypatch)
 
 
 def test_a_profile_of_some_steps(tmp_path, small_shapes, monkeypatch):
-    with pytest.raises(RunError, match="--profile leaves out the first 10 steps, and 10 are left"):
+    with pytest.raises(RunError, match="--profile skips the first 10 steps, and only 10 steps are left"):
         train(settings(tmp_path, steps=10), verbose=0, profile=2)
     with pytest.raises(RunError, match="--profile is a number of steps; found -1"):
         train(settings(tmp_path), verbose=0, profile=-1)
@@ -317,7 +317,7 @@ def test_a_folder_that_was_there_stays(tmp_path, small_shapes):
 
 
 def test_one_process_at_a_time_trains_a_run(tmp_path, small_shapes, monkeypatch, capsys):
-    """Here the other one is this process, too; test_fit.py has a real one, and test_kills.py those that were killed."""
+    """Here this process is also the other one; test_fit.py has a second process, test_kills.py killed ones."""
     lock = tmp_path / "run" / "checkpoint" / "lock"
     lock.parent.mkdir(parents=True)
     for name in ("lock", "lock.owner"):  # which mean nothing without a lock
@@ -344,7 +344,7 @@ def test_one_process_at_a_time_trains_a_run(tmp_path, small_shapes, monkeypatch,
 
 @pytest.fixture
 def photographs(tmp_path):
-    """Four classes of 12 drawn photographs to train on and 3 for validation; one more to train on is damaged."""
+    """An image folder: four classes of 12 drawn images for training and 3 for validation; one more is damaged."""
     images, labels = shapes.draw(60, seed=0, size=48)
     for label in range(4):
         for i, image in enumerate(images[labels == label].repeat(3, 0)[:15]):
@@ -376,7 +376,7 @@ def test_a_damaged_photograph_is_named(tmp_path, photographs):
 
 @pytest.mark.parametrize("verbose", [1, 2])
 def test_an_error_stands_in_a_line_of_its_own(tmp_path, photographs, monkeypatch, capsys, verbose):
-    """Also one that comes while the colours are measured."""
+    """Also a signal that arrives while the colours are measured."""
 
     def statistics(*arguments, verbose, **options):
         keras.utils.Progbar(2, verbose=verbose).update(1)
@@ -399,7 +399,7 @@ def test_an_accumulating_run_counts_the_optimizers_steps_and_resumes(tmp_path, p
 
 
 def test_parts_of_a_batch_in_turn_are_the_same_epochs_and_images(tmp_path, monkeypatch):
-    """Steps end with epochs, whatever is left over; all of a batch's images are in its parts, in their order."""
+    """An epoch drops its partial batch; micro-batches have all images of a batch, in order."""
     monkeypatch.setattr(sources, "SHAPES_EXAMPLES", {"train": 39 + 32, "test": 48})
     monkeypatch.setattr(sources, "VALIDATION_EXAMPLES", {"shapes": 32})
     seen = {}
@@ -428,9 +428,9 @@ def test_parts_of_a_batch_in_turn_are_the_same_epochs_and_images(tmp_path, monke
         ({"weight_decay": math.nan}, "--weight-decay is 0 or positive; found nan"),
         ({"weight_decay": -1.0}, "--weight-decay is 0 or positive; found -1.0"),
         ({"weight_decay": math.inf}, "--weight-decay is 0 or positive; found inf"),
-        ({"epochs": 3}, "--epochs 3 and --steps 24 are two lengths; give one of them"),
+        ({"epochs": 3}, "--epochs 3 and --steps 24 both set the length; give only one"),
         ({"epochs": 0, "steps": None}, "--epochs is positive; found 0"),
-        ({"boundaries": (3, 6), "steps": None}, "--boundaries are epochs with --epochs, and steps with --steps; give"),
+        ({"boundaries": (3, 6), "steps": None}, "--boundaries are in epochs with --epochs, in steps with --steps"),
         ({"boundaries": (6, 3)}, "--boundaries ascend and lie within --steps 24; found 6 3"),
         ({"boundaries": (3, 3)}, "--boundaries ascend"),
         ({"boundaries": (0, 3)}, "--boundaries ascend"),
@@ -442,18 +442,18 @@ def test_parts_of_a_batch_in_turn_are_the_same_epochs_and_images(tmp_path, monke
         ({"patience": 3}, "--patience 3 is for --schedule plateau"),
         ({"patience": 0, "schedule": "plateau"}, "--patience is positive"),
         ({"schedule": "plateau", "train_on_all": True}, "--train-on-all leaves none"),
-        ({"warmup_epochs": 1}, "is for larger ones; found --batch-size 16, whose --lr 0.01 is 0.08 there"),
+        ({"warmup_epochs": 1}, "must be below --lr; found 0.08 for --lr 0.01 and --batch-size 16"),
         ({"warmup_epochs": 0}, "--warmup-epochs is positive"),
-        ({"warmup_epochs": 1, "warmup": True}, "--warmup and --warmup-epochs are two ways to begin"),
+        ({"warmup_epochs": 1, "warmup": True}, "--warmup and --warmup-epochs are two kinds of warm-up"),
         ({"warmup_epochs": 3, "epochs": 3, "steps": None}, "--warmup-epochs is less than --epochs 3; found 3"),
-        ({"warmup_epochs": 20, "batch_size": 144}, "--warmup-epochs 20 are 20 steps, and .* at step 12 already"),
+        ({"warmup_epochs": 20, "batch_size": 144}, "--warmup-epochs 20 is 20 steps, and .* at step 12; give fewer"),
         ({"seed": -1}, "--seed is 0 to 2147483647; found -1"),
         ({"seed": 2**31}, "--seed is 0 to 2147483647; found 2147483648"),
-        ({"name": ".."}, "--name is that of one folder, in --output; found '..'"),
-        ({"name": "."}, "--name is that of one folder"),
-        ({"name": "run/"}, "--name is that of one folder"),
-        ({"name": "../../run"}, "--name is that of one folder"),
-        ({"name": "/run"}, "--name is that of one folder"),
+        ({"name": ".."}, "--name is the name of a folder in --output, not a path; found '..'"),
+        ({"name": "."}, "--name is the name of a folder"),
+        ({"name": "run/"}, "--name is the name of a folder"),
+        ({"name": "../../run"}, "--name is the name of a folder"),
+        ({"name": "/run"}, "--name is the name of a folder"),
         ({"batch_size": 1000}, "--batch-size is at most the number of training examples, 144; found 1000"),
     ],
 )
@@ -501,10 +501,10 @@ def test_weights_that_are_not_finite_are_refused(tmp_path, small_shapes):
         ({"freeze_until": "conv5"}, "--freeze-until is one of conv1, conv2, conv3, conv4; found conv5"),
         ({"init_from": "nowhere.pth"}, "--init-from the weights 'nowhere.pth' do not exist"),
         ({"init_from": None, "freeze_until": "conv2"}, "it needs --init-from"),
-        ({"init_from": None, "plain": True, "activation_order": "full_preactivation"}, "--plain is without shortcuts"),
+        ({"init_from": None, "plain": True, "activation_order": "full_preactivation"}, "--plain has no shortcuts"),
         (
             {"init_from": None, "plain": True, "shortcut": "B"},
-            "--plain is without shortcuts; found --shortcut B as well",
+            "--plain has no shortcuts; found --shortcut B as well",
         ),
     ],
 )
@@ -530,7 +530,7 @@ def test_an_output_that_cannot_be_written(tmp_path):
 
 
 def test_a_diverging_run_keeps_its_last_good_checkpoint(tmp_path, small_shapes, monkeypatch):
-    with pytest.raises(RunError, match="(?s)diverged at step .*No checkpoint was written yet.*lower --lr"):
+    with pytest.raises(RunError, match="(?s)diverged at step .*No checkpoint has been written yet.*lower --lr"):
         train(settings(tmp_path, lr=1e30), verbose=0)
     assert not os.path.exists(tmp_path / "run" / "checkpoint" / "latest.npz")
 

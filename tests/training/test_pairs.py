@@ -1,4 +1,4 @@
-"""Settings are right alone; here each is beside each other one, with a stop and a resume in another process."""
+"""Every setting together with every other one, with a stop and a resume in another process."""
 
 import itertools
 import json

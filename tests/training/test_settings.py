@@ -1,4 +1,4 @@
-"""What each setting declares, and what follows from it."""
+"""The declaration of each setting, and its effects."""
 
 import argparse
 import dataclasses
@@ -65,7 +65,7 @@ def test_a_wrong_value_is_refused_at_the_door(changes, message):
 
 @pytest.mark.parametrize("name", [one.name for one in FIELDS if one.type in (int, float, int | None)])
 def test_every_number_has_a_range(name):
-    """That of the depth is which networks there are."""
+    """The range of the depth is the set of networks."""
     expected = {"depth": "is 6n.2 .*", "seed": "is 0 to 2147483647", "weight_decay": "is 0 or positive"}
     with pytest.raises(RunError, match=rf"^{flag(name)} {expected.get(name, 'is positive')}; found -1\b"):
         Settings(**{name: -1})
@@ -98,11 +98,11 @@ def test_what_is_for_small_images_is_not_for_photographs(tmp_path, name, changes
 @pytest.mark.parametrize(
     "changes, message",
     [
-        ({"jit": True}, "--jit is not for JAX: JAX always compiles"),
-        ({"sync_bn": True}, "--sync-bn is not for JAX: .*--bn-batch-size"),
-        ({"deterministic": True}, "--deterministic is not for JAX: .*XLA_FLAGS"),
-        ({"mixed_precision": "float16"}, "--mixed-precision float16 is not for JAX: .*bfloat16"),
-        ({"shortcut_variant": "dropout"}, "--shortcut-variant dropout is not for JAX"),
+        ({"jit": True}, "--jit is not supported on JAX: JAX always compiles"),
+        ({"sync_bn": True}, "--sync-bn is not supported on JAX: .*--bn-batch-size"),
+        ({"deterministic": True}, "--deterministic is not supported on JAX: .*XLA_FLAGS"),
+        ({"mixed_precision": "float16"}, "--mixed-precision float16 is not supported on JAX: .*bfloat16"),
+        ({"shortcut_variant": "dropout"}, "--shortcut-variant dropout is not supported on JAX"),
     ],
 )
 def test_what_an_engine_cannot_do(changes, message):

@@ -1,4 +1,4 @@
-"""The training step against two networks that each train on their part, and against two devices."""
+"""The training step against two networks that each train on one ghost batch, and against two devices."""
 
 import json
 import os
@@ -38,7 +38,7 @@ def step_of(model, parts, mixed_precision=None, **options):
 @pytest.mark.parametrize("fused", [True, False])
 @pytest.mark.parametrize("count", [12, 11])
 def test_a_step_is_the_mean_of_its_ghost_batches(count, fused):
-    """The formula, with `GradientTape` on another network for each part: w - lr mean(gradient + decay w)."""
+    """The formula, with `GradientTape` on another network for each ghost batch: w - lr mean(gradient + decay w)."""
     images, labels = IMAGES[:count], LABELS[:count]
     model = network(fused)
     step = step_of(model, 2)
@@ -73,7 +73,7 @@ def test_a_step_is_the_mean_of_its_ghost_batches(count, fused):
 
 @pytest.mark.parametrize("beside, turns", [(1, 4), (2, 2)])
 def test_parts_in_turn_are_parts_beside_each_other(beside, turns):
-    """Gradients, moving averages and what is shown; --accumulate once moved the averages at each part."""
+    """Gradients, moving averages and metrics; --accumulate once moved the averages at each micro-batch."""
     images, labels, found = tf.constant(IMAGES), tf.constant(LABELS), []
     for parts, shape in ((4, (12,)), (beside, (turns, 12 // turns))):
         model = network(fused=False)
@@ -98,7 +98,7 @@ def test_frozen_layers_stay_as_they_are():
 
 @pytest.mark.parametrize("shape", [(12,), (2, 6)])
 def test_each_part_drops_others(shape):
-    """Dropout's random state goes on from part to part, in turn too, and from step to step."""
+    """Dropout's random state continues over ghost batches, micro-batches and steps."""
 
     def seeds(steps, parts, shape):
         step = step_of(network(shortcut_variant="dropout"), parts)
@@ -120,7 +120,7 @@ def test_every_way_to_compute_trains_alike(mixed_precision, jit):
 
 
 def test_one_device_with_two_parts_is_two_devices():
-    """In double precision, because the first steps enlarge the rounding of single precision."""
+    """In double precision, because the first steps amplify the rounding errors of single precision."""
     program = """if True:
         import json, keras, numpy as np, tensorflow as tf
         cpu = tf.config.list_physical_devices("CPU")[0]

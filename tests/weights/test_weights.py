@@ -428,7 +428,7 @@ def test_published_cifar_networks_to_the_image(tmp_path, cifar10_dir, weights_fi
             [sys.executable, ROOT / "train" / program, *options], check=True, capture_output=True, text=True
         ).stdout
     )
-    assert "first layer: 'torch'" in run("convert.py", source, out)
+    assert "preprocessing layer: 'torch'" in run("convert.py", source, out)
     said = run("evaluate.py", out, "--data", "cifar10", "--data-dir", cifar10_dir)
     assert f"top-1 error       {error}" in said
 
@@ -1044,7 +1044,7 @@ def test_convert_needs_no_tensorflow(tmp_path):
     done = without(
         "tensorflow jax", "convert.py", tmp_path / "x.safetensors", tmp_path / "x.keras", "--normalization", "cifar10"
     )
-    assert done.returncode == 0 and "first layer: 'cifar10'" in done.stdout, done.stderr
+    assert done.returncode == 0 and "preprocessing layer: 'cifar10'" in done.stdout, done.stderr
     x = pixels(1, 32)
     model = keras.saving.load_model(tmp_path / "x.keras")
     assert close(analysis.logits(model)(x), forward(tensors, cifar10_normalized(x), None))

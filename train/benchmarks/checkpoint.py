@@ -1,4 +1,4 @@
-"""The cost of checkpoints: the time by which one delays training."""
+"""The cost of checkpoints: how long one delays training."""
 
 import os
 import statistics
@@ -20,8 +20,8 @@ def measure(options):
     step, model, optimizer = our_step(options.depth, options.batch_size)
     every = Settings.checkpoint_every
     step()
-    seconds = {"a step": [], "copying the variables": [], "until the file is written": [], "training is later by": []}
-    with tempfile.TemporaryDirectory(dir=".") as folder:  # on the disk where runs are
+    seconds = {"a step": [], "copying the variables": [], "until the file is written": [], "delay of training": []}
+    with tempfile.TemporaryDirectory(dir=".") as folder:  # on the disk that holds the runs
         run = Folder(Settings(dataset="shapes", output=folder, name="run"))
         path = run.path(CHECKPOINT)
         os.makedirs(os.path.dirname(path))
@@ -36,7 +36,7 @@ def measure(options):
             copied, steps = time.perf_counter(), 0
             written = []
             saver.writing.add_done_callback(lambda _, times=written: times.append(time.perf_counter()))
-            while not written or steps < options.steps:  # beside the thread that writes
+            while not written or steps < options.steps:  # while the thread writes
                 step()
                 steps += 1
             later = time.perf_counter() - begin - steps * undisturbed
@@ -45,9 +45,9 @@ def measure(options):
             for values, value in zip(seconds.values(), times, strict=True):
                 values.append(value)
         size = os.path.getsize(path) / 1e6
-    print(f"ResNet-{options.depth}, batch {options.batch_size}, medians of {options.rounds} turns")
+    print(f"ResNet-{options.depth}, batch {options.batch_size}, medians of {options.rounds} rounds")
     print(f"a checkpoint of {size:.1f} MB\n")
     for name, values in seconds.items():
         print(f"{name:<28}{statistics.median(values):>8.3f} s")
     one_step, _, _, later = map(statistics.median, seconds.values())
-    print(f"one each {every} steps, the default, costs {later / every / one_step:.3%} of a step on average")
+    print(f"one every {every} steps, the default, costs {later / every / one_step:.3%} of a step on average")

@@ -13,7 +13,7 @@ from keras_resnet.training import precision, recipes, settings
 
 
 def network(depth):
-    """The network of a depth, up to its logits: ImageNet's for 18 to 152, else CIFAR's."""
+    """The network of this depth, up to its logits: ImageNet's for 18 to 152, else CIFAR's."""
     if depth in IMAGENET:
         shape = (IMAGE_SIZE, IMAGE_SIZE, 3)
         builder = getattr(keras_resnet, f"ResNet{depth}")
@@ -36,7 +36,7 @@ def batch(size, depth=20):
 
 
 def our_step(depth, batch_size=128, mixed_precision=None):
-    """The engine's step on one batch in memory: a function that makes one and returns the loss; model and optimizer."""
+    """The engine's step on one batch in memory, a function that returns the loss; the model and the optimizer."""
     model = network(depth)
     precision.set_precision(model, mixed_precision)
     data, number = batch(batch_size, depth), ghost_batches(depth, batch_size)
@@ -72,7 +72,7 @@ def _step_of_jax(model, data, number):
 
 
 def keras_step(model, batch_size, depth):
-    """The step of Keras' own `fit` for a compiled model, as `our_step`."""
+    """The step of Keras' own `fit` for a compiled model; returns a function as `our_step` does."""
     data = batch(batch_size, depth)
     return lambda: float(model.train_on_batch(*data))
 

@@ -45,7 +45,7 @@ def measure(options):
     for name, values in rates.items():
         print(f"{name:<32}{statistics.median(values):>10.0f} images/s")
     ratio = statistics.median(a / b for a, b in zip(fast, slow, strict=True))
-    print(f"ratio {ratio:.0f}, median of {options.rounds} rounds")
+    print(f"batches per training step: {ratio:.0f}, median of {options.rounds} rounds")
 
 
 def literal(path, normal):
@@ -58,13 +58,13 @@ def literal(path, normal):
 
 
 def pillow(path, rng):
-    """The same in Pillow, as fast as possible: the JPEG decoder scales, and only the crop is resized."""
+    """The same in Pillow, as fast as possible: the JPEG decoder downscales, and only the crop is resized."""
     size = IMAGE_SIZE
     with Image.open(path) as image:
         side = rng.integers(*crops.SHORTER_SIDES)
         resized = [round(length * side / min(image.size)) for length in image.size]
         corner = [rng.integers(length - size + 1) for length in resized]
-        image.draft("RGB", resized)  # the smallest size of the decoder that is not below `resized`
+        image.draft("RGB", resized)  # the decoder's smallest size that is at least `resized`
         box = [(c + s) * now / new for s in (0, size) for c, now, new in zip(corner, image.size, resized, strict=True)]
         image = image if image.mode == "RGB" else image.convert("RGB")
         crop = image.resize((size, size), Image.Resampling.BILINEAR, box)
@@ -96,13 +96,13 @@ def image_files(options):
 
     ours = iter(imagenet.training_batches(files, batch_size=size, seed=0))
     rivals = {
-        "decode the whole JPEG, nothing else": stream(decode),
+        "only decode the whole JPEG": stream(decode),
         "decode, resize, crop, flip, noise": stream(literal),
     }
     works = {"ours": lambda: next(ours)}
     works |= {name: lambda batches=batches: next(batches) for name, batches in rivals.items()}
     if Image:
-        pool, rng = multiprocessing.pool.ThreadPool(), np.random.default_rng(0)  # Pillow's work leaves the lock
+        pool, rng = multiprocessing.pool.ThreadPool(), np.random.default_rng(0)  # Pillow releases the GIL
 
         def pillow_batch():
             chosen = [(files.paths[i], np.random.default_rng(i)) for i in rng.integers(len(files.paths), size=size)]
@@ -121,8 +121,8 @@ def image_files(options):
             seconds[name].append(time.perf_counter() - begin)
             cpu_seconds[name].append(time.process_time() - used)
     print(f"{len(files.paths)} images, batches of {size}, {os.cpu_count()} cores")
-    print(f"medians of {options.rounds} turns of {options.steps} batches\n")
-    print(f"{'':<38}{'images/s':>10}{'ours / this':>14}{'CPU ms/image':>15}{'this / ours':>14}")
+    print(f"medians of {options.rounds} rounds of {options.steps} batches; ratios to ours, above 1 ours is better\n")
+    print(f"{'':<38}{'images/s':>10}{'our speed-up':>14}{'CPU ms/image':>15}{'CPU ratio':>14}")
     for name, values in seconds.items():
         n = size * options.steps
         rate, work = n / statistics.median(values), 1000 * statistics.median(cpu_seconds[name]) / n

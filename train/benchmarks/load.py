@@ -1,7 +1,7 @@
-"""ResNet-50 under load: images/s and latencies of 1, 4 and 16 clients that send a file, wait for the answer, and so on.
+"""ResNet-50 under load: images/s and latencies of 1, 4 and 16 clients, each with one request at a time.
 
 The server is that of the tests, `tests/serving/contract_server.py`: TensorFlow's C API behind gRPC in Python.
-It says what the network and the joining of requests give on this machine, not how fast TF Serving itself is.
+It measures the network and the batching of requests on this machine, not TF Serving itself.
 """
 
 import concurrent.futures
@@ -31,7 +31,7 @@ BATCHING = re.compile(r"^max_batch_size .*?(?=^```)", re.M | re.S)  # in docs/se
 
 
 def measure(options):
-    """Prints a line for each number of clients, without and with batching; a turn takes `--seconds`."""
+    """Prints a line for each number of clients, without and with batching; each takes `--seconds`."""
     noise = np.random.default_rng(0).uniform(0, 255, (30, 40, 3))
     file = tf.io.encode_jpeg(tf.cast(tf.image.resize(noise, (HEIGHT, WIDTH)), "uint8")).numpy()
     request = predict_pb2.PredictRequest(inputs={"image_bytes": tf.make_tensor_proto([file])})
@@ -55,7 +55,7 @@ def measure(options):
 
 
 class _Server:
-    """A context: starts the server, gives its `Predict`, and ends it."""
+    """A context that starts the server, returns its `Predict`, and ends it."""
 
     def __init__(self, folder, flags):
         with socket.socket() as free:
@@ -75,7 +75,7 @@ class _Server:
             try:
                 predict(predict_pb2.PredictRequest(model_spec={"name": "resnet50"}), timeout=5, wait_for_ready=True)
             except grpc.RpcError as error:
-                if error.code() == grpc.StatusCode.INVALID_ARGUMENT:  # it is loaded, and lacks the input
+                if error.code() == grpc.StatusCode.INVALID_ARGUMENT:  # the model is loaded, and the input is missing
                     return predict
             if self.process.poll() is not None or time.monotonic() > end:
                 self.__exit__()
@@ -89,7 +89,7 @@ class _Server:
 
 
 def _turn(ask, clients, seconds):
-    """How long each request took that was begun within so many seconds, after a first one each, and all together."""
+    """The time of each request that began within `seconds`, after a first one per client, and the time in all."""
 
     def client(_):
         taken = []

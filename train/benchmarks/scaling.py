@@ -22,7 +22,7 @@ def _cluster():
 
 
 def train(turn, depth, images, mixed_precision, core=None, devices=1, cluster=None):
-    """fit.py's loop on one batch of `images` images in memory, ghost batches of 64; on one of two cores or both."""
+    """fit.py's loop on one batch of `images` images in memory, ghost batches of 64, on one of two cores or on both."""
     two = sorted(os.sched_getaffinity(0))[:2]
     os.sched_setaffinity(0, two if core is None else {two[core]})
     tf.config.set_visible_devices([], "GPU")
@@ -56,8 +56,9 @@ def measure(options):
     seconds, _ = take_turns(rivals, options.steps, options.rounds)
     first = seconds[next(iter(seconds))]
     what = f"ResNet-{options.depth}, {precision or 'float32'}, {part} images on each of two cores"
-    print(f"{what}, medians of {options.rounds} turns of {options.steps} steps on {hardware.cores_in_words()}\n")
-    print(f"{'':<32}{'images/s':>10}{'this / the first':>20}")
+    print(f"{what}, medians of {options.rounds} rounds of {options.steps} steps on {hardware.cores_in_words()}")
+    print("relative: throughput relative to the first row, higher is better\n")
+    print(f"{'':<32}{'images/s':>10}{'relative':>20}")
     for name, values in seconds.items():
         ratio = statistics.median(a / b for a, b in zip(first, values, strict=True))
         print(f"{name:<32}{whole * options.steps / statistics.median(values):>10.4g}{ratio:>20.2f}")

@@ -1,7 +1,7 @@
-"""ResNet-50 as it is served: our exports against keras.applications' own, with the same options and random weights.
+"""ResNet-50 when served: our exports against keras.applications' own, with the same options and random weights.
 
-SavedModels run in a session of TensorFlow's C++ runtime, as in TF Serving, without the network between. TensorFlow
-reads its environment when it starts: what needs other variables runs in a process of its own, in turn with the rest.
+SavedModels run in a session of TensorFlow's C++ runtime, as in TF Serving, without a network connection. TensorFlow
+reads its environment at startup: variants that need other variables run in processes of their own, in the same rounds.
 """
 
 import concurrent.futures
@@ -26,15 +26,15 @@ except ImportError:
     torch = None
 
 SIZE = IMAGE_SIZE
-HEIGHT, WIDTH = 375, 500  # of the images whose files are sent: those of many of ImageNet's
-PAUSE = 0.1  # seconds, in which the threads of the one before come to rest
+HEIGHT, WIDTH = 375, 500  # of the image files that are sent, as of many in ImageNet
+PAUSE = 0.1  # seconds, until the threads of the previous variant are idle
 FROZEN = {"TF_ONEDNN_ASSUME_FROZEN_WEIGHTS": "1"}
 BF16 = {"TF_SET_ONEDNN_FPMATH_MODE": "BF16"}
 
 
 def session(path, signature="serving_default"):
     """A function from the signature's input to its outputs."""
-    tf.get_logger().setLevel("ERROR")  # it says that the next function is deprecated, but no other loads into a session
+    tf.get_logger().setLevel("ERROR")  # it warns that the next function is deprecated; no other loads into a session
     graph = tf.Graph()
     running = tf.compat.v1.Session(graph=graph)
     with graph.as_default():
@@ -56,11 +56,11 @@ def timed(work):
 
 
 def timed_elsewhere(path, variables):
-    """The same of a SavedModel's session in a process with these environment variables."""
+    """The same for a SavedModel's session in a process with these environment variables."""
     before = dict(os.environ)
     os.environ.update(variables)
     process = concurrent.futures.ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), _load, [path])
-    process.submit(_call, np.zeros((1, SIZE, SIZE, 3), "float32")).result()  # it has started
+    process.submit(_call, np.zeros((1, SIZE, SIZE, 3), "float32")).result()  # waits until it has started
     for name in variables.keys() - before.keys():
         del os.environ[name]
     os.environ.update(before)
@@ -98,7 +98,7 @@ def torch_network():
     """The same network in PyTorch: channels last, frozen, with folded batch normalisation."""
     network = torch.nn.Sequential(torch_networks.network(50), torch.nn.Softmax(1)).eval()
     example = torch.zeros(1, 3, SIZE, SIZE).contiguous(memory_format=torch.channels_last)
-    with torch.inference_mode():  # to freeze it folds batch normalisation into the convolutions
+    with torch.inference_mode():  # freezing folds batch normalisation into the convolutions
         network = torch.jit.freeze(torch.jit.trace(network, example))
 
     def run(images):
@@ -109,7 +109,7 @@ def torch_network():
 
 
 def rivals(folder):
-    """Functions from images, float32 (batch, 224, 224, 3), to seconds, by name; with the first the rest is compared."""
+    """Functions from images, float32 (batch, 224, 224, 3), to seconds, by name; the first is the baseline."""
     keras.applications.ResNet50(weights=None).export(f"{folder}/applications", verbose=False)
     model = keras_resnet.ResNet50(input_shape=(SIZE, SIZE, 3))
     works = {"keras.applications, SavedModel": timed(session(f"{folder}/applications"))}
@@ -142,16 +142,16 @@ def rivals(folder):
 
 
 def turns(works, rounds):
-    """Seconds of each (function, argument), one call of each after the other in each round.
+    """Seconds of each (function, argument), called one after the other in each round.
 
-    The functions answer their seconds.
+    The functions return their seconds.
     """
     seconds = {name: [] for name in works}
     for round in range(rounds + 1):
         for name, (work, argument) in works.items():
             time.sleep(PAUSE)
             took = work(argument)
-            if round:  # the first is to warm up
+            if round:  # the first is a warm-up
                 seconds[name].append(took)
     return seconds
 
@@ -169,8 +169,9 @@ def measure(options):
         for size in (1, 8):
             images = rng.uniform(0, 255, (size, SIZE, SIZE, 3)).astype("float32")
             seconds = turns({name: (work, images) for name, work in works.items()}, options.rounds)
-            print(f"\nResNet-50, batch {size}, medians of {options.rounds} turns, {os.cpu_count()} cores")
-            print(f"{'':<46}{'ms':>8}{'images/s':>11}{'the first / this':>19}{'OpenVINO / this':>18}")
+            print(f"\nResNet-50, batch {size}, medians of {options.rounds} rounds, {os.cpu_count()} cores")
+            print("speed-up over the first row and over OpenVINO (bfloat16 or else float32), higher is better")
+            print(f"{'':<46}{'ms':>8}{'images/s':>11}{'over the first':>19}{'over OpenVINO':>18}")
             for name, values in seconds.items():
                 of_type = seconds.get("OpenVINO, bfloat16" if "bfloat16" in name else "OpenVINO, float32")
                 first, openvino = (

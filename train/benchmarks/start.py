@@ -14,7 +14,7 @@ from keras_resnet.training.hardware import choose_threads
 
 
 def start_once(as_fit, depth, batch_size, results):
-    """In a process of its own: seconds to build, until the first step is done and for a later one; peak GiB."""
+    """In its own process: seconds to build the model, for the first step and for a later one; peak GiB."""
     if as_fit:
         choose_threads(ghost_batches(depth, batch_size))
     begin = time.perf_counter()

@@ -36,7 +36,7 @@ def fit(turn, depth, batch_size, mixed_precision):
 
 
 def _one_batch(settings):
-    """The task of a run whose batches are all the same one."""
+    """The task of a run whose batches are all the same."""
     import tensorflow as tf
 
     data = tf.data.Dataset.from_tensors(batch(settings.batch_size, settings.depth)).repeat()
@@ -75,7 +75,7 @@ def pytorch(turn, depth, batch_size, bfloat16, compiled):
 
 
 def rivals(depth):
-    """By precision: each rival's function and arguments by name. The others are compared with the first one."""
+    """By precision: each rival's function and arguments by name. The first is the baseline."""
     found = {"float32": {"fit.py": (fit, None)}, "bfloat16": {"fit.py --mixed-precision bfloat16": (fit, "bfloat16")}}
     if depth in IMAGENET:
         found["float32"]["keras.applications"] = (bare, "keras.applications")
@@ -101,9 +101,10 @@ def measure(options):
     seconds, first = take_turns(processes, options.steps, options.rounds)
     images, what = options.batch_size * options.steps, f"ResNet-{options.depth}, batch {options.batch_size}"
     devices, peaks = described()
-    operations = 6 * analysis.count_macs(network(options.depth))  # of a step, per image: two passes back, one forth
-    print(f"{what}, medians of {options.rounds} turns of {options.steps} steps on {devices}\n")
-    print(f"{'':<40}{'images/s':>10}{'fit.py / this':>16}{'first step':>14}{'of the peak':>14}")
+    operations = 6 * analysis.count_macs(network(options.depth))  # per image: 1 pass forward, 2 back
+    print(f"{what}, medians of {options.rounds} rounds of {options.steps} steps on {devices}")
+    print("speed-up: images/s of fit.py divided by this row's, above 1 fit.py is faster\n")
+    print(f"{'':<40}{'images/s':>10}{'speed-up':>16}{'first step':>14}{'of the peak':>14}")
     for arithmetic, names in found.items():
         ours = seconds[next(iter(names))]
         for name in names:
@@ -114,6 +115,6 @@ def measure(options):
 
 
 def described():
-    """The device for people, and its peak by precision, operations/s, or None."""
+    """The device, for printing, and its peak operations/s by precision, or None."""
     with importlib.import_module(engine.ENGINES[keras.backend.backend()]).devices(Settings(strategy="none")) as devices:
         return devices, {name: hardware.peak(devices.names[0], name) for name in ("float32", "bfloat16")}

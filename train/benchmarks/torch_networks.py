@@ -1,4 +1,4 @@
-"""The same networks in PyTorch, channels last, to be trained and served beside ours."""
+"""The same networks in PyTorch, channels last, for comparison in training and serving."""
 
 import torch
 from torch import nn

@@ -1,15 +1,15 @@
-"""Variants measured in turn, each in processes of its own, because threads and devices are chosen per process."""
+"""Alternating measurements of variants, in one or more processes each: threads and devices are set per process."""
 
 import contextlib
 import multiprocessing
 import signal
 import time
 
-ENDLESS = 10**9  # steps of a run that its process ends
+ENDLESS = 10**9  # steps of a run that ends with its process
 
 
 class Turn:
-    """Called after each step, or after several; after `steps` steps sends their time and waits for the next turn."""
+    """Called after each step, or after several; after `steps` steps it sends their time and waits for its next turn."""
 
     def __init__(self, pipe, steps):
         self.pipe, self.steps, self.goal, self.done, self.began = pipe, steps, 1, 0, time.perf_counter()
@@ -23,13 +23,13 @@ class Turn:
 
 
 def _play(pipe, steps, work, *arguments):
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # with which its parent ends it, without a word
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # its parent sends it at the end; no message
     with contextlib.suppress(EOFError, BrokenPipeError, KeyboardInterrupt):
         work(Turn(pipe, steps), *arguments)
 
 
 def take_turns(rivals, steps, rounds):
-    """Lets rivals train in turn.
+    """Alternates between rivals: each trains while the others wait.
 
     Args:
         rivals: by name, the processes that run at the same time, each a tuple of a function and its arguments. The
@@ -55,6 +55,6 @@ def take_turns(rivals, steps, rounds):
             for pipe in ends:
                 pipe.send("go")
             took = max([pipe.recv() for pipe in ends])
-            if turn:  # the first is to warm up
+            if turn:  # the first is a warm-up
                 seconds[name].append(took)
     return seconds, first

@@ -117,8 +117,8 @@ def test_small_classes_have_both_sides(counts):
 @pytest.mark.parametrize(
     "names, message",
     [
-        ((), "no folder in it"),
-        (("1.jpg",), "no folder in it"),
+        ((), "it holds no folder"),
+        (("1.jpg",), "it holds no folder"),
         (("a/1.jpg",), "holds one class only, a, and a classifier needs two. Are the classes in .*/a?"),
         (("photos/a/1.jpg", "photos/b/1.jpg"), "one class only, photos, .* Are the classes in .*/photos?"),
         (("train/a/1.jpg", "val/a/1.jpg"), "one class only, a, .* in .*/train/a?"),

@@ -365,7 +365,7 @@ def test_a_run_goes_on_with_its_own_data(tmp_path):
     kept = color.load(colors).mean
     assert task().classes == first.classes and np.array_equal(color.load(colors).mean, kept)
     (tmp_path / "photos" / "cat").rename(tmp_path / "photos" / "zebra")
-    with pytest.raises(RunError, match="has changed since this run was begun") as error:
+    with pytest.raises(RunError, match="has changed since this run began") as error:
         task()
     for row in ("cat: 6, [0-9a-f]{12} then; none now", "zebra: none then; 6, .* now", "--data-changed"):
         assert re.search(row, str(error.value)), row
@@ -376,7 +376,7 @@ def test_a_run_goes_on_with_its_own_data(tmp_path):
     held_out = digests.pop(records.ASIDE)  # as a run that was begun when another tenth was drawn
     assert held_out.startswith("2, ")
     (tmp_path / "run" / "data.json").write_text(json.dumps(digests))
-    with pytest.raises(RunError, match="has changed since this run was begun(.|\n)*  set aside/for .*: none then; 2, "):
+    with pytest.raises(RunError, match="has changed since this run began(.|\n)*  set aside/for .*: none then; 2, "):
         task()
     (tmp_path / "run" / "data.json").write_text(json.dumps({**digests, records.ASIDE: held_out}))
     (tmp_path / "photos" / "dog" / "0.jpg").rename(tmp_path / "photos" / "dog" / "9.jpg")

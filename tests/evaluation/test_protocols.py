@@ -343,7 +343,7 @@ def test_what_does_not_fit_is_said(small):
     for classifier, data, protocol, message in (
         (flattening(32), images, "center", "flat takes images of 32x32, and this protocol gives it 16x16; .* crop 32"),
         (flattening(20), images[:2], "single", "flat takes images of 20x20, and this protocol gives it 20x31"),
-        (flattening(32), images, "multi-scale", "flat does not take images of every size.*\n.*global average pooling"),
+        (flattening(32), images, "multi-scale", "flat does not take images of any size.*\n.*global average pooling"),
         (
             keras_resnet.CifarResNet(8, input_shape=(16, 16, 3)),
             images,
@@ -438,7 +438,7 @@ def main(monkeypatch, *arguments):
         (["0.keras"], "0.keras does not belong to a run that states its data; give --data"),
         (["0.keras", "--data", "images", "--split", "test"], "images has no test images"),
         (["0.keras", "--data", "shapes", "--split", "all"], "shapes has splits"),
-        (["0.keras", "--data", "images/val/day"], "there is no folder in it"),
+        (["0.keras", "--data", "images/val/day"], "it holds no folder"),
         (["0.keras", "--data", "images", "--crop", "28", "--output", "0.keras"], "0.keras"),
         (["0.keras", "--data", "damaged", "--crop", "28"], "two.jpg is damaged"),
     ],
@@ -648,7 +648,7 @@ def test_combinations_of_runs_that_contradict_each_other(trained, monkeypatch):
     for arguments, message in (
         (["run", "seed"], "different images of photos were set aside, by different seeds: run, seed"),
         (["run", "larger"], "crops of different sizes: run 16, larger 20. Give --crop"),
-        (["run", "--preprocess", "vgg16"], "run takes pixels, as it was trained"),
+        (["run", "--preprocess", "vgg16"], "run takes pixels, as in training"),
         (["run", "--data", "shapes", "--split", "all"], "shapes has splits"),
     ):
         with pytest.raises(SystemExit, match=message):

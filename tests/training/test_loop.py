@@ -156,7 +156,7 @@ def test_epochs_of_a_run_whose_data_have_changed(tmp_path, small_shapes, monkeyp
     with terminated_at(12), pytest.raises(Stopped):
         train(settings(tmp_path), verbose=0)
     monkeypatch.setattr(sources, "SHAPES_EXAMPLES", {"train": 7 * 16 + 32, "test": 48})
-    with pytest.raises(RunError, match="has changed since this run was begun"):
+    with pytest.raises(RunError, match="has changed since this run began"):
         train(settings(tmp_path), verbose=0)
     train(settings(tmp_path, data_changed=True), verbose=0)
     assert [(row["epoch"], row["step"]) for row in rows(tmp_path)] == [

@@ -350,7 +350,7 @@ def test_what_does_not_fit_is_said(small):
             "center",
             "cifar_resnet8 has 10 classes and the data 7",
         ),
-        (features, images, "center", "is no classifier"),
+        (features, images, "center", "is not a classifier"),
         (nan, images, "center", "not finite"),
         (network, examples(images, np.arange(23)), "center", r"a label is in \[0, 7\); found 0 to 22"),
         (network, examples(images).take(0), "center", "there are no examples"),

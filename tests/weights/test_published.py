@@ -246,7 +246,7 @@ def test_predictions_are_decoded_by_any_names():
 @pytest.mark.parametrize("word", ["cifar100", "CIFAR10", "abc"])
 def test_a_word_is_no_list_of_names(word):
     """Not even if it has as many letters as there are classes."""
-    with pytest.raises(ValueError, match=f'classes is "imagenet", "cifar10" or the names.*found {word!r}'):
+    with pytest.raises(ValueError, match=f'classes is "imagenet", "cifar10" or a list of the names.*found {word!r}'):
         keras_resnet.decode_predictions(np.full((1, len(word)), 1 / len(word)), classes=word)
 
 

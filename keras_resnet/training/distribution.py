@@ -89,7 +89,7 @@ class Devices:
         return self.strategy.reduce("SUM", tf.identity(own), None).numpy()
 
     def shards(self, each: int = 1) -> Shards:
-        """The `Shards` of a batch that this process computes, `each` is the number per replica."""
+        """The `Shards` of a batch that this process computes, `each` of them per replica."""
         first = self.strategy.extended._id_in_cluster * self.here if self.processes > 1 else 0
         return Shards(self.count * each, range(first * each, (first + self.here) * each))
 

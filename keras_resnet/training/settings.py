@@ -272,7 +272,7 @@ class Settings:
 
     @property
     def warmup_from(self) -> float:
-        """The learning rate for the paper's batch size; `lr` is it scaled to `batch_size` (Goyal et al., 2.1)."""
+        """The learning rate for the paper's batch size, which `lr` scales to `batch_size` (Goyal et al., 2.1)."""
         recipe = recipes.IMAGENET if self.imagenet_style else recipes.CIFAR
         return self.lr * recipe["batch_size"] / self.batch_size
 

@@ -128,7 +128,7 @@ def rows(path, labels, kind="uint8"):
     "damage, message",
     [
         (lambda path: path.unlink(), "data_batch_3 of the python version of cifar10 cannot be read: .*No such file"),
-        (lambda path: path.write_bytes(path.read_bytes()[:5000]), "data_batch_3 is not a file .* Extract cifar-10-batc"),
+        (lambda path: path.write_bytes(path.read_bytes()[:5000]), "data_batch_3 is not a file .* Extract cifar-10-bat"),
         (lambda path: path.write_bytes(b""), "data_batch_3 is not a file"),
         (lambda path: path.write_text("nonsense"), "data_batch_3 is not a file"),
         (lambda path: pickle_as_python2(path, [1]), "data_batch_3 is not a file"),

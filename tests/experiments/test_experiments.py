@@ -267,5 +267,5 @@ def test_the_program(tmp_path, reproduce, monkeypatch, capsys):
     assert "ResNet-8" in reproduce() and "plain-8" not in reproduce("--only", "ResNet-8")
     with pytest.raises(SystemExit, match="reproduce.py: nowhere is on CIFAR-10; leave --data out"):
         reproduce("--data", "x")
-    with pytest.raises(SystemExit, match="an image folder or a set of TensorFlow Datasets; found '/"):
+    with pytest.raises(SystemExit, match="an image folder or a data set of TensorFlow Datasets; found '/"):
         reproduce("--data", str(tmp_path / "none"), name="fig4")

@@ -65,7 +65,7 @@ def test_a_network_by_name(shipped):
 @pytest.mark.parametrize(
     "build, message",
     [
-        (lambda: keras_resnet.CifarResNet(26, weights="cifar10"), "builders of cifar_resnet20; found cifar_resnet26"),
+        (lambda: keras_resnet.CifarResNet(26, weights="cifar10"), "exists for cifar_resnet20; found cifar_resnet26"),
         (lambda: keras_resnet.CifarPlainNet(20, weights="cifar10"), "found cifar_plainnet20"),
         (lambda: keras_resnet.ResNet18(weights="cifar10"), "found resnet18"),
         (lambda: keras_resnet.CifarResNet(20, weights="cifar10", shortcut="B"), "shortcut='A'; found shortcut='B'"),

@@ -636,7 +636,7 @@ def test_every_misfit_is_listed(tmp_path):
         (lambda: keras_resnet.ResNet18(classes=10, shortcut="C"), "missing: layer1.0.downsample.0.weight"),
         (lambda: keras_resnet.ResNet18(classes=10, shortcut="A"), "15 unexpected: layer2.0.downsample.0.weight"),
         (lambda: keras_resnet.ResNet18(classes=10, normalization="caffe"), "preprocessing layer normalises by 'caffe'"),
-        (lambda: keras_resnet.ResNet18(classes=10, normalization=(120, 60)), r"by \(mean 120.0, std 60.0\), the w"),
+        (lambda: keras_resnet.ResNet18(classes=10, normalization=(120, 60)), r"by \(mean 120.0, std 60.0\), but the w"),
         (
             lambda: keras_resnet.PlainNet18(classes=10),
             "the network has shortcut=None, but the weights were trained with 'B'",

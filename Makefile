@@ -31,6 +31,7 @@ $(ENVIRONMENT): setup.cfg
 
 # Everything for a release except the upload.
 release: test site
+	rm -rf dist
 	.ci/wheel dist
 	@echo "dist/ is for a package index, site/ for a static host"
 

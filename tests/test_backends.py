@@ -116,7 +116,10 @@ def distance(found, expected):
     return max(abs(found[path] - expected[path]).max() / abs(expected[path]).max() for path in expected)
 
 
-@pytest.mark.parametrize("backend, tolerance", [("jax", 1e-6), pytest.param("torch", 5e-4, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "backend, tolerance",
+    [pytest.param("jax", 1e-6, marks=pytest.mark.slow), pytest.param("torch", 5e-4, marks=pytest.mark.slow)],
+)
 def test_ten_steps_end_with_the_same_weights(trained, backend, tolerance):
     pytest.importorskip(backend, reason=f"{backend} is not installed")
     assert distance(trained(backend), trained("tensorflow")) < tolerance

@@ -87,7 +87,7 @@ def test_the_table_of_bandwidths_is_what_its_program_prints():
     assert len(rows) == 7 and "\n".join(rows) in page.read_text()
 
 
-@pytest.mark.parametrize("backend", ["tensorflow", "jax"])
+@pytest.mark.parametrize("backend", ["tensorflow", pytest.param("jax", marks=pytest.mark.slow)])
 def test_the_first_lines_of_the_readme_name_a_ship(backend):
     program = blocks(ROOT / "README.md")["python"][0]
     environment = os.environ | {"KERAS_BACKEND": backend}
@@ -108,11 +108,31 @@ def after_2015(monkeypatch):
 
 
 @pytest.mark.parametrize("kind", [pytest.param("cosine", marks=pytest.mark.slow), "smoothing"])
-def test_what_came_after_2015(kind, after_2015, capsys):
+def test_what_came_after_2015(kind, after_2015, monkeypatch, capsys):
+    """Each way of testing sees other weights or statistics, and leaves both as they were."""
+    evaluate, seen = keras.Model.evaluate, []
+
+    def observed(model, *arguments, callbacks, **options):
+        def look():
+            kernel, variance = model.get_layer("conv1").kernel, model.get_layer("conv1_bn").moving_variance
+            seen.append((kernel.numpy().sum(), variance.numpy().sum()))
+
+        look()
+        looking = keras.callbacks.LambdaCallback(on_test_begin=lambda logs: look())
+        return evaluate(model, *arguments, callbacks=[*callbacks, looking], **options)
+
+    monkeypatch.setattr(keras.Model, "evaluate", observed)
     after_2015.main([kind, "--dataset", "shapes", "--steps", "4"])
     found = re.findall(r"step (\d), ([\w ,]+): ([\d.]+)%", capsys.readouterr().out)
     ways = ["weights", "weights, statistics anew", "EMA", "EMA, statistics anew"]
     assert [(step, way) for step, way, _ in found] == [(step, way) for step in "24" for way in ways]
+    for half in (seen[:8], seen[8:]):
+        (kernels, variances), (shown_kernels, shown_variances) = (zip(*half[i::2], strict=True) for i in (0, 1))
+        assert np.allclose(kernels, kernels[0], rtol=1e-5) and len({*variances}) == 1
+        assert np.allclose(shown_kernels[:2], kernels[0], rtol=1e-5) and shown_kernels[2] == shown_kernels[3]
+        assert abs(shown_kernels[2] / kernels[0] - 1) > 1e-4  # swapped
+        assert shown_variances[0] == shown_variances[2] == variances[0]
+        assert len({*shown_variances}) == 3  # anew, of each weights
 
 
 def test_statistics_are_estimated_anew_for_a_test_alone(after_2015):

@@ -51,5 +51,7 @@ def test_without_a_repository_or_git(tmp_path, monkeypatch):
 
 def test_the_version_is_the_same_everywhere():
     version = environment.__version__
-    assert f"\nversion: {version}\n" in (ROOT / "CITATION.cff").read_text()
-    assert re.search(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text(), re.M)[1] == version
+    citation, changelog = ((ROOT / name).read_text() for name in ("CITATION.cff", "CHANGELOG.md"))
+    assert f"\nversion: {version}\n" in citation
+    latest, date = re.search(r"^## (\S+) \((\S+)\)", changelog, re.M).groups()
+    assert latest == version and f"\ndate-released: {date}\n" in citation

@@ -39,7 +39,8 @@ def homes(tmp_path, **values):
     return {str(tmp_path / "own"): {}, str(tmp_path / "other"): CUT}
 
 
-@pytest.mark.parametrize("floatx", ["float16", pytest.param("float64", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("floatx", ["float16", "float64"])
 @pytest.mark.parametrize("backend", ["tensorflow", pytest.param("jax", marks=pytest.mark.slow)])
 def test_keras_json_does_not_change_a_run(tmp_path, backend, floatx):
     pytest.importorskip("jax", reason="jax is not installed")

@@ -134,7 +134,7 @@ def seeds(records):
         lines = [f"## {table.title}", table.caption]
         if table.draw:
             files["figures/seeds.svg"] = svg(table.draw())
-            lines.insert(1, f"![{table.title}, as the table has it in numbers](figures/seeds.svg)")
+            lines.insert(1, f"![{table.title}, the table has the numbers](figures/seeds.svg)")
         rows = [[re.sub("--.*", r"`\g<0>`", cell) for cell in row] for row in table.rows]
         rows = [table.head, ["---"] * len(table.head), *rows]
         lines.append("\n".join(f"| {' | '.join(row)} |" for row in rows))

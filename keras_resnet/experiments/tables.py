@@ -228,7 +228,7 @@ CLAIMS = (
         tuple((f"ResNet-{depth}", f"plain-{depth}") for depth in (20, 32, 44, 56)),
     ),
     Claim(
-        "Shortcut B is slightly better than A, C than B (on ImageNet)",
+        "Shortcuts B and C in ResNet-20 (in the paper's ResNet-34, B is slightly better than A, C than B)",
         "shortcuts",
         (("ResNet-20-B", "ResNet-20-A"), ("ResNet-20-C", "ResNet-20-B")),
     ),

@@ -211,7 +211,7 @@ def test_data_that_changed(tmp_path, reproduce, terminated_at, capsys):
     assert "another" not in data.read_text() and len(os.listdir(tmp_path / "results")) == 1
 
 
-@pytest.mark.parametrize("seconds", [None, 4.0])
+@pytest.mark.parametrize("seconds", [pytest.param(None, marks=pytest.mark.slow), 4.0])
 def test_several_runs_at_a_time(tmp_path, monkeypatch, capsys, seconds):
     """All finish, or those still running after some seconds are saved; the next call continues them."""
     monkeypatch.chdir(tmp_path)

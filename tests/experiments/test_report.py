@@ -107,7 +107,7 @@ def test_the_tables_show_our_numbers_beside_the_papers(tmp_path):
     assert "P2 Table 1: python train/reproduce.py identity-shortcuts" in text
 
 
-def test_runs_of_another_backend_or_with_other_parts_are_not_averaged(tmp_path):
+def test_runs_of_another_backend_or_with_other_ghost_batches_are_not_averaged(tmp_path):
     """They have separate rows, each with its command; a run that changed machines names both."""
     records = runs("fig6", 0.1, ["ResNet-20"], seeds=4)
     for record, error in zip(records, (0.10, 0.12, 0.20, 0.30), strict=True):

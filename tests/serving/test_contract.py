@@ -415,7 +415,9 @@ def test_joined_requests(kind, exported, small, tmp_path):
     rows = [row for status, answer in answers for row in answer["predictions"]]
     np.testing.assert_allclose([row["probabilities"] for row in rows], small.predict(images, verbose=0), atol=1e-5)
     assert {status for status, _ in spoiled} == {400}
-    (message,) = {answer["error"].partition("by index in this batch")[2] for _, answer in spoiled}  # the index in the joined batch
+    (message,) = {
+        answer["error"].partition("by index in this batch")[2] for _, answer in spoiled
+    }  # the index in the joined batch
     assert message
 
 

@@ -24,6 +24,7 @@ def data():
     return sources.Split(images[:320], labels[:320]), sources.Split(images[320:], labels[320:])
 
 
+@pytest.mark.slow
 def test_a_user_of_keras_tuner(tmp_path, data):
     """Two rungs of Hyperband: the better trials resume from their weights, with the schedule of the longer training."""
     train, validation = data

@@ -30,7 +30,7 @@ from keras_resnet.training.settings import Settings
 
 DEVICES = 2  # logical ones, of which "none" uses one
 DATA, TRAINED = "photographs", "trained.keras"  # in FOLDER, where the runs are made
-SMALL_IMAGES = {
+CIFAR = {
     "base": ({"dataset": "shapes", "steps": 4, "batch_size": 16, "lr": 0.01, "checkpoint_every": 3},),
     "network": (
         {"depth": 8},
@@ -49,7 +49,7 @@ SMALL_IMAGES = {
     "warmup": (False, True),
     "train_on_all": (False, True),
 }
-PHOTOGRAPHS = {
+IMAGENET = {
     "base": ({"dataset": DATA, "steps": 4, "batch_size": 8, "lr": 0.001, "checkpoint_every": 3},),
     "network": (
         {"depth": 18, "activation_order": "full_preactivation"},
@@ -68,7 +68,7 @@ PHOTOGRAPHS = {
     "accumulate": (1, 2),
     "schedule": ("steps", "plateau"),
 }
-SPACES = {"small_images": SMALL_IMAGES, "photographs": PHOTOGRAPHS}
+SPACES = {"small_images": CIFAR, "photographs": IMAGENET}
 
 
 def settings(values, **others):

@@ -131,7 +131,7 @@ def test_two_devices(start, one_device):
     assert "Warning" not in process.output.read_text()
 
 
-def test_the_validation_loss_does_not_depend_on_devices_and_parts(start):
+def test_the_validation_loss_does_not_depend_on_devices_and_ghost_batches(start):
     """Two devices with two ghost batches each once reported half of it."""
     run = {"strategy": "mirrored", "bn_batch_size": 4}
     process = start({"name": "two-two", **run}, {"name": "two-turns", **run, "accumulate": 2}, devices=2)

@@ -49,7 +49,7 @@ def trained(tmp_path_factory):
     return str(folder), network
 
 
-@pytest.mark.parametrize("size", [IMAGE_SIZE, 96, pytest.param(256, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("size", [IMAGE_SIZE, *(pytest.param(size, marks=pytest.mark.slow) for size in (96, 256))])
 def test_a_network_of_photographs_at_another_size(tmp_path, photographs, trained, size, capsys):
     folder, before = trained
     settings = Settings(

@@ -348,6 +348,7 @@ def test_two_devices_are_one_with_as_many_ghost_batches(tmp_path):
     assert max(abs(a - b).max() for a, b in zip(one, four, strict=True)) > 1
 
 
+@pytest.mark.slow
 def test_more_devices_than_ghost_batches(tmp_path):
     flags = "--xla_force_host_platform_device_count=4"
     command = ["--dataset", "shapes", "--depth", "8", "--steps", "2"]

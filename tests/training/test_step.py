@@ -119,7 +119,7 @@ def test_every_way_to_compute_trains_alike(mixed_precision, jit):
     assert losses[0] == pytest.approx(losses[1], rel=0.02) and losses[0] != losses[1]
 
 
-def test_one_device_with_two_parts_is_two_devices():
+def test_one_device_with_two_ghost_batches_is_two_devices():
     """In double precision, because the first steps amplify the rounding errors of single precision."""
     program = """if True:
         import json, keras, numpy as np, tensorflow as tf
@@ -150,8 +150,8 @@ def test_one_device_with_two_parts_is_two_devices():
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": path}
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment, timeout=200)
     assert done.returncode == 0, done.stderr[-3000:]
-    two_parts, four_parts, whole, other_parts = json.loads(done.stdout.splitlines()[-1])
-    assert two_parts < 1e-5 and four_parts < 1e-5 and whole > 1e-3 and other_parts > 1e-3
+    two, four, whole, others = json.loads(done.stdout.splitlines()[-1])
+    assert two < 1e-5 and four < 1e-5 and whole > 1e-3 and others > 1e-3
 
 
 @pytest.mark.parametrize(

@@ -872,7 +872,7 @@ def test_imagenet_is_fetched_once_and_checked(tmp_path, monkeypatch, cache):
     assert np.array_equal(features.get_layer("conv1").kernel, model.get_layer("conv1").kernel)
 
 
-@pytest.mark.parametrize("page, heading", [("README.md", "## Three uses"), ("docs/weights.md", "")])
+@pytest.mark.parametrize("page, heading", [("README.md", "## Four uses"), ("docs/weights.md", "")])
 def test_the_lines_of_the_pages_run(tmp_path, monkeypatch, cache, page, heading):
     """As one script, in a folder with files of these names and layouts."""
     torch = pytest.importorskip("torch", reason="torch is not installed")

@@ -520,7 +520,7 @@ def test_something_else_that_sets_the_rate_is_told_once(place, other, at):
         fit(StepSchedule(0.1, (200,)), lambda step: 0.5, 4, model, **{place: [other()]}, **validation)
     told = [str(warning.message) for warning in found if "has set the learning rate" in str(warning.message)]
     first, second = ("0.02", "0.1") if (place, at) == ("before", "0.02") else ("0.1", at)  # of two, the first one tells
-    assert len(told) == 1 and f"to {first}, and now it is {second}:" in told[0]
+    assert len(told) == 1 and f"to {first}, but now it is {second}:" in told[0]
 
 
 def test_a_rate_that_was_set_between_fits_is_no_conflict(tmp_path):

@@ -218,7 +218,7 @@ def test_a_damaged_file_is_one_sentence_in_every_program(run, program, name, fil
 def test_a_finished_run_whose_network_is_gone_is_damaged(run, program, name):
     (run / "model.keras").unlink()
     said = ends(program, name)
-    assert "runs/run is damaged: the run is finished, and its model.keras is missing" in said and said.count("\n") == 0
+    assert "runs/run is damaged: the run is finished, but its model.keras is missing" in said and said.count("\n") == 0
 
 
 @pytest.mark.parametrize("name", [*WORDS, "reproduce"])

@@ -115,7 +115,7 @@ def test_a_backbone_and_the_way_back(tmp_path):
         (lambda: keras_resnet.CifarResNet(8, shortcut_variant="dropout"), "shortcut_variant='dropout'"),
         (lambda: keras_resnet.CifarResNet(8, activation_order="bn_after_addition"), "='bn_after_addition'"),
         (lambda: keras_resnet.ResNet18(classifier_activation=lambda x: x * 2), "has no name in Keras"),
-        (lambda: keras.applications.ResNet50(weights=None), "no network of this package"),
+        (lambda: keras.applications.ResNet50(weights=None), "not a network of this package"),
         (lambda: keras.Sequential([keras.Input((8, 8, 3)), keras.layers.Conv2D(4, 1)], name="s"), "."),
     ],
 )

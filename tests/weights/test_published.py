@@ -65,7 +65,7 @@ def test_a_network_by_name(shipped):
 @pytest.mark.parametrize(
     "build, message",
     [
-        (lambda: keras_resnet.CifarResNet(26, weights="cifar10"), "builders of cifar_resnet20; found cifar_resnet26"),
+        (lambda: keras_resnet.CifarResNet(26, weights="cifar10"), "exists for cifar_resnet20; found cifar_resnet26"),
         (lambda: keras_resnet.CifarPlainNet(20, weights="cifar10"), "found cifar_plainnet20"),
         (lambda: keras_resnet.ResNet18(weights="cifar10"), "found resnet18"),
         (lambda: keras_resnet.CifarResNet(20, weights="cifar10", shortcut="B"), "shortcut='A'; found shortcut='B'"),
@@ -246,7 +246,7 @@ def test_predictions_are_decoded_by_any_names():
 @pytest.mark.parametrize("word", ["cifar100", "CIFAR10", "abc"])
 def test_a_word_is_no_list_of_names(word):
     """Not even if it has as many letters as there are classes."""
-    with pytest.raises(ValueError, match=f'classes is "imagenet", "cifar10" or the names.*found {word!r}'):
+    with pytest.raises(ValueError, match=f'classes is "imagenet", "cifar10" or a list of the names.*found {word!r}'):
         keras_resnet.decode_predictions(np.full((1, len(word)), 1 / len(word)), classes=word)
 
 

@@ -219,6 +219,10 @@ def decode_predictions(
     if not np.isfinite(predictions).all():
         raise ValueError("predictions are probabilities; found some that are not finite. Has the training diverged?")
     if isinstance(classes, str) and classes == "imagenet":
+        if predictions.shape[-1] == len(CIFAR10_CLASSES):
+            raise ValueError(
+                f'these are predictions of 10 classes, {predictions.shape}; give classes="cifar10" or the names'
+            )
         return imagenet_utils.decode_predictions(predictions, top=top)
     names = CIFAR10_CLASSES if isinstance(classes, str) else tuple(classes)
     if predictions.ndim != 2 or predictions.shape[1] != len(names):

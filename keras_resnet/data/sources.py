@@ -173,7 +173,7 @@ def find(name: str, data_dir: Path | None = None) -> "tfds.core.DatasetBuilder":
         near = [match for group in names for match in difflib.get_close_matches(name, group, 1)]
         raise DataError(
             f"the data are one of {', '.join(DATASETS)}, an image folder or a data set of TensorFlow Datasets; "
-            f"found {name!r}" + (f". Did you mean {near[0]}?" if near else "")
+            f"found {name!r}, and no folder of this name" + (f". Did you mean {near[0]}?" if near else "")
         ) from error
 
 

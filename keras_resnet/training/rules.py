@@ -16,7 +16,7 @@ def check_together(settings: "Settings") -> None:
     """RunError if settings that are valid separately do not go together."""
     if settings.batch_size % settings.accumulate:
         raise RunError(
-            f"--batch-size is a multiple of --accumulate; found {settings.batch_size} and {settings.accumulate}"
+            f"--batch-size must be a multiple of --accumulate; found {settings.batch_size} and {settings.accumulate}"
         )
     _check_schedule(settings)
     if settings.sync_bn and settings.bn_batch_size != settings.batch_size:

@@ -427,7 +427,10 @@ def main(monkeypatch, *arguments):
         ),
         (["images", "--data", "shapes"], "images has no model.keras; a run writes it when it finishes"),
         (["images/val/day/0.jpg", "--data", "shapes"], "0.jpg is not a model that Keras can load"),
-        (["0.keras", "--data", "cifar11"], "a set of TensorFlow Datasets; found 'cifar11'. Did you mean cifar10?"),
+        (
+            ["0.keras", "--data", "cifar11"],
+            "a set of TensorFlow Datasets; found 'cifar11', and no folder of this name. Did you mean cifar10?",
+        ),
         (["0.keras", "--data", "cifar10", "--protocol", "10-crop"], "cifar10 is tested with --protocol single"),
         (["0.keras", "--data", "images", "--protocol", "single", "--crop", "9"], "--crop has no meaning"),
         (["0.keras", "--data", "images", "--batch-size", "0"], "--batch-size is positive; found 0"),

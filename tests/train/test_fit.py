@@ -98,7 +98,7 @@ def test_a_full_disk_and_a_vanished_folder(tmp_path):
         (["--depth", "21"], "--depth is 6n+2 with basic blocks; found 21, nearest 20 and 26"),
         (
             ["--dataset", "cifar11"],
-            "an image folder or a data set of TensorFlow Datasets; found 'cifar11'. Did you mean cifar10?",
+            "a data set of TensorFlow Datasets; found 'cifar11', and no folder of this name. Did you mean cifar10?",
         ),
         (["--data-dir", "nowhere"], "--data-dir nowhere has no prepared cifar10: no such folder"),
         (["--output", "/dev/null/runs"], "cannot be written"),

@@ -417,7 +417,7 @@ def test_parts_of_a_batch_in_turn_are_the_same_epochs_and_images(tmp_path, monke
     "changes, message",
     [
         ({"image_size": 64}, "--image-size is for ImageNet-style images, not for shapes"),
-        ({"accumulate": 3}, "--batch-size is a multiple of --accumulate; found 16 and 3"),
+        ({"accumulate": 3}, "--batch-size must be a multiple of --accumulate; found 16 and 3"),
         ({"dataset": str(ROOT), "depth": 20}, "--depth is one of 18, 34, 50, 101, 152 here; found 20"),
         ({"dataset": str(ROOT), "depth": 50, "plain": True}, "--depth is one of 18, 34 here; found 50"),
         ({"depth": 21}, "--depth is 6n.2 with basic blocks; found 21, nearest 20 and 26"),

@@ -255,3 +255,8 @@ def test_a_word_is_no_list_of_names(word):
 def test_no_class_is_named_where_a_network_says_nothing(classes, count, value):
     with pytest.raises(ValueError, match="predictions are probabilities; found some that are not finite"):
         keras_resnet.decode_predictions(np.full((2, count), value), classes=classes)
+
+
+def test_the_classes_of_other_networks_are_asked_for():
+    with pytest.raises(ValueError, match=r'predictions of 10 classes, \(2, 10\); give classes="cifar10" or the names'):
+        keras_resnet.decode_predictions(np.full((2, 10), 0.1))

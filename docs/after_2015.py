@@ -52,7 +52,7 @@ def main(words=None):
     options = parser.parse_args(words)
     keras.utils.set_random_seed(0)
     source = sources.load(options.dataset, options.data_dir)
-    mean = source.train.images.mean(0, dtype="float64").astype("float32")
+    mean = sources.per_pixel_mean(source.train.images)
     one_hot = lambda images, labels: (images, keras.ops.one_hot(labels, len(source.classes)))
     test = cifar.evaluation_batches(source.test).map(one_hot)
 

@@ -219,9 +219,9 @@ def decode_predictions(
     if not np.isfinite(predictions).all():
         raise ValueError("predictions are probabilities; found some that are not finite. Has the training diverged?")
     if isinstance(classes, str) and classes == "imagenet":
-        if predictions.shape[-1] == len(CIFAR10_CLASSES):
+        if predictions.ndim == 2 and (number := predictions.shape[1]) != 1000:
             raise ValueError(
-                f'these are predictions of 10 classes, {predictions.shape}; give classes="cifar10" or the names'
+                f'these are predictions of {number} classes, {predictions.shape}; give classes="cifar10" or the names'
             )
         return imagenet_utils.decode_predictions(predictions, top=top)
     names = CIFAR10_CLASSES if isinstance(classes, str) else tuple(classes)

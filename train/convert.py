@@ -10,9 +10,9 @@
     python train/convert.py --list                            the networks in the package
 
 The architecture is inferred from the tensors. OUT.keras takes RGB pixels in [0, 255], as from train/evaluate.py. If
-tensors are missing, left over or misshapen, the program ends with an error and writes nothing. docs/weights.md lists
-the checks. PyTorch files of networks for small images often do not state how the input was normalised; if so,
-give --normalization. The program runs on any Keras backend and does not need TensorFlow.
+tensors are missing, unexpected or of the wrong shape, the program ends with an error and writes nothing;
+docs/weights.md lists the checks. PyTorch files of networks for small images often do not state how the input was
+normalised; if so, give --normalization. The program runs on any Keras backend and does not need TensorFlow.
 
 FOLDER/ holds model.keras, the same unzipped for load_model("hf://USER/NAME"), the names of the classes, and README.md,
 the model card of the run that trained the network. keras_hub supports ResNet-18 to 152 with option B. Bottlenecks need

@@ -150,7 +150,7 @@ def draw(options, trials, note, path):
         values |= {"shortcut": found.shortcut, "warm-up": found.warmup}
         shown.append(figures.Trial(values, trial.hyperparameters.values["tuner/epochs"], trial.score))
     figure = figures.draw_search(shown, note)
-    write_whole(path, lambda file: figure.savefig(file, format="png", dpi=150))
+    figures.write_png(figure, path)
 
 
 def main():

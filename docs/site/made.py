@@ -3,7 +3,6 @@
 Everything is written to docs/made, which git ignores, before Sphinx reads the pages.
 """
 
-import io
 import json
 import pathlib
 import re
@@ -11,7 +10,7 @@ import shutil
 
 import walkthrough
 
-from keras_resnet.experiments import EXPERIMENTS, claims, load, report
+from keras_resnet.experiments import EXPERIMENTS, claims, figures, load, report
 from keras_resnet.runs import Run
 from keras_resnet.serving import web
 from keras_resnet.training.options import flags
@@ -70,7 +69,7 @@ def results(records):
         for number, group in enumerate(report.groups(entries), 1):
             if figure := report.draw(experiment, group):
                 file = f"figures/{name}-{number}.svg"
-                files[file] = svg(figure)
+                files[file] = figures.svg(figure)
                 lines.append(f"![{experiment.title}; the table has the numbers]({file})")
         lines += [*table(entries, above), *not_run(name, entries)]
         sections.append("\n\n".join(lines))
@@ -89,12 +88,6 @@ images of CIFAR-10, which are used once, at the end; ± is the standard deviatio
 their conditions are the same: a shortened schedule divides the learning rate by 10 at the same fractions of its length,
 and its errors are not comparable with the paper's. The paper trains on all 50,000 images, as do runs with
 `--train-on-all`; the others are trained on 45,000, and their curves show the error on the other 5,000."""
-
-
-def svg(figure):
-    data = io.BytesIO()
-    figure.savefig(data, format="svg", metadata={"Date": None})
-    return data.getvalue()
 
 
 def table(entries, above):
@@ -133,7 +126,7 @@ def seeds(records):
     for table in claims.tables(records):
         lines = [f"## {table.title}", table.caption]
         if table.draw:
-            files["figures/seeds.svg"] = svg(table.draw())
+            files["figures/seeds.svg"] = figures.svg(table.draw())
             lines.insert(1, f"![{table.title}, the table has the numbers](figures/seeds.svg)")
         rows = [[re.sub("--.*", r"`\g<0>`", cell) for cell in row] for row in table.rows]
         rows = [table.head, ["---"] * len(table.head), *rows]

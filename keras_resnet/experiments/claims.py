@@ -52,13 +52,12 @@ def difference(better: Sequence[float], worse: Sequence[float]) -> Difference:
         better, worse: test errors in %, one for each run.
     """
     points = statistics.mean(worse) - statistics.mean(better)
-    half = 0.0
-    if over_seeds := min(len(better), len(worse)) > 1:
-        half = _welch((statistics.stdev(better), len(better)), (statistics.stdev(worse), len(worse)))
-    if over_seeds := over_seeds and half > 0:
-        return Difference(points, points - half, points + half, over_seeds)
-    variances = [(p := statistics.mean(errors)) * (100 - p) / TEST_IMAGES for errors in (better, worse)]
-    half = float(stats.norm.ppf((1 + LEVEL) / 2)) * math.sqrt(sum(variances))
+    several = min(len(better), len(worse)) > 1
+    half = _welch(*((statistics.stdev(errors), len(errors)) for errors in (better, worse))) if several else 0.0
+    over_seeds = half > 0
+    if not over_seeds:
+        variances = [(p := statistics.mean(errors)) * (100 - p) / TEST_IMAGES for errors in (better, worse)]
+        half = float(stats.norm.ppf((1 + LEVEL) / 2)) * math.sqrt(sum(variances))
     return Difference(points, points - half, points + half, over_seeds)
 
 
@@ -68,15 +67,19 @@ def _welch(*samples):
     if not any(shares):
         return 0.0
     freedom = sum(shares) ** 2 / sum(share**2 / (n - 1) for share, (_, n) in zip(shares, samples, strict=True))
-    return float(stats.t.ppf((1 + LEVEL) / 2, freedom)) * math.sqrt(sum(shares))
+    return _quantile(freedom) * math.sqrt(sum(shares))
+
+
+def _quantile(freedom):
+    """Student's t for the interval."""
+    return float(stats.t.ppf((1 + LEVEL) / 2, freedom))
 
 
 def half_width(errors: Sequence[float]) -> float:
     """Half the interval of a mean over seeds (Student's t); nan for a single run."""
     if len(errors) < 2:
         return math.nan
-    quantile = stats.t.ppf((1 + LEVEL) / 2, len(errors) - 1)
-    return float(quantile) * statistics.stdev(errors) / math.sqrt(len(errors))
+    return _quantile(len(errors) - 1) * statistics.stdev(errors) / math.sqrt(len(errors))
 
 
 COLUMNS = ("lower error", "higher error", "difference", "holds", "runs", "conditions")
@@ -183,37 +186,38 @@ def paper(text: str | None) -> tuple[float, float]:
     return (float(found[1]), float(found[2] or "nan")) if found else (math.nan, math.nan)
 
 
-def _alike(experiment, records) -> Iterator[dict[str, list[report.Entry]]]:
-    """Entries by network, for each set of equal conditions; those of several backends stand side by side."""
+def _alike(experiment, records) -> Iterator[tuple[str, dict[str, list[report.Entry]]]]:
+    """Conditions as text with their entries by network; those of several backends stand side by side."""
     found = [entry for entry in report.entries(EXPERIMENTS[experiment], records) if entry.records]
     alike = lambda entry: (-entry.steps, report.schedule(EXPERIMENTS[experiment], entry))
-    for _, group in itertools.groupby(sorted(found, key=alike), alike):
+    for (_, conditions), group in itertools.groupby(sorted(found, key=alike), alike):
         networks: dict[str, list[report.Entry]] = {}
         for entry in group:
             networks.setdefault(entry.row.name, []).append(entry)
-        yield networks
+        yield conditions, networks
 
 
 def _pairs(claim, records):
-    for networks in _alike(claim.experiment, records):
+    for conditions, networks in _alike(claim.experiment, records):
         for better, worse in claim.pairs:
             if better in networks and worse in networks:
                 errors = [[e for entry in networks[name] for e in entry.errors] for name in (better, worse)]
                 found = difference(*errors)
-                conditions = report.schedule(EXPERIMENTS[claim.experiment], networks[better][0])
-                runs = ", ".join(str(len(each)) for each in errors)
-                yield better, worse, str(found), found.verdict, runs, conditions
+                yield better, worse, str(found), found.verdict, _counts(errors), conditions
 
 
 def _backends(records):
-    for networks in _alike("fig6", records):
+    for conditions, networks in _alike("fig6", records):
         for network, entries in networks.items():
-            on = {name: [e for entry in entries if _on(entry) == {name} for e in entry.errors] for name in BACKENDS}
-            if all(on.values()):
-                found = difference(*on.values())
-                runs = ", ".join(str(len(errors)) for errors in on.values())
-                conditions = report.schedule(EXPERIMENTS["fig6"], entries[0])
-                yield network, str(found), "yes" if found.over_seeds else "no", runs, conditions
+            errors = [[e for entry in entries if _on(entry) == {name} for e in entry.errors] for name in BACKENDS]
+            if all(errors):
+                found = difference(*errors)
+                yield network, str(found), "yes" if found.over_seeds else "no", _counts(errors), conditions
+
+
+def _counts(errors):
+    """The numbers of runs as text: "2, 1"."""
+    return ", ".join(str(len(each)) for each in errors)
 
 
 def _on(entry):

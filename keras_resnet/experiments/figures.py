@@ -4,6 +4,7 @@ P1 is "Deep Residual Learning for Image Recognition" (arXiv 1512.03385).
 """
 
 import contextlib
+import io
 import textwrap
 import typing
 from collections.abc import Sequence
@@ -13,6 +14,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
+from keras_resnet.files import Path, write_whole
 from keras_resnet.training.history import iterations
 from keras_resnet.training.lettering import lettering
 
@@ -94,6 +96,18 @@ def _drawn(note):
     }
     with matplotlib.rc_context(style), lettering(note) as drawn:
         yield drawn(note)
+
+
+def write_png(figure: Figure, path: Path) -> None:
+    """Writes a figure to a file, atomically; errors as in `files.write_whole`."""
+    write_whole(path, lambda file: figure.savefig(file, format="png", dpi=150))
+
+
+def svg(figure: Figure) -> bytes:
+    """A figure as SVG: the same figure gives the same bytes."""
+    data = io.BytesIO()
+    figure.savefig(data, format="svg", metadata={"Date": None})
+    return data.getvalue()
 
 
 def draw_curves(panels: Sequence[tuple[str, Sequence[Curve]]], note: str) -> Figure:

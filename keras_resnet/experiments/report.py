@@ -2,7 +2,6 @@
 
 import base64
 import html
-import io
 import json
 import os
 import re
@@ -213,7 +212,7 @@ def write(records: Sequence[dict], folder: Path) -> list[str]:
     Raises:
         RunError: a file cannot be written, or runs that differ only in the seed have curves of different lengths.
     """
-    from keras_resnet.experiments import claims  # here, because it needs scipy, which tables do not
+    from keras_resnet.experiments import claims, figures  # here, because tables do without scipy and matplotlib
 
     written, sections, missing = [], [], []
     for name, experiment in tables.EXPERIMENTS.items():
@@ -224,18 +223,18 @@ def write(records: Sequence[dict], folder: Path) -> list[str]:
         figures_of_it = [figure for group in groups(found) if (figure := draw(experiment, group))]
         for number, figure in enumerate(figures_of_it, 1):
             path = os.path.join(folder, f"{name}{f'-{number}' * (number > 1)}.png")
-            write_whole(path, lambda file: figure.savefig(file, format="png", dpi=150))  # noqa: B023
+            figures.write_png(figure, path)
             written.append(path)
         pictures = "\n".join(_picture(experiment.title, figure) for figure in figures_of_it)
         sections.append(_section(name, experiment, found, pictures))
     for table in claims.tables(records):
         picture = ""
         if table.draw:
-            drawn = table.draw()
+            figure = table.draw()
             path = os.path.join(folder, "seeds.png")
-            write_whole(path, lambda file: drawn.savefig(file, format="png", dpi=150))  # noqa: B023
+            figures.write_png(figure, path)
             written.append(path)
-            picture = _picture(table.title, drawn)
+            picture = _picture(table.title, figure)
         sections.append(_statistics(table, picture))
     path = os.path.join(folder, "report.html")
     write_whole(path, lambda file: file.write(_page(records, sections, missing).encode(errors="backslashreplace")))
@@ -243,9 +242,9 @@ def write(records: Sequence[dict], folder: Path) -> list[str]:
 
 
 def _picture(title, figure):
-    data = io.BytesIO()
-    figure.savefig(data, format="svg", metadata={"Date": None})
-    source = f"data:image/svg+xml;base64,{base64.b64encode(data.getvalue()).decode()}"
+    from keras_resnet.experiments import figures  # here, because only figures need matplotlib
+
+    source = f"data:image/svg+xml;base64,{base64.b64encode(figures.svg(figure)).decode()}"
     return f'<img src="{source}" alt="{html.escape(title)}: figure; the table has its numbers">'
 
 

@@ -109,7 +109,7 @@ def export(
                     with tf.io.TFRecordWriter(os.path.join(temporary, WARMUP)) as requests:
                         for log in signatures.warmup_requests(os.path.basename(folder), model.input_shape, crop):
                             requests.write(log.SerializeToString())
-            elif format == "web" or format == "web":
+            elif format == "web":
                 pathlib.Path(temporary, web.NAME).write_text(page, "utf-8")
             else:
                 written["largest_difference"] = formats.write(copy(), network, temporary, format, crop, images)

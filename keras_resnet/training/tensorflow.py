@@ -246,8 +246,7 @@ class Engine:
 
         def of_replica(images, labels):
             count = tf.shape(images)[0]
-            cores = self.ghosts
-            edges = [count * core // cores for core in range(cores + 1)]  # so that all cores have work
+            edges = [count * i // self.ghosts for i in range(self.ghosts + 1)]  # so that all cores have work
             outputs = tf.concat([outputs_of(images[a:b]) for a, b in zip(edges, edges[1:], strict=False)], 0)
             sums = [tf.reduce_sum(measure(labels, outputs)) for measure in self.step.measures.values()]
             sums = tf.stack([tf.cast(x, "float32") for x in (*sums, count)])

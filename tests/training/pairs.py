@@ -3,7 +3,7 @@
     python tests/training/pairs.py FOLDER stop SPACE    trains each run to the end, and again, stopped after 2 steps
     python tests/training/pairs.py FOLDER resume SPACE  resumes the stopped runs in another order; evaluates, exports
 
-SPACE is small_images or photographs, which are drawn; a number after it limits the number of runs. The
+SPACE is small_images or imagenet_style, whose images are drawn; a number after it limits the number of runs. The
 first command writes FOLDER/weights.npz, the final weights of each run; the second command compares with them.
 """
 
@@ -68,7 +68,7 @@ IMAGENET = {
     "accumulate": (1, 2),
     "schedule": ("steps", "plateau"),
 }
-SPACES = {"small_images": CIFAR, "photographs": IMAGENET}
+SPACES = {"small_images": CIFAR, "imagenet_style": IMAGENET}
 
 
 def settings(values, **others):

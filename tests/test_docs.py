@@ -97,6 +97,16 @@ def test_the_first_lines_of_the_readme_name_a_ship(backend):
     assert best[:2] == ("8", "ship") and best[2] > 0.9
 
 
+def test_the_lines_of_the_readme_use_a_finished_run(monkeypatch, capsys):
+    (program,) = (program for program in blocks(ROOT / "README.md")["python"] if "Run(" in program)
+    assert program.count('"cat.jpg"') == 1 and program.count('Run("runs/cifar10-resnet-20")') == 1
+    program = program.replace("cat.jpg", "docs/ship.png").replace('Run("runs/', 'Run("')
+    monkeypatch.chdir(ROOT)
+    exec(compile(program, "README.md", "exec"), {})
+    best = ast.literal_eval(capsys.readouterr().out.splitlines()[-1])[0][0]
+    assert best[:2] == ("8", "ship")
+
+
 @pytest.fixture
 def after_2015(monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT / "docs"))

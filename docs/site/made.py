@@ -149,7 +149,8 @@ def every_run(records):
     ]
     for record in sorted(records, key=lambda record: (_name(record), -record["history"]["step"][-1])):
         (made,) = record["segments"][-1:]
-        machine = f"{report.trained_on(record)} {made[made['backend']]}, Keras {made['keras']}, commit {made['commit']}"
+        backend, _, devices = report.trained_on(record).partition(" on ")
+        machine = f"{backend} {made[made['backend']]} on {devices}, Keras {made['keras']}, commit {made['commit']}"
         hours = f"{record['result']['seconds'] / 60:,.0f} minutes"
         caption = f"{_name(record)}: {100 * record['error']:.2f} %, {hours} on {machine}"
         lines.append(f"```{{code-block}} sh\n:caption: {caption}\n\n{record['command']}\n```")

@@ -131,7 +131,7 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
     """The arrays of a .npz file, by their names. Other objects, which could execute code, are never read.
 
     Raises:
-        OSError: the file cannot be read.
+        OSError, MemoryError: the file cannot be read.
         ValueError: it is damaged or not a .npz file; the message is for users.
     """
     with open(path, "rb") as opened:
@@ -141,6 +141,8 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
             opened.seek(0)
             with np.load(opened, allow_pickle=False) as file:
                 return {name: file[name] for name in file.files}
+        except (OSError, MemoryError):
+            raise
         except Exception as error:  # its type depends on the damage
             raise ValueError("one of its arrays cannot be read") from error
 

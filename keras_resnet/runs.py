@@ -50,7 +50,10 @@ RESULT_KINDS: Kinds = {
     **dict.fromkeys(("train_top5_error", "val_top5_error", "test_top5_error"), NUMBER | None),
     "segments": [SEGMENT_KINDS],
 }
-RESTORE = "Restore it from a copy, or delete the folder and train again."
+RESTORE = (
+    f"Restore it from a copy; or delete {RESULT} and repeat the run's command, which writes the files again from the "
+    "run's checkpoint."
+)
 
 
 class Fields(dict):
@@ -229,6 +232,9 @@ class Run:
         elif not os.path.isfile(file := self._path(MODEL)):
             if os.path.exists(self._path(RESULT)):
                 raise RunError(f"{self.path} is damaged: the run is finished, but its {MODEL} is missing. {RESTORE}")
+            inside = sorted(path.parent.name for path in pathlib.Path(self.found).glob(f"*/{MODEL}"))
+            if inside:
+                raise RunError(f"{self.path} holds several runs: {', '.join(inside)}; give one of these folders")
             raise RunError(f"{self.path} has no {MODEL}; a run writes it when it finishes")
         if file.endswith(".keras") and not zipfile.is_zipfile(file):
             raise RunError(f"{file} is damaged: the .keras file is incomplete. Restore a copy, or create it again.")

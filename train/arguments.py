@@ -9,10 +9,12 @@ import argparse
 import importlib.util
 import os
 import sys
+import warnings
 
 import interrupted  # noqa: F401
 
 program = os.path.basename(sys.argv[0])
+warnings.formatwarning = lambda message, *where, **line: f"{message}\n"  # for users, not for programmers
 _spec = importlib.util.find_spec("keras_resnet")
 if _spec is None:
     sys.exit(f"{program} needs keras_resnet: pip install . in the folder of the project")

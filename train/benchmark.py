@@ -21,7 +21,7 @@ import sys
 import arguments
 
 from keras_resnet import environment
-from keras_resnet.architecture import IMAGENET, cifar
+from keras_resnet.architecture import cifar
 from keras_resnet.training.settings import PRECISIONS
 
 BENCHMARKS = ("step", "scaling", "input", "start", "checkpoint", "serve", "load")  # modules in benchmarks/
@@ -37,7 +37,7 @@ def positive(text):
 def parse(words=None):
     parser = arguments.parser(__doc__)
     parser.add_argument("what", choices=BENCHMARKS)
-    parser.add_argument("--depth", type=positive, help="of the CIFAR network (default 20; start, checkpoint: 110)")
+    parser.add_argument("--depth", type=positive, help="6n+2, or 50 for ResNet-50 (default 20; start, checkpoint: 110)")
     parser.add_argument("--batch-size", type=positive, help="images per step (default 128; for 224x224: 16)")
     parser.add_argument("--data", help="input: an image folder")
     parser.add_argument("--rounds", type=positive, help="rounds, of which the median is printed (default 7; start: 3)")
@@ -47,11 +47,11 @@ def parse(words=None):
     options = parser.parse_args(words)
     options.depth = options.depth or (110 if options.what in ("start", "checkpoint") else 20)
     options.rounds = options.rounds or (3 if options.what == "start" else 7)
-    imagenet = options.depth in IMAGENET
+    imagenet = options.depth == 50
     try:
         cifar(20 if imagenet else options.depth, "basic")
     except ValueError as error:
-        parser.error(f"--{error}; {', '.join(map(str, IMAGENET))} are ImageNet's")
+        parser.error(f"--{error}; 50 is ImageNet's")
     options.batch_size = options.batch_size or (16 if imagenet else 128)
     options.steps = options.steps or (2 if imagenet else 20)
     return options

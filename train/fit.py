@@ -27,6 +27,8 @@ import arguments
 from keras_resnet.training.command_line import add_settings, errors_told
 from keras_resnet.training.settings import Settings
 
+OWN = ("verbose", "profile", "export")  # flags of this program, which are not settings
+
 
 def parse(words=None):
     parser = arguments.parser(__doc__)
@@ -37,8 +39,14 @@ def parse(words=None):
     return parser.parse_args(words)
 
 
+def settings(options):
+    """The `Settings` of the flags; the program ends with a message if they are wrong."""
+    with errors_told("fit.py"):
+        return Settings(**{name: value for name, value in vars(options).items() if name not in OWN})
+
+
 if __name__ == "__main__":
-    parse()  # now: what follows takes seconds to import
+    settings(parse())  # now: what follows takes seconds to import
 
 import backend
 
@@ -46,23 +54,22 @@ backend.choose("tensorflow", "jax")  # first, before anything that imports Keras
 
 # isort: split
 from keras_resnet.files import RunError
-from keras_resnet.training import loop
+from keras_resnet.training import engine, loop
 from keras_resnet.training.result import summary
 
 
 def main():
-    arguments = vars(parse())
-    verbose, profile, to_export = (arguments.pop(name) for name in ("verbose", "profile", "export"))
+    options = parse()
+    run = settings(options)
     with errors_told("fit.py"):
-        settings = Settings(**arguments)
-        if to_export and os.environ["KERAS_BACKEND"] != "tensorflow":
+        if options.export and os.environ["KERAS_BACKEND"] != "tensorflow":
             raise RunError("--export needs TensorFlow; python train/export.py exports the run once it is trained")
-        print(summary(settings, loop.train(settings, verbose, profile)))
-        if to_export and loop.writes(settings):
+        print(summary(run, loop.train(run, options.verbose, options.profile)))
+        if options.export and engine.writes(run):
             from keras_resnet import serving  # here, because it needs TensorFlow, and JAX does not
 
-            folder = os.path.join("saved_models", os.path.basename(settings.folder))
-            print(f"exported to {serving.export_run(settings.folder, folder)}")
+            folder = os.path.join("saved_models", os.path.basename(run.folder))
+            print(f"exported to {serving.export_run(run.folder, folder)}")
 
 
 if __name__ == "__main__":

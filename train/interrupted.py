@@ -45,7 +45,8 @@ def unraisable(ignored):
 
 
 def explain(kind, error, traceback):
-    if issubclass(kind, MemoryError) or kind.__name__ == "ResourceExhaustedError":  # TensorFlow's, not imported here
+    exhausted = str(error).startswith("RESOURCE_EXHAUSTED")  # JAX
+    if issubclass(kind, MemoryError) or kind.__name__ == "ResourceExhaustedError" or exhausted:  # TensorFlow
         print(f"{os.path.basename(sys.argv[0])}: out of memory; {ADVICE}", file=sys.stderr)
         return
     if not (received or issubclass(kind, KeyboardInterrupt)):

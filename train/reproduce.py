@@ -27,8 +27,8 @@ import sys
 import arguments
 
 from keras_resnet.experiments import experiments, report, several, tables
-from keras_resnet.files import ResNetError, RunError
-from keras_resnet.training.command_line import add_settings
+from keras_resnet.files import RunError
+from keras_resnet.training.command_line import add_settings, errors_told
 from keras_resnet.training.settings import names
 
 INTERRUPTED = 130  # the status after SIGINT, as in shells
@@ -63,9 +63,6 @@ import backend
 
 backend.choose("tensorflow", "jax")  # first, before anything that imports Keras
 
-# isort: split
-from keras_resnet.training.checkpoint import Stopped
-
 
 def table(experiment, errors):
     """A table of our errors beside the paper's. `errors` is a list of a row's name and the error of a run."""
@@ -81,35 +78,30 @@ def main():
     options = vars(parse())
     name, only, seeds, data = (options.pop(key) for key in ("name", "only", "seeds", "data"))
     results, verbose, at_a_time, seconds = (options.pop(key) for key in ("results", "verbose", "at_a_time", "seconds"))
-    experiment, errors, failures = tables.EXPERIMENTS[name], [], []
+    experiment, errors, failures, left, failed = tables.EXPERIMENTS[name], [], [], [], []
     try:
-        runs = experiment.settings(only, seeds, data, **options)
-        if at_a_time < 1:
-            raise RunError(f"--at-a-time is positive; found {at_a_time}")
-        left = []
-        if at_a_time > 1 or seconds is not None:
-            wanted = [settings for _, settings in runs if not experiments.recorded(settings, results)]
-            left, failed = several.train(wanted, at_a_time, seconds)
-            failures += [settings.name for settings in failed]
-        for number, (row, settings) in enumerate(runs, 1):
-            if settings in left:
-                continue
-            print(f"[{number} of {len(runs)}] {row}, seed {settings.seed}", flush=True)
-            try:
-                errors.append((row, experiments.run(settings, results, verbose)["error"]))
-            except RunError as error:  # such as a network that diverged; the others may succeed
-                print(f"reproduce.py: {error}", file=sys.stderr)
-                failures.append(settings.name)
-    except (ResNetError, OSError) as error:
-        sys.exit(f"reproduce.py: {error}")
-    except Stopped as stopped:
-        print(f"\n{stopped}; run the same command again to resume", file=sys.stderr)
-        sys.exit(stopped.exit_status)
+        with errors_told("reproduce.py"):
+            runs = experiment.settings(only, seeds, data, **options)
+            if at_a_time < 1:
+                raise RunError(f"--at-a-time is positive; found {at_a_time}")
+            if at_a_time > 1 or seconds is not None:
+                wanted = [settings for _, settings in runs if not experiments.recorded(settings, results)]
+                left, failed = several.train(wanted, at_a_time, seconds)
+                failures += [settings.name for settings in failed]
+            for number, (row, settings) in enumerate(runs, 1):
+                if settings in left:
+                    continue
+                print(f"[{number} of {len(runs)}] {row}, seed {settings.seed}", flush=True)
+                try:
+                    errors.append((row, experiments.run(settings, results, verbose)["error"]))
+                except RunError as error:  # such as a network that diverged; the others may succeed
+                    print(f"reproduce.py: {error}", file=sys.stderr)
+                    failures.append(settings.name)
     except KeyboardInterrupt:  # outside of training, during an evaluation for example
         print("\nstopped; run the same command again to continue with this network", file=sys.stderr)
         sys.exit(INTERRUPTED)
-    if len(left) > len(failures):
-        print(f"{len(left) - len(failures)} of {len(runs)} runs are not finished; run the same command again to resume")
+    if unfinished := len(left) - len(failed):
+        print(f"{unfinished} of {len(runs)} runs are not finished; run the same command again to resume")
     print(f"{table(experiment, errors)}\nin {results}; `python train/report.py --results {results}` draws them")
     if failures:
         sys.exit(f"reproduce.py: {len(failures)} of {len(runs)} runs failed: {', '.join(failures)}")

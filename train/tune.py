@@ -116,7 +116,8 @@ def settings(options, values):
     rounded = {name: float(f"{values[name]:.3g}") for name in ("lr", "weight_decay")}
     chosen = {name: values[name] for name in ("shortcut", "batch_size", "warmup")}
     chosen["bn_batch_size"] = values["batch_size"]  # a trial is Keras' own step, which normalises the whole batch
-    return Settings(depth=options.depth, dataset=options.dataset, data_dir=options.data_dir, **rounded, **chosen)
+    data = {"dataset": options.dataset, "data_dir": options.data_dir, "seed": options.seed}
+    return Settings(depth=options.depth, **data, **rounded, **chosen)
 
 
 def table(options, trials):

@@ -10,7 +10,7 @@ from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 
 from keras_resnet.files import Path
-from keras_resnet.training.lettering import lettering
+from keras_resnet.lettering import lettering
 
 LABELLED = 40  # classes; with more, cells are drawn as dots, and the most frequent confusions are listed
 NUMBERED = 20  # classes; with more, the numbers do not fit into the cells

@@ -66,7 +66,7 @@ def run(settings: Settings, folder: Path = RESULTS, verbose: int = 1) -> dict:
         RunError, DataError, Stopped: as in `loop.train`. RunError also if the record belongs to another data folder
             of the same name.
     """
-    from keras_resnet.training import loop
+    from keras_resnet.training import engine, loop
     from keras_resnet.weights.published import weights_sha256
 
     path = _path(settings, folder)
@@ -80,7 +80,7 @@ def run(settings: Settings, folder: Path = RESULTS, verbose: int = 1) -> dict:
                     f"{found}. Rename the folder, or give another --results and --output"
                 )
         return record
-    writes = loop.writes(settings)
+    writes = engine.writes(settings)
     try:
         if writes:
             os.makedirs(folder, exist_ok=True)

@@ -15,8 +15,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
 from keras_resnet.files import Path, write_whole
+from keras_resnet.lettering import lettering
 from keras_resnet.training.history import iterations
-from keras_resnet.training.lettering import lettering
 
 GAP = 0.055  # between two labels, as a fraction of the axis
 FEW = 10  # with fewer epochs, each is drawn as a point

@@ -7,19 +7,15 @@ Keras nor a backend; `train` needs both.
 import typing
 
 from keras_resnet.training.settings import Settings
+from keras_resnet.training.signals import Stopped
 
 if typing.TYPE_CHECKING:
-    from keras_resnet.training.checkpoint import Stopped
     from keras_resnet.training.loop import train
 
 __all__ = ["Settings", "Stopped", "train"]
 
 
 def __getattr__(name: str) -> typing.Any:
-    if name == "Stopped":
-        from keras_resnet.training.checkpoint import Stopped
-
-        return Stopped
     if name == "train":
         from keras_resnet.training.loop import train
 

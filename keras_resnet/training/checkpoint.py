@@ -2,9 +2,6 @@
 
 import json
 import os
-import signal
-import threading
-import types
 import typing
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -12,49 +9,10 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import keras
 import numpy as np
 
-from keras_resnet.files import RunError, read_arrays
+from keras_resnet.files import RunError, read_arrays, reason
 from keras_resnet.training.folder import CHECKPOINT, Folder
 
 ADVICE = "Delete it to start from the beginning."
-
-
-class Stopped(Exception):
-    """A signal stopped the run, which was saved at `step`."""
-
-    def __init__(self, step: int, signal_number: int):
-        super().__init__(f"stopped by {signal.Signals(signal_number).name} at step {step}")
-        self.step = step
-        self.signal_number = signal_number
-        self.exit_status = 128 + signal_number  # as in shells
-
-
-class StopSignals:
-    """Inside this context, SIGINT and SIGTERM are only recorded in `received`; a second one ends the process as usual.
-
-    A signal that is ignored stays ignored, as SIGINT in processes that a shell script starts in the background.
-    """
-
-    def __init__(self) -> None:
-        self.received: int | None = None
-        self.handlers: dict = {}
-
-    def __enter__(self) -> typing.Self:
-        if threading.current_thread() is threading.main_thread():  # Python allows no handlers in other threads
-            heeded = [s for s in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(s) is not signal.SIG_IGN]
-            self.handlers = {number: signal.signal(number, self.note) for number in heeded}
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        for number, handler in self.handlers.items():
-            signal.signal(number, handler)
-
-    def note(self, number: int, frame: types.FrameType | None) -> None:
-        self.received = number
-        self.__exit__()
-        print(
-            f"\n{signal.Signals(number).name}: stopping as soon as the run is saved; repeat to stop at once",
-            flush=True,
-        )
 
 
 def variables_of(model: keras.Model, optimizer: keras.optimizers.Optimizer) -> dict[str, keras.Variable]:
@@ -136,10 +94,17 @@ class Checkpoint:
                 raise RunError(
                     f"the checkpoint {self.path} was written by an older version, in another format. {ADVICE}"
                 )
+            if isinstance(found, dict):
+                found.setdefault("damaged", [])  # older versions lack it
             _check(found, {**state, "backend": ""})
         except KeyError as error:
             raise RunError(f"the checkpoint {self.path} is damaged: it lacks {error}. {ADVICE}") from error
-        except (OSError, ValueError, TypeError) as error:
+        except (OSError, MemoryError) as error:
+            raise RunError(
+                f"the checkpoint {self.path} cannot be read: {reason(error)}. Run the same command again; if "
+                f"the file is damaged, restore a copy. {ADVICE}"
+            ) from error
+        except (ValueError, TypeError) as error:
             raise RunError(f"the checkpoint {self.path} is damaged: {error}. {ADVICE}") from error
         if (begun := found.pop("backend")) != (backend := keras.backend.backend()):
             raise RunError(
@@ -150,7 +115,11 @@ class Checkpoint:
         expected = {name: tuple(variable.shape) for name, variable in self.variables.items()}
         if shapes != expected:
             names = sorted(n for n in {*shapes, *expected} if shapes.get(n) != expected.get(n))
-            raise RunError(f"the checkpoint {self.path} is of another network; for example {names[0]}.\n{ADVICE}")
+            there, here = (found.get(names[0], "missing") for found in (shapes, expected))
+            raise RunError(
+                f"the checkpoint {self.path} is of another network; for example {names[0]} is {there} there and {here} "
+                f"here.\n{ADVICE}"
+            )
         for name, variable in self.variables.items():
             variable.assign(arrays[name])
         return found

@@ -11,6 +11,7 @@ from keras_resnet.files import ResNetError
 from keras_resnet.training import recipes
 from keras_resnet.training.options import flag, type_of
 from keras_resnet.training.settings import LARGE, Settings
+from keras_resnet.training.signals import Stopped
 
 
 def add_settings(parser: argparse.ArgumentParser, left_out: Sequence[str] = ()) -> typing.Any:
@@ -47,11 +48,9 @@ def add_settings(parser: argparse.ArgumentParser, left_out: Sequence[str] = ()) 
 @contextlib.contextmanager
 def errors_told(program: str) -> Iterator[None]:
     """Inside this context, an error exits `program` with a message, and a signal with the exit status of shells."""
-    from keras_resnet.training.checkpoint import Stopped  # here: flags are read before Keras is imported
-
     try:
         yield
-    except ResNetError as error:
+    except (ResNetError, OSError) as error:
         sys.exit(f"{program}: {error}")
     except Stopped as stopped:
         print(f"{stopped}; run the same command again to resume", file=sys.stderr)

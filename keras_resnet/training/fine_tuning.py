@@ -20,13 +20,23 @@ from keras_resnet.weights.tensors import Source
 SMALL = (32, 32)  # pixels of CIFAR's images and the built-in shapes
 
 
+@contextlib.contextmanager
+def _named() -> Iterator[None]:
+    """Inside this context, a WeightsError becomes a RunError that names the flag."""
+    try:
+        yield
+    except WeightsError as error:
+        raise RunError(f"--init-from {error}") from error
+
+
+@_named()
 def read(settings: Settings) -> Source:
     """The trained weights of --init-from, for images of the run's size; without the flag an empty `Source`.
 
     A mean image of another size is replaced by its mean colour, and a line about it is printed.
 
     Raises:
-        WeightsError: the weights cannot be read, or belong to another network.
+        RunError: the weights cannot be read, or belong to another network.
     """
     if settings.init_from is None:
         return Source("nothing", {})
@@ -49,6 +59,7 @@ def read(settings: Settings) -> Source:
     return source._replace(normalization=fitted)
 
 
+@_named()
 def build(source: Source, settings: Settings, **options: typing.Any) -> keras.Model:
     """Builds a run's network, the same one each time, with the trained weights of `read` in all but its last layer.
 
@@ -58,8 +69,7 @@ def build(source: Source, settings: Settings, **options: typing.Any) -> keras.Mo
         options: other arguments of `models.build`.
 
     Raises:
-        WeightsError: the weights do not fit.
-        RunError: some weights are not finite.
+        RunError: the weights do not fit, or some are not finite.
     """
     keras.utils.set_random_seed(settings.seed)
     architecture = settings.architecture
@@ -88,12 +98,3 @@ def freeze(network: keras.Model, until: str | None) -> None:
             raise RunError(f"--freeze-until is one of {names}; found {until}")
         for layer, stage in stages.items():
             layer.trainable = stage > until
-
-
-@contextlib.contextmanager
-def errors_named() -> Iterator[None]:
-    """Inside this context, a WeightsError becomes a RunError that names the flag."""
-    try:
-        yield
-    except WeightsError as error:
-        raise RunError(f"--init-from {error}") from error

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from keras_resnet import files
 from keras_resnet.files import RunError, write_whole
-from keras_resnet.runs import CLASSES, DATA, HISTORY, RESULT, SETTINGS, SETTINGS_KINDS, Run, read_json
+from keras_resnet.runs import CLASSES, DATA, HISTORY, MODEL, RESULT, SETTINGS, SETTINGS_KINDS, Run, read_json
 from keras_resnet.training.options import flag
 from keras_resnet.training.settings import Settings, deciding
 
@@ -64,6 +64,9 @@ class Folder:
         except OSError as error:
             raise RunError(f"the folder of the run, {self}, cannot be written: {files.reason(error)}") from error
         with files.locked(self.path(LOCK)):
+            for name in (CHECKPOINT, MODEL, HISTORY, CURVES):  # what writes that were killed have left
+                for leftover in glob.glob(f"{glob.escape(self.path(name))}.*/"):
+                    shutil.rmtree(leftover, ignore_errors=True)
             try:
                 yield
             except BaseException:
@@ -79,21 +82,28 @@ class Folder:
             RunError: the folder cannot be written, or holds a run with other settings.
         """
         path, new = self.path(SETTINGS), self.settings.as_json()
-        try:
-            if not os.path.exists(path) or not any(os.path.exists(self.path(name)) for name in (CHECKPOINT, RESULT)):
-                self.write_json(SETTINGS, new, indent=2)
-                for name in (DATA, COLORS) if self.writes else ():  # they may describe other data
+        if not any(os.path.exists(self.path(name)) for name in (CHECKPOINT, RESULT)):
+            self.write_json(SETTINGS, new, indent=2)
+            for name in (DATA, COLORS) if self.writes else ():  # they may describe other data
+                try:
                     pathlib.Path(self.path(name)).unlink(missing_ok=True)
-                return
-            old: dict = read_json(path, SETTINGS_KINDS, "Delete the folder or choose another --name.")
-        except OSError as error:
-            raise RunError(f"{path} cannot be read: {error}") from error
+                except OSError as error:
+                    raise RunError(f"{self.path(name)} cannot be deleted: {files.reason(error)}") from error
+            return
+        if not os.path.exists(path):
+            raise RunError(
+                f"{path} is missing, and {self} holds a run, whose settings are therefore not known. Restore the file, "
+                "delete the folder, or choose another --name."
+            )
+        old: dict = read_json(path, SETTINGS_KINDS, "Delete the folder or choose another --name.")
         defaults = {field.name: field.default for field in dataclasses.fields(Settings)}
         old = {**json.loads(json.dumps(defaults)), **old}  # older versions have fewer settings
         old["bn_batch_size"] = old["bn_batch_size"] or old["batch_size"]  # the value before it was a setting
         different = [name for name in deciding(new) if old[name] != new[name]]
         if "dataset" in different and os.path.abspath(old["dataset"]) == os.path.abspath(new["dataset"]):
             different.remove("dataset")
+        if "dataset" in different and os.path.isdir(new["dataset"]) and os.path.exists(self.path(DATA)):
+            different.remove("dataset")  # perhaps the folder has moved: check_data compares what is in it
         if different:
             rows = [f"  {flag(n):<18} {old[n]!s:>10} there, {new[n]!s:>10} now" for n in different]
             raise RunError(

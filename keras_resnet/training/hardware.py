@@ -32,14 +32,15 @@ def cores_in_words() -> str:
 
 
 def processor() -> dict[str, str]:
-    """Linux's description of the first processor, {"model name": ..., "flags": ...}; "" for missing entries."""
+    """Linux's description of the first processor, "model name" and "flags"; elsewhere the name alone."""
     found: dict[str, str] = collections.defaultdict(str)
     try:
         with open("/proc/cpuinfo") as file:
             rows = (line.split(":", 1) for line in file.read().split("\n\n")[0].splitlines())
             found.update((name.strip(), value.strip()) for name, value in rows)
-    except (OSError, ValueError):  # another system
-        found["model name"] = platform.processor() or platform.machine()
+    except (OSError, ValueError):
+        pass  # another system
+    found["model name"] = found["model name"] or platform.processor() or platform.machine()  # ARM's has no such row
     return found
 
 

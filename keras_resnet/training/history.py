@@ -191,9 +191,7 @@ def draw(rows: Sequence[dict], title: str, file: Path | typing.BinaryIO, test_er
         file: a path or binary file for the PNG.
         test_error: None, or the test error at the end of training, drawn as a point.
     """
-    from keras_resnet.training.lettering import (
-        lettering,  # here, so that this module can be imported without matplotlib
-    )
+    from keras_resnet.lettering import lettering  # here, so that this module can be imported without matplotlib
 
     with lettering(title) as drawn:
         figure = _draw_curves(rows, drawn(title), test_error)

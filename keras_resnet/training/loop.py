@@ -17,15 +17,14 @@ from keras_resnet import environment, files
 from keras_resnet.files import RunError, own_line
 from keras_resnet.runs import MODEL
 from keras_resnet.training import tasks
-from keras_resnet.training.checkpoint import Checkpoint, Stopped, StopSignals
-from keras_resnet.training.engine import Devices, Engine, engine_of, writes
+from keras_resnet.training.checkpoint import Checkpoint
+from keras_resnet.training.engine import Devices, Engine, engine_of
 from keras_resnet.training.folder import Folder
 from keras_resnet.training.history import BOARD, Board, History, Progress
 from keras_resnet.training.objective import schedule_of
 from keras_resnet.training.result import write_result
 from keras_resnet.training.settings import Settings
-
-__all__ = ["train", "writes"]
+from keras_resnet.training.signals import Stopped, StopSignals
 
 SPAN_SECONDS = 1.0  # of a span without events, about
 SKIPPED = 10  # steps before those that are profiled; the first ones include tracing
@@ -35,11 +34,11 @@ def train(settings: Settings, verbose: int = 1, profile: int = 0) -> dict:
     """Trains, or resumes a stopped run with the same settings, and tests at the end.
 
     Must be called before the backend computes anything. The engine's `devices` documents how this changes the current
-    process, and which changes remain.
+    process, and which changes remain. The global random numbers of Python, NumPy and Keras are seeded, and stay so.
 
     Args:
         settings: a `Settings`.
-        verbose: 1 for a progress bar, 2 for a line per epoch and every 10 minutes, 0 for silence.
+        verbose: 1 for a progress bar, 2 for a line per epoch and every 10 minutes, 0 for a line at the start only.
         profile: 0, or the number of steps, after the first ones, that are traced for TensorBoard's page "Profile".
 
     Returns:
@@ -67,7 +66,8 @@ class State:
     """The progress of a run, as saved in its checkpoint.
 
     `sums` are the sums of the metrics over the `summed` steps of the epoch so far. `schedule` is the state of the
-    schedule, `history` that of the `History`. `segments` lists where the steps were computed.
+    schedule, `history` that of the `History`. `segments` lists where the steps were computed, `damaged` the files that
+    were skipped.
     """
 
     step: int
@@ -76,6 +76,7 @@ class State:
     schedule: dict
     history: dict
     segments: list[dict]
+    damaged: list[str]
 
 
 def segments_with(segments: list[dict], step: int, here: dict) -> list[dict]:
@@ -98,7 +99,7 @@ def _train(backend, folder, devices, verbose, profile):
         turns = f" times --accumulate {settings.accumulate}" * (settings.accumulate > 1)
         raise RunError(
             f"--batch-size is a multiple of the number of devices, {devices.count}{turns}, because each takes a shard"
-            f"; found {settings.batch_size}"
+            f"; found {settings.batch_size}. --strategy none trains on one device"
         )
     folder.open()
     devices.exchange(0)  # until the chief has removed files
@@ -124,6 +125,7 @@ def _train(backend, folder, devices, verbose, profile):
             try:
                 loop.run(signals, verbose, profile)
             finally:
+                loop.tracing.close()
                 loop.checkpoint.wait()
 
         saved = task.build()  # the network of the recipe, without the changes for training
@@ -133,7 +135,7 @@ def _train(backend, folder, devices, verbose, profile):
                 saved.save(path)
         evaluated = engine.evaluate(saved, "test") if "test" in task.held_out else {}
     warm_at_step, segments = loop.state.schedule["warm_at_step"], loop.state.segments
-    result = write_result(settings, saved, evaluated, loop.history, warm_at_step, len(task.damaged), segments)
+    result = write_result(settings, saved, evaluated, loop.history, warm_at_step, sorted(task.damaged), segments)
     devices.exchange(0)  # until the chief has written
     return result
 
@@ -149,12 +151,14 @@ class Loop:
         self.history = History(folder, f"{settings.network} on {settings.data}")
         self.checkpoint = Checkpoint(folder, engine.variables())
         nothing = [0.0] * len(engine.measures)
-        self.state = State(0, 0, nothing, self.schedule.first_state(), self.history.state, [])
+        self.state = State(0, 0, nothing, self.schedule.first_state(), self.history.state, [], [])
+        self.tracing = contextlib.ExitStack()  # what is profiled
 
     def restore(self, profile: int) -> None:
         """Restores the saved run, if it exists, and prints the step."""
         self.state = State(**self.checkpoint.restore(dataclasses.asdict(self.state)))
         self.history.state, step = self.state.history, self.state.step
+        self.task.damaged.update(self.state.damaged)
         check_same(
             self.devices,
             step,
@@ -164,16 +168,16 @@ class Loop:
             left = f"only {self.steps - step} steps are left"
             raise RunError(f"--profile skips the first {SKIPPED} steps, and {left}; leave it out")
         if step:
-            print(f"resuming from step {step}")
             self.history.write()
-        else:
-            print(f"{self.folder.settings.network}, {self.steps} steps, in {self.folder}")
+        if self.folder.writes:
+            new = f"{self.folder.settings.network}, {self.steps} steps, in {self.folder}"
+            print(f"resuming from step {step}" if step else new)
 
     def run(self, signals: StopSignals, verbose: int, profile: int) -> None:
         """Trains to the last step or the end of the schedule. After a signal, saves the run and raises Stopped."""
         state, engine, history, schedule = self.state, self.engine, self.history, self.schedule
         progress, board = Progress(self.steps, self.steps_per_epoch, verbose), Board(self.folder)
-        traced, tracing = range(state.step + SKIPPED, state.step + SKIPPED + profile), contextlib.ExitStack()
+        traced = range(state.step + SKIPPED, state.step + SKIPPED + profile)
         pace, saved = 1, state.step
         while True:
             number, pace = self.agreed(signals.received or 0, pace)
@@ -187,10 +191,10 @@ class Loop:
             history.begin(rates[0])
             waited = engine.waited or 0.0
             if span.start == traced.start and traced and self.folder.writes:
-                tracing.enter_context(engine.profile(self.folder.path(f"{BOARD}/train")))
+                self.tracing.enter_context(engine.profile(self.folder.path(f"{BOARD}/train")))
             measured = engine.run(span.start, rates)
             if span.stop >= traced.stop:
-                tracing.close()
+                self.tracing.close()
             seconds = history.add(count, (engine.waited or 0.0) - waited)
             pace = self.next_pace(count, seconds)
 
@@ -220,13 +224,18 @@ class Loop:
             # A checkpoint.
             self.checkpoint.check()
             if state.step % self.folder.settings.checkpoint_every == 0 or state.step == self.steps:
-                self.checkpoint.save(dataclasses.asdict(state))
+                self.save()
                 saved = state.step
         if saved < state.step:
-            self.checkpoint.save(dataclasses.asdict(state))
+            self.save()
         self.checkpoint.wait()
         if number:
             raise Stopped(state.step, number)
+
+    def save(self) -> None:
+        """Saves the run, without waiting until its checkpoint is written."""
+        self.state.damaged = sorted(self.task.damaged)
+        self.checkpoint.save(dataclasses.asdict(self.state))
 
     def agreed(self, signal: int, pace: int) -> tuple[int, int]:
         """A signal that one of the processes received, or 0, and the number of steps until the next exchange."""

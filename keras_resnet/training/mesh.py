@@ -143,10 +143,10 @@ def devices(settings: Settings) -> Iterator[Devices]:
             + '. Unset JAX_PLATFORMS, or install what the device needs, such as pip install "jax[cuda13]"'
         ) from error
     if settings.strategy == "auto" and jax.process_count() == 1 and not settings.imagenet_style:
-        fitting = max(1, settings.batch_in_memory // settings.bn_batch_size)
+        most = min(len(found), max(1, settings.batch_in_memory // settings.bn_batch_size))
+        fitting = max(n for n in range(1, most + 1) if settings.batch_in_memory % n == 0)
         if fitting < len(found):
-            together = f"ghost batch of {settings.bn_batch_size}"
-            print(f"uses {fitting} of {len(found)} devices, one for each {together}")
+            print(f"uses {fitting} of {len(found)} devices, which divide the batch and its ghost batches evenly")
         found = found[:fitting]
     with jax.enable_x64(False):
         yield Devices(found, writes(settings.strategy))

@@ -2,7 +2,7 @@
 
 import os
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import keras
 
@@ -13,14 +13,15 @@ from keras_resnet.training.history import History, clock
 from keras_resnet.training.objective import errors
 from keras_resnet.training.settings import Settings
 
+DAMAGED = "damaged.txt"  # in the folder of a run
 TOP5 = {"training": "train_top5_error", "validation": "val_top5_error", "test": "test_top5_error"}
 
 
 def write_result(
     settings: Settings, saved: keras.Model, evaluated: Mapping[str, float], history: History,
-    warm_at_step: int | None, damaged: int, segments: list[dict],
+    warm_at_step: int | None, damaged: Sequence[str], segments: list[dict],
 ) -> dict:  # fmt: skip
-    """Writes result.json and the final curves of a finished run.
+    """Writes result.json, the final curves and, if files were skipped, damaged.txt of a finished run.
 
     Args:
         settings: a `Settings`.
@@ -28,7 +29,7 @@ def write_result(
         evaluated: the loss and errors on the test images by name, such as "error"; {} without test images.
         history: the `History` of the run.
         warm_at_step: the step at which the warm-up ended.
-        damaged: the number of files that were skipped.
+        damaged: the names of the files that were skipped.
         segments: where the run was trained, as `loop.segments_with` lists it; segments without steps are left out.
 
     Returns:
@@ -48,7 +49,7 @@ def write_result(
         **{name: last.get(name) for name in names},
         "paper_test_error": settings.paper_error,
         "warm_at_step": warm_at_step,
-        "damaged_files": damaged,
+        "damaged_files": len(damaged),
         "waiting": round(state["waited"] / max(state["timed_seconds"], 1e-9), 3) if "waiting" in rows[-1] else None,
         "images_per_second": speed,
         "share_of_peak": speed and _share_of_peak(settings, saved, speed, segments),
@@ -56,6 +57,10 @@ def write_result(
         "segments": segments,
     }
     history.draw(result["test_error"])
+    if damaged:
+        history.folder.write(
+            DAMAGED, lambda file: file.write("\n".join([*damaged, ""]).encode(errors="surrogateescape"))
+        )
     history.folder.write_json(RESULT, result, indent=2)
     return result
 
@@ -91,7 +96,7 @@ def summary(settings: Settings, result: Mapping[str, typing.Any]) -> str:
     if paper:
         rows.insert(3, ("the paper's test error, 64k steps on all 50k", percent(paper)))
     if damaged:
-        rows.append(("damaged files, skipped", str(damaged)))
+        rows.append((f"damaged files, skipped: see {DAMAGED}", str(damaged)))
     steps = result.get("steps", settings.steps)  # results of older versions lack it
     title = f"{settings.network} on {settings.data}, {steps} steps, {result['parameters']:,} parameters"
     lines = [title, "-" * len(title), *(f"{name:<46}{value:>10}" for name, value in rows)]

@@ -35,9 +35,19 @@ def check_together(settings: "Settings") -> None:
         rows = [(n, block) for n, (block, _) in IMAGENET.items() if n < 200 or v2]
         depths = [n for n, block in rows if block == "basic" or not settings.plain]
         if settings.depth not in depths:
-            raise RunError(f"--depth is one of {', '.join(map(str, depths))} here; found {settings.depth}")
+            plain = " with --plain" * settings.plain
+            hint = "; 200 layers need --activation-order full_preactivation" * (settings.depth == 200)
+            raise RunError(
+                f"--depth of networks for ImageNet{plain} is one of {', '.join(map(str, depths))}; found "
+                f"{settings.depth}{hint}"
+            )
+        if settings.stride_in and IMAGENET[settings.depth][0] == "basic":
+            raise RunError(f"--stride-in is for bottlenecks, from --depth 50 on; found --depth {settings.depth}")
         if settings.activation_order not in (None, "original", "full_preactivation"):
-            raise RunError("--activation-order of networks for ImageNet is original or full_preactivation")
+            raise RunError(
+                "--activation-order of networks for ImageNet is original or full_preactivation; found "
+                f"{settings.activation_order}"
+            )
     for name, one in options(settings).items():
         if one.data not in (None, settings.images) and getattr(settings, name) != getattr(type(settings), name):
             found = settings.images if settings.imagenet_style else settings.dataset

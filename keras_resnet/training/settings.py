@@ -279,8 +279,9 @@ class Settings:
     def steps_per_epoch(self, examples: int) -> int:
         """The number of full batches in `examples` images; RunError if a batch is larger than that."""
         if self.batch_size > examples:
+            default = ", the default" * (self.batch_size == self.defaults()["batch_size"])
             raise RunError(
-                f"--batch-size is at most the number of training examples, {examples}; found {self.batch_size}"
+                f"--batch-size is at most the number of training examples, {examples}; found {self.batch_size}{default}"
             )
         return examples // self.batch_size
 

@@ -43,8 +43,7 @@ class Task(typing.NamedTuple):
 
 def of(folder: Folder, verbose: int = 0) -> Task:
     """The task of a run; `verbose` as in `loop.train`."""
-    with fine_tuning.errors_named():
-        return imagenet_style(folder, verbose) if folder.settings.imagenet_style else small_images(folder)
+    return imagenet_style(folder, verbose) if folder.settings.imagenet_style else small_images(folder)
 
 
 def small_images(folder: Folder) -> Task:

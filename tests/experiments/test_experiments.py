@@ -18,9 +18,9 @@ from keras_resnet.experiments.tables import EXPERIMENTS, Experiment, Row
 from keras_resnet.files import RunError
 from keras_resnet.runs import Run
 from keras_resnet.training import folder, recipes
-from keras_resnet.training.checkpoint import Stopped
 from keras_resnet.training.options import flags
 from keras_resnet.training.settings import Settings
+from keras_resnet.training.signals import Stopped
 
 
 @pytest.fixture
@@ -80,7 +80,7 @@ def test_a_run_that_was_cut_goes_on(tmp_path, tiny, terminated_at, capsys, monke
 def test_a_process_that_does_not_write_leaves_no_record(tmp_path, tiny, monkeypatch):
     settings = tiny_settings(tiny, tmp_path)[0]
     record = experiments.run(settings, str(tmp_path / "results"), verbose=0)
-    monkeypatch.setattr("keras_resnet.training.loop.writes", lambda settings: False)
+    monkeypatch.setattr("keras_resnet.training.engine.writes", lambda settings: False)
     assert experiments.run(settings, str(tmp_path / "others"), verbose=0) == record
     assert not (tmp_path / "others").exists()
 

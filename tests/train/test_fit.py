@@ -161,7 +161,12 @@ def test_a_signal_outside_the_training_ends_in_one_line(
     assert left == {"model.keras", *(["runs"] if program == "fit.py" else [])}
 
 
-@pytest.mark.parametrize("error", ["MemoryError()", "tf.errors.ResourceExhaustedError(None, None, 'OOM [Op:Conv2D]')"])
+JAX_ERROR = "RuntimeError('RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.')"
+
+
+@pytest.mark.parametrize(
+    "error", ["MemoryError()", "tf.errors.ResourceExhaustedError(None, None, 'OOM [Op:Conv2D]')", JAX_ERROR]
+)
 def test_out_of_memory_is_one_line(error):
     code = f"""if True:
         import sys

@@ -103,6 +103,7 @@ def test_every_setting_has_a_flag_and_an_experiment_takes_all_but_its_own(progra
         ("evaluate", ["typo"], "evaluate.py: typo does not exist"),
         ("evaluate", ["there.keras", "typo.keras", "--data", "cifar10"], "evaluate.py: typo.keras does not exist"),
         ("evaluate", ["unfinished", "--data", "cifar10"], "unfinished has no model.keras; a run writes it when it"),
+        ("evaluate", ["runs", "--data", "cifar10"], "runs holds several runs: a, b; give one of these folders"),
         ("export", ["typo", "--dtype", "int8", "--calibrate", "cifar10"], "export.py: typo does not exist"),
         ("export", ["there.keras", "--dtype", "int8", "--format", "litert"], "--calibrate DATA.*found --dtype int8 al"),
         ("export", ["there.keras", "--calibrate", "cifar10"], "found --calibrate alone"),
@@ -116,7 +117,15 @@ def test_mistakes_are_noticed_before_data_are_read(tmp_path, ends, monkeypatch, 
     monkeypatch.chdir(tmp_path)
     zipfile.ZipFile(tmp_path / "there.keras", "w").close()
     (tmp_path / "unfinished").mkdir()
+    for run in "ab":
+        (tmp_path / "runs" / run).mkdir(parents=True)
+        (tmp_path / "runs" / run / "model.keras").touch()
     assert re.search(message, ends(name, *arguments))
+
+
+def test_the_benchmarks_have_one_network_for_imagenet(ends, capsys):
+    assert ends("benchmark", "step", "--depth", "18") == "2"
+    assert "--depth is 6n+2 with basic blocks; found 18, nearest 14 and 20; 50 is ImageNet's" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("verbose", [0, 1])

@@ -98,7 +98,8 @@ def test_the_program_is_interrupted_goes_on_and_prints_a_command(tmp_path, tune,
     monkeypatch.setattr(sources, "SHAPES_EXAMPLES", {"train": 290, "test": 10})
     monkeypatch.setattr(sources, "VALIDATION_EXAMPLES", {"shapes": 30})
     command = ["--dataset", "shapes", "--depth", "8", "--max-epochs", "2", "--output", str(tmp_path), "--verbose", "0"]
-    folder, fit, calls = tmp_path / "tune-shapes-resnet-8-epochs-2-seed-0", tuning.ResNetHyperModel.fit, []
+    command += ["--seed", "3"]
+    folder, fit, calls = tmp_path / "tune-shapes-resnet-8-epochs-2-seed-3", tuning.ResNetHyperModel.fit, []
 
     def interrupted(self, hp, *args, **options):
         calls.append(hp.values)
@@ -124,7 +125,7 @@ def test_the_program_is_interrupted_goes_on_and_prints_a_command(tmp_path, tune,
     values = min(found, key=lambda trial: trial["score"])["hyperparameters"]["values"]
     words = printed.splitlines()[-1].split()
     assert words[:4] == ["python", "train/fit.py", "--depth", "8"]
-    assert words[words.index("--dataset") + 1] == "shapes"
+    assert words[words.index("--dataset") + 1] == "shapes" and words[words.index("--seed") + 1] == "3"
     assert float(words[words.index("--lr") + 1]) == pytest.approx(values["lr"], rel=0.01)
     assert float(words[words.index("--weight-decay") + 1]) == pytest.approx(values["weight_decay"], rel=0.01)
     assert ("--warmup" in words) == values["warmup"]

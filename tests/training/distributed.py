@@ -16,7 +16,7 @@ import tensorflow as tf
 from keras_resnet.data import sources
 from keras_resnet.files import RunError
 from keras_resnet.training import Settings, loop, tensorflow
-from keras_resnet.training.checkpoint import Stopped
+from keras_resnet.training.signals import Stopped
 
 TRAIN, VALIDATION, TEST = 9 * 16 + 5, 37, 41  # none of them even
 

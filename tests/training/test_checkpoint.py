@@ -2,7 +2,9 @@
 
 import concurrent.futures
 import contextlib
+import errno
 import json
+import os
 import signal
 import threading
 
@@ -14,12 +16,13 @@ import keras_resnet
 from keras_resnet.analysis import logits
 from keras_resnet.files import RunError
 from keras_resnet.training import Settings, tensorflow
-from keras_resnet.training.checkpoint import Checkpoint, StopSignals, variables_of
+from keras_resnet.training.checkpoint import Checkpoint, variables_of
 from keras_resnet.training.folder import Folder
+from keras_resnet.training.signals import StopSignals
 
 LATEST = "run/checkpoint/latest.npz"
-STATE = {"step": 5, "sums": [2.5], "history": {"rows": [{"step": 5}], "seconds": 1.5}}
-FRESH = {"step": 0, "sums": [0.0], "history": {"rows": [], "seconds": 0.0}}
+STATE = {"step": 5, "sums": [2.5], "damaged": [], "history": {"rows": [{"step": 5}], "seconds": 1.5}}
+FRESH = {"step": 0, "sums": [0.0], "damaged": [], "history": {"rows": [], "seconds": 0.0}}
 
 
 def same(arrays, others):
@@ -195,6 +198,34 @@ def test_a_full_disk_is_told_before_the_next_checkpoint(tmp_path, disk):
     concurrent.futures.wait([callback.writing])
     with pytest.raises(RunError, match="the disk is full"):
         callback.check()
+
+
+@pytest.mark.parametrize("error", [OSError(errno.EIO, os.strerror(errno.EIO)), MemoryError("too large")])
+def test_a_checkpoint_that_cannot_be_read_is_not_called_damaged(tmp_path, monkeypatch, error):
+    _, writer = saved(tmp_path)
+    save(writer)
+
+    def load(*arguments, **options):
+        raise error
+
+    monkeypatch.setattr(np, "load", load)
+    with pytest.raises(RunError, match="cannot be read: (Input/output error|too large). Run the same command again"):
+        writer.restore(FRESH)
+
+
+def test_a_signal_during_a_print(capfd, monkeypatch):
+    def reentrant(*arguments, **options):
+        raise RuntimeError("reentrant call")
+
+    before = signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    try:
+        with StopSignals() as stop:
+            monkeypatch.setattr("builtins.print", reentrant)
+            signal.raise_signal(signal.SIGTERM)
+            monkeypatch.undo()
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert stop.received == signal.SIGTERM and "SIGTERM: stopping as soon as the run is saved" in capfd.readouterr().out
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -101,6 +101,13 @@ def test_another_network_is_one_sentence(tmp_path, photographs, trained, source,
     assert "\n" not in str(error.value) and not os.listdir(tmp_path / "runs")
 
 
+def test_weights_of_another_shortcut_name_the_flag(tmp_path):
+    keras_resnet.CifarResNet(8, shortcut="B").save(tmp_path / "b.keras")
+    options = {"dataset": "shapes", "depth": 8, "steps": 1, "init_from": str(tmp_path / "b.keras")}
+    with pytest.raises(RunError, match="^--init-from .*b.keras"):
+        loop.train(Settings(output=str(tmp_path / "runs"), **options), verbose=0)
+
+
 def fit(folder, *flags):
     """Runs fit.py as if TensorFlow were not installed."""
     path = ROOT / "train" / "fit.py"

@@ -1,7 +1,9 @@
 """The hardware of the machine."""
 
 import functools
+import io
 import os
+import platform
 import re
 
 import pytest
@@ -62,6 +64,15 @@ def test_the_share_of_the_peak(monkeypatch):
     assert share(Settings(), ["NVIDIA H200"]) == pytest.approx(2 * one, abs=2e-4)
     assert share(bfloat16, ["2 CPU cores"]) is None
     assert share(bfloat16, ["NVIDIA H200"], ["NVIDIA H200"] * 2) is None  # it was moved
+
+
+def test_the_name_of_a_processor_whose_description_has_none(monkeypatch):
+    """As Linux describes ARM's."""
+    monkeypatch.setattr("builtins.open", lambda path: io.StringIO("processor\t: 0\nBogoMIPS\t: 243.75\n\n"))
+    monkeypatch.setattr(platform, "processor", lambda: "")
+    monkeypatch.setattr(platform, "machine", lambda: "aarch64")
+    found = hardware.processor()
+    assert (found["model name"], found["flags"]) == ("aarch64", "")
 
 
 @pytest.mark.parametrize(

@@ -16,8 +16,8 @@ from PIL import Image
 
 from keras_resnet.data import shapes, sources
 from keras_resnet.training import Settings, engine, loop, train
-from keras_resnet.training.checkpoint import Stopped
 from keras_resnet.training.folder import CHECKPOINT, RESULT
+from keras_resnet.training.signals import Stopped
 
 # Processes that have imported everything before they are asked for.
 context = multiprocessing.get_context("forkserver")

@@ -6,6 +6,7 @@ import importlib
 import json
 import math
 import os
+import shutil
 import threading
 import time
 
@@ -22,8 +23,8 @@ from keras_resnet.data import imagenet, records, shapes, sources
 from keras_resnet.data.shards import Shards
 from keras_resnet.files import RunError
 from keras_resnet.training import Settings, engine, hardware, history, loop, objective, precision, recipes, tasks, train
-from keras_resnet.training.checkpoint import Stopped
 from keras_resnet.training.folder import Folder
+from keras_resnet.training.signals import Stopped
 
 BACKEND = keras.backend.backend()  # test_jax.py runs these tests on JAX
 ENGINE = importlib.import_module(engine.ENGINES[BACKEND]).Engine
@@ -389,6 +390,74 @@ def test_an_error_stands_in_a_line_of_its_own(tmp_path, photographs, monkeypatch
     assert text.endswith("\n") and ("1/2" in text) == (verbose == 1)
 
 
+def test_the_names_of_damaged_files_survive_a_stop(tmp_path, photographs, terminated_at, capsys):
+    (photographs / "val" / "class0" / "other.jpg").write_bytes(b"nothing")
+    arguments = photograph_settings(tmp_path, photographs, steps=12)
+    with terminated_at(12), pytest.raises(Stopped):  # no training image is read afterwards
+        train(arguments, verbose=0)
+    assert train(arguments, verbose=0)["damaged_files"] == 2
+    names = (tmp_path / "run" / "damaged.txt").read_text().splitlines()
+    assert [os.path.basename(name) for name in sorted(names)] == ["damaged.jpg", "other.jpg"]
+
+
+def test_a_run_goes_on_where_its_images_have_moved(tmp_path, photographs, terminated_at, capsys):
+    with terminated_at(3), pytest.raises(Stopped):
+        train(photograph_settings(tmp_path, photographs), verbose=0)
+    moved = photographs.rename(tmp_path / "moved")
+    train(photograph_settings(tmp_path, moved), verbose=0)
+    assert "resuming from step 3" in capsys.readouterr().out
+    shutil.copytree(moved, tmp_path / "fewer")
+    (tmp_path / "run" / "result.json").unlink()
+    (tmp_path / "fewer" / "train" / "class0" / "5.jpg").unlink()
+    with pytest.raises(RunError, match="fewer has changed since this run began"):
+        train(photograph_settings(tmp_path, tmp_path / "fewer"), verbose=0)
+
+
+def test_a_run_without_its_settings_is_not_resumed(tmp_path, small_shapes, terminated_at):
+    with terminated_at(3), pytest.raises(Stopped):
+        train(settings(tmp_path), verbose=0)
+    (tmp_path / "run" / "args.json").unlink()
+    before = sorted(os.listdir(tmp_path / "run"))
+    with pytest.raises(RunError, match="args.json is missing, and .* holds a run, whose settings are .* not known"):
+        train(settings(tmp_path, lr=0.3), verbose=0)
+    assert sorted(os.listdir(tmp_path / "run")) == before
+
+
+def test_a_damaged_result_is_written_again(tmp_path, small_shapes, capsys):
+    result = train(settings(tmp_path), verbose=0)
+    kept = weights(tmp_path)
+    (tmp_path / "run" / "result.json").write_text("{")
+    (tmp_path / "run" / "model.keras").unlink()
+    with pytest.raises(RunError, match="delete result.json and repeat the run's command"):
+        train(settings(tmp_path), verbose=0)
+    (tmp_path / "run" / "result.json").unlink()
+    assert train(settings(tmp_path), verbose=0) == result
+    assert all(np.array_equal(a, b) for a, b in zip(kept, weights(tmp_path), strict=True))
+
+
+def test_what_killed_writes_have_left_is_removed(tmp_path, small_shapes):
+    (tmp_path / "run" / "checkpoint" / "latest.npz.abcd1234").mkdir(parents=True)
+    (tmp_path / "run" / "model.keras.abcd1234").mkdir()
+    (tmp_path / "run" / "model.keras.own").write_text("a user's file")
+    train(settings(tmp_path, steps=3), verbose=0)
+    assert {*os.listdir(tmp_path / "run" / "checkpoint")} == {"latest.npz", "lock", "lock.owner"}
+    assert {"model.keras", "model.keras.own"} == {n for n in os.listdir(tmp_path / "run") if "model.keras" in n}
+
+
+def test_a_profile_ends_with_a_run_that_fails(tmp_path, small_shapes, monkeypatch, terminated_at):
+    ended = []
+
+    @contextlib.contextmanager
+    def profile(self, folder):
+        yield
+        ended.append(folder)
+
+    monkeypatch.setattr(ENGINE, "profile", profile)
+    with terminated_at(12), pytest.raises(Stopped) as kept:
+        train(settings(tmp_path), verbose=0, profile=9)
+    assert ended and kept  # while the frames of the run are still there
+
+
 def test_an_accumulating_run_counts_the_optimizers_steps_and_resumes(tmp_path, photographs, terminated_at, capsys):
     arguments = photograph_settings(tmp_path, photographs, accumulate=2, steps=9)
     with terminated_at(3), pytest.raises(Stopped):
@@ -418,8 +487,20 @@ def test_parts_of_a_batch_in_turn_are_the_same_epochs_and_images(tmp_path, monke
     [
         ({"image_size": 64}, "--image-size is for ImageNet-style images, not for shapes"),
         ({"accumulate": 3}, "--batch-size must be a multiple of --accumulate; found 16 and 3"),
-        ({"dataset": str(ROOT), "depth": 20}, "--depth is one of 18, 34, 50, 101, 152 here; found 20"),
-        ({"dataset": str(ROOT), "depth": 50, "plain": True}, "--depth is one of 18, 34 here; found 50"),
+        (
+            {"dataset": str(ROOT), "depth": 20},
+            "--depth of networks for ImageNet is one of 18, 34, 50, 101, 152; found 20",
+        ),
+        (
+            {"dataset": str(ROOT), "depth": 50, "plain": True},
+            "--depth of networks for ImageNet with --plain is one of 18, 34; found 50",
+        ),
+        ({"dataset": str(ROOT), "depth": 200}, "found 200; 200 layers need --activation-order full"),
+        ({"dataset": str(ROOT), "depth": 18, "stride_in": "1x1"}, "--stride-in is for bottlenecks, .* --depth 18"),
+        (
+            {"dataset": str(ROOT), "depth": 50, "activation_order": "relu_before_addition"},
+            "is original or full_preactivation; found relu_before_addition",
+        ),
         ({"depth": 21}, "--depth is 6n.2 with basic blocks; found 21, nearest 20 and 26"),
         ({"steps": 0}, "--steps is positive; found 0"),
         ({"lr": -1.0}, "--lr is positive"),
@@ -454,7 +535,7 @@ def test_parts_of_a_batch_in_turn_are_the_same_epochs_and_images(tmp_path, monke
         ({"name": "run/"}, "--name is the name of a folder"),
         ({"name": "../../run"}, "--name is the name of a folder"),
         ({"name": "/run"}, "--name is the name of a folder"),
-        ({"batch_size": 1000}, "--batch-size is at most the number of training examples, 144; found 1000"),
+        ({"batch_size": 1000}, "--batch-size is at most the number of training examples, 144; found 1000$"),
     ],
 )
 def test_settings_out_of_range(tmp_path, small_shapes, changes, message):

@@ -6,29 +6,30 @@ import keras
 import numpy as np
 
 import keras_resnet
-from keras_resnet.architecture import IMAGE_SIZE, IMAGENET
+from keras_resnet.architecture import IMAGE_SIZE
 from keras_resnet.data import shapes
 from keras_resnet.optimizers import SGD
 from keras_resnet.training import precision, recipes, settings
 
+RESNET50 = 50  # the one network for ImageNet of these benchmarks
+
 
 def network(depth):
-    """The network of this depth, up to its logits: ImageNet's for 18 to 152, else CIFAR's."""
-    if depth in IMAGENET:
+    """The network of this depth, up to its logits: ImageNet's for 50, else CIFAR's."""
+    if depth == RESNET50:
         shape = (IMAGE_SIZE, IMAGE_SIZE, 3)
-        builder = getattr(keras_resnet, f"ResNet{depth}")
-        return builder(classifier_activation=None, normalization=(120.0, 1.0), input_shape=shape)
+        return keras_resnet.ResNet50(classifier_activation=None, normalization=(120.0, 1.0), input_shape=shape)
     return keras_resnet.CifarResNet(depth, classifier_activation=None, normalization=(120.0, 1.0))
 
 
 def ghost_batches(depth, batch_size):
     """The number of ghost batches into which fit.py splits a batch."""
-    return 1 if depth in IMAGENET else settings.ghost_batches(batch_size, recipes.BN_BATCH_SIZE)
+    return 1 if depth == RESNET50 else settings.ghost_batches(batch_size, recipes.BN_BATCH_SIZE)
 
 
 def batch(size, depth=20):
     """Images, float32, and labels, int64, of the network's shape: arrays."""
-    if depth in IMAGENET:
+    if depth == RESNET50:
         shape = (size, IMAGE_SIZE, IMAGE_SIZE, 3)
         return np.random.default_rng(0).uniform(0, 255, shape).astype("float32"), np.arange(size)
     images, labels = shapes.draw(size, seed=0)

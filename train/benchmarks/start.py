@@ -4,7 +4,9 @@ import contextlib
 import multiprocessing
 import resource
 import statistics
+import sys
 import time
+from concurrent.futures import ProcessPoolExecutor
 
 import numpy as np
 from benchmarks.common import as_fit_runs, as_keras_is, ghost_batches, keras_step, our_step
@@ -13,7 +15,7 @@ from keras_resnet import models
 from keras_resnet.training.hardware import choose_threads
 
 
-def start_once(as_fit, depth, batch_size, results):
+def start_once(as_fit, depth, batch_size):
     """In its own process: seconds to build the model, for the first step and for a later one; peak GiB."""
     if as_fit:
         choose_threads(ghost_batches(depth, batch_size))
@@ -28,8 +30,9 @@ def start_once(as_fit, depth, batch_size, results):
             before = time.perf_counter()
             one()
             later.append(time.perf_counter() - before)
-    gibibytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    results.put((built - begin, first - built, statistics.median(later), gibibytes))
+    unit = 2**30 if sys.platform == "darwin" else 2**20  # bytes there, elsewhere KiB
+    gibibytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
+    return built - begin, first - built, statistics.median(later), gibibytes
 
 
 def measure(options):
@@ -39,11 +42,8 @@ def measure(options):
     measured = {True: [], False: []}
     for _ in range(options.rounds):
         for as_fit, values in measured.items():
-            results = context.Queue()
-            process = context.Process(target=start_once, args=(as_fit, options.depth, options.batch_size, results))
-            process.start()
-            values.append(results.get())
-            process.join()
+            with ProcessPoolExecutor(1, context) as process:
+                values.append(process.submit(start_once, as_fit, options.depth, options.batch_size).result())
     for as_fit, values in measured.items():
         build, first, later, peak = np.median(values, axis=0)
         name = "fit.py" if as_fit else "Keras as it is"

@@ -7,7 +7,7 @@ import statistics
 import tempfile
 
 import keras
-from benchmarks.common import IMAGENET, as_fit_runs, as_keras_is, batch, ghost_batches, keras_step, network, our_step
+from benchmarks.common import RESNET50, as_fit_runs, as_keras_is, batch, ghost_batches, keras_step, network, our_step
 from benchmarks.turns import ENDLESS, take_turns
 
 from keras_resnet import analysis
@@ -28,7 +28,7 @@ def fit(turn, depth, batch_size, mixed_precision):
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
         options = {"depth": depth, "batch_size": batch_size, "mixed_precision": mixed_precision, "strategy": "none"}
         options |= {"steps": ENDLESS, "output": folder, "schedule": "steps"}
-        if depth in IMAGENET:
+        if depth == RESNET50:
             tasks.of = lambda folder, verbose: _one_batch(folder.settings)
             train(Settings(dataset=folder, **options))
         else:
@@ -77,7 +77,7 @@ def pytorch(turn, depth, batch_size, bfloat16, compiled):
 def rivals(depth):
     """By precision: each rival's function and arguments by name. The first is the baseline."""
     found = {"float32": {"fit.py": (fit, None)}, "bfloat16": {"fit.py --mixed-precision bfloat16": (fit, "bfloat16")}}
-    if depth in IMAGENET:
+    if depth == RESNET50:
         found["float32"]["keras.applications"] = (bare, "keras.applications")
     else:
         found["float32"] |= {"bare compiled step": (bare, "ours"), "Keras as it is": (bare, "Keras as it is")}

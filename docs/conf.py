@@ -22,7 +22,7 @@ myst_heading_anchors = 3
 highlight_language = "none"
 
 html_theme = "furo"
-html_static_path = ["site/static", "made/static", "../keras_resnet/serving/page"]
+html_static_path = ["site/static", "made/static"]
 html_css_files = ["demo.css", "site.css"]
 html_js_files = [("site.js", {"defer": "defer"})]
 html_additional_pages = {"404": "404.html"}

@@ -151,3 +151,8 @@ def as_shipped() -> Iterator[None]:
         yield
     finally:
         set_values(before)
+
+
+def keras_home() -> str:
+    """The folder into which Keras downloads."""
+    return os.path.expanduser(os.environ.get("KERAS_HOME") or os.path.join("~", ".keras"))

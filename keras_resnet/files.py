@@ -116,6 +116,14 @@ def reason(error: BaseException | str) -> str:
     return re.sub(r"\{\{.*?\}\} *|^\w+Error: | *\[Op:\w+\].*", "", lines[0])
 
 
+def make_folder(path: Path) -> None:
+    """Creates a folder, and those that it is in, unless it exists; RunError if that is not possible."""
+    try:
+        os.makedirs(path, exist_ok=True)
+    except OSError as error:
+        raise RunError(f"the folder {path} cannot be created: {reason(error)}") from error
+
+
 def is_name(text: str) -> bool:
     """Whether a text is the name of a file or folder: neither empty nor a path."""
     return text not in ("", os.curdir, os.pardir) and os.path.basename(text) == text

@@ -234,7 +234,7 @@ class Run:
                 raise RunError(f"{self.path} is damaged: the run is finished, but its {MODEL} is missing. {RESTORE}")
             inside = sorted(path.parent.name for path in pathlib.Path(self.found).glob(f"*/{MODEL}"))
             if inside:
-                raise RunError(f"{self.path} holds several runs: {', '.join(inside)}; give one of these folders")
+                raise RunError(f"{self.path} holds runs: {', '.join(inside)}; give one of these folders")
             raise RunError(f"{self.path} has no {MODEL}; a run writes it when it finishes")
         if file.endswith(".keras") and not zipfile.is_zipfile(file):
             raise RunError(f"{file} is damaged: the .keras file is incomplete. Restore a copy, or create it again.")

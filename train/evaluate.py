@@ -33,7 +33,7 @@ from keras_resnet import environment
 from keras_resnet.architecture import IMAGE_SIZE
 from keras_resnet.choices import PROTOCOLS, SPLITS
 from keras_resnet.data import sources
-from keras_resnet.files import ResNetError, write_whole
+from keras_resnet.files import ResNetError, make_folder, write_whole
 
 MISTAKES = 24
 WATCHED = sys.stdout.isatty()  # a progress bar is for a terminal
@@ -155,7 +155,7 @@ def main():
     try:
         check(options)
         if options.output:
-            os.makedirs(options.output, exist_ok=True)
+            make_folder(options.output)
         skipped = set() if options.skip_damaged else None
         classes, examples, split = evaluation.load_data(
             options.data, options.data_dir, split=options.split, models=options.models, skipped=skipped

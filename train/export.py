@@ -14,6 +14,7 @@ atomically and never overwritten. docs/serving.md shows how to serve it.
 import argparse
 import json
 import os
+import pathlib
 import sys
 
 import arguments
@@ -85,6 +86,11 @@ def model_name(options):
 def check(options):
     """Raises an error if the arguments are wrong, before any data are read."""
     evaluation.model_file(options.model)
+    for flag, found, usual in (("--top-k", options.top_k, TOP_K), ("--max-pixels", options.max_pixels, MAX_PIXELS)):
+        if options.format != "saved_model" and found != usual:
+            raise serving.ExportError(f"{flag} is for --format saved_model; found --format {options.format} as well")
+    if options.data_dir and not options.calibrate:
+        raise serving.ExportError(f"--data-dir {options.data_dir} is for --calibrate, which is not given")
     if (options.dtype == "int8") != (options.calibrate is not None):
         raise serving.ExportError(
             "--dtype int8 is calibrated on images like those of the training: give --calibrate DATA, an image folder, "
@@ -95,8 +101,7 @@ def check(options):
 def read_classes(path):
     """The list of names in a JSON file."""
     try:
-        with open(path) as file:
-            classes = json.load(file)
+        classes = json.loads(pathlib.Path(path).read_bytes())  # UTF-8 on every system
     except (OSError, ValueError) as error:
         raise serving.ExportError(f"--classes {path} cannot be read: {error}") from error
     if not isinstance(classes, list):

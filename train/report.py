@@ -6,14 +6,13 @@
 report.html needs no other file. It shows our numbers beside the paper's, and commands for the missing runs.
 """
 
-import os
 import sys
 
 import arguments
 
 from keras_resnet import environment
 from keras_resnet.experiments import experiments, report
-from keras_resnet.files import ResNetError
+from keras_resnet.files import ResNetError, make_folder
 
 
 def parse(words=None):
@@ -31,7 +30,7 @@ def main():
     output = options.output or options.results
     try:
         records = experiments.load(options.results)
-        os.makedirs(output, exist_ok=True)
+        make_folder(output)
         print("\n".join(report.write(records, output)))
     except (ResNetError, OSError) as error:
         sys.exit(f"report.py: {error}")

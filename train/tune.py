@@ -24,7 +24,7 @@ import arguments
 
 from keras_resnet import environment
 from keras_resnet.data import sources
-from keras_resnet.files import ResNetError, RunError, locked, write_whole
+from keras_resnet.files import ResNetError, RunError, locked, make_folder, write_whole
 from keras_resnet.runs import NUMBER, read_json
 from keras_resnet.training.options import command
 from keras_resnet.training.settings import Settings
@@ -70,7 +70,7 @@ def search(options, name):
     source = sources.load(options.dataset, options.data_dir)
     normalization = sources.per_pixel_mean(source.train.images), 1.0
     folder = os.path.join(options.output, name)
-    os.makedirs(folder, exist_ok=True)
+    make_folder(folder)
     helps = "KERASTUNER_ORACLE_IP" in os.environ and "chief" not in os.environ.get("KERASTUNER_TUNER_ID", "chief")
     callbacks = []
     if not environment.lacks("tensorboard", "tensorboard/"):

@@ -14,6 +14,7 @@ from keras_resnet.experiments import EXPERIMENTS, claims, figures, load, report
 from keras_resnet.runs import Run
 from keras_resnet.serving import web
 from keras_resnet.training.options import flags
+from keras_resnet.training.settings import network_name
 
 DOCS = pathlib.Path(__file__).parents[1]
 NETWORKS = ("cifar10-resnet-20", "cifar10-plain-20", "cifar10-resnet-56", "cifar10-plain-56")
@@ -151,8 +152,8 @@ def every_run(records):
         (made,) = record["segments"][-1:]
         backend, _, devices = report.trained_on(record).partition(" on ")
         machine = f"{backend} {made[made['backend']]} on {devices}, Keras {made['keras']}, commit {made['commit']}"
-        hours = f"{record['result']['seconds'] / 60:,.0f} minutes"
-        caption = f"{_name(record)}: {100 * record['error']:.2f} %, {hours} on {machine}"
+        minutes = f"{record['result']['seconds'] / 60:,.0f} minutes"
+        caption = f"{_name(record)}: {100 * record['error']:.2f} %, {minutes} on {machine}"
         lines.append(f"```{{code-block}} sh\n:caption: {caption}\n\n{record['command']}\n```")
     return "\n\n".join(lines) + "\n"
 
@@ -160,12 +161,12 @@ def every_run(records):
 def _name(record):
     settings = record["settings"]
     shortcut = "" if settings["plain"] or settings["shortcut"] == "A" else f"-{settings['shortcut']}"
-    return f"{'plain' if settings['plain'] else 'ResNet'}-{settings['depth']}{shortcut}"
+    return network_name(settings) + shortcut
 
 
 def depth(records):
     """The first page's table: test errors by depth, without and with shortcuts, with the whole schedule."""
-    group = report.groups(report.entries(EXPERIMENTS["fig6"], records))[0]
+    group = report.groups(claims.whole(records))[0]
     found = {entry.row.name: entry for entry in group}
     rows = ["| layers | plain, here | residual, here | residual, the paper |", "|--:|--:|--:|--:|"]
     for layers in sorted({entry.row.network["depth"] for entry in group}):

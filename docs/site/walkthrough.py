@@ -17,7 +17,8 @@ WITHOUT = "```{note}\nWithout figures and results: `make walkthrough` computes t
 def inputs() -> str:
     """A hash of everything that the results depend on: the page and the package."""
     found = hashlib.sha256()
-    for path in [SOURCE, DOCS / "ship.png", *sorted((DOCS.parent / "keras_resnet").rglob("*.py"))]:
+    package = DOCS.parent / "keras_resnet"
+    for path in [SOURCE, DOCS / "ship.png", *sorted((*package.rglob("*.py"), *package.rglob("model.keras")))]:
         found.update(path.read_bytes())
     return found.hexdigest()
 
@@ -54,14 +55,15 @@ def page(folder: pathlib.Path) -> str:
     from nbconvert import MarkdownExporter
     from nbconvert.preprocessors import CoalesceStreamsPreprocessor
 
-    notebook = nbformat.read(NOTEBOOK, 4) if finished() else jupytext.read(SOURCE)
+    done = finished()
+    notebook = nbformat.read(NOTEBOOK, 4) if done else jupytext.read(SOURCE)
     exporter = MarkdownExporter(preprocessors=[CoalesceStreamsPreprocessor(enabled=True)])
     text, resources = exporter.from_notebook_node(notebook)
     for name, content in resources["outputs"].items():
         folder.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(content)
     title, _, rest = text.partition("\n\n")
-    return f"{title}\n\n{'' if finished() else WITHOUT}{rest}"
+    return f"{title}\n\n{'' if done else WITHOUT}{rest}"
 
 
 if __name__ == "__main__":

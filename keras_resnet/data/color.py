@@ -9,8 +9,7 @@ import typing
 
 import numpy as np
 
-from keras_resnet.data.sources import DataError
-from keras_resnet.files import Path, read_arrays
+from keras_resnet.files import DataError, Path, read_arrays
 from keras_resnet.normalization import TORCH_MEAN, Tensor
 
 STANDARD_DEVIATION = 0.1  # of the random factors, AlexNet 4.1

@@ -2,9 +2,9 @@
 
 P1 is "Deep Residual Learning for Image Recognition" (arXiv 1512.03385).
 
-JPEG (RGB, greyscale and CMYK), PNG (of any kind), WebP without transparency, BMP without a palette and the first frame
-of a GIF are decoded to RGB, whatever the file's name. The EXIF orientation of a camera is ignored, as in ImageNet
-benchmarks.
+JPEG (RGB, greyscale and CMYK), PNG (of any kind), WebP without animation, BMP without a palette and the first frame of
+a GIF are decoded to RGB, whatever the file's name; transparency is dropped. The EXIF orientation of a camera is
+ignored, as in ImageNet benchmarks.
 """
 
 import functools
@@ -18,6 +18,9 @@ SHORTER_SIDES = (256, 480)  # P1 3.4, for crops of 224; for other sizes in propo
 JPEG = b"\xff\xd8\xff"  # the first bytes of a JPEG file
 DCT = "INTEGER_ACCURATE"  # of JPEG: the pixels that Pillow decodes; TensorFlow's default, the fast one, gives others
 BMP_WITH_PALETTE = r"BM\C{26}\x08"  # of a BMP file with 8 bits per pixel; TensorFlow ignores its palette
+WEBP = r"RIFF\C{4}WEBP\C{0,9}"  # the first bytes of a WebP file
+MOVING = "".join(rf"\x{flags:02x}" for flags in range(64) if flags & 2)
+MOVING_WEBP = rf"RIFF\C{{4}}WEBPVP8X\C{{4}}[{MOVING}]"  # of an animated one
 RATIOS = (1, 2, 4, 8)  # by which the JPEG decoder can shrink an image
 
 
@@ -31,8 +34,16 @@ def decode(data: tf.Tensor) -> tf.Tensor:
 
     def other():
         palette = tf.strings.regex_full_match(tf.strings.substr(data, 0, 29), BMP_WITH_PALETTE)
-        with tf.control_dependencies([tf.debugging.Assert(~palette, ["a BMP file with a palette"])]):
-            return tf.io.decode_image(data, channels=3, expand_animations=False)
+        with tf.control_dependencies([tf.debugging.Assert(~palette, ["a BMP file with a palette; convert it"])]):
+            return tf.cond(tf.strings.regex_full_match(tf.strings.substr(data, 0, 21), WEBP), webp, usual)
+
+    def webp():
+        moving = tf.strings.regex_full_match(tf.strings.substr(data, 0, 21), MOVING_WEBP)
+        with tf.control_dependencies([tf.debugging.Assert(~moving, ["an animated WebP; convert it"])]):
+            return tf.io.decode_image(data, channels=0, expand_animations=False)[..., :3]  # an animation would abort
+
+    def usual():
+        return tf.io.decode_image(data, channels=3, expand_animations=False)
 
     image = tf.cond(is_jpeg(data), lambda: tf.io.decode_jpeg(data, channels=3, dct_method=DCT), other)
     return tf.ensure_shape(image, (None, None, 3))

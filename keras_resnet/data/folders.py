@@ -12,8 +12,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import tensorflow as tf
 
-from keras_resnet.data.sources import DataError
-from keras_resnet.files import Path
+from keras_resnet.files import DataError, Path
 
 ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif")  # in lower or upper case
 VALIDATION_PART = 0.1  # of DIR/CLASS/FILE
@@ -94,9 +93,12 @@ def load(folder: Path, seed: int = 0) -> Splits:
     splits = _splits(folder)
     if splits:
         if missing := {"train", "val"}.difference(splits):
+            alike = [name for name in _folders(folder) if name not in splits and name.lower() in SPLITS]
+            found = ", ".join(f"{name}/" for name in (*splits, *alike))
+            rename = f". Rename {alike[0]}/ to {min(missing)}/?" if alike else ""
             raise DataError(
-                f"{folder} holds {', '.join(f'{name}/' for name in splits)} but not {missing.pop()}/; it needs both, "
-                "or just a folder for each class"
+                f"{folder} holds {found} but not {min(missing)}/; it needs train/ and val/, or just a folder for each "
+                f"class{rename}"
             )
         (classes, train), (others, validation) = (list_classes(os.path.join(folder, name)) for name in ("train", "val"))
         if classes != others:
@@ -211,7 +213,8 @@ def list_classes(folder: Path) -> tuple[tuple[str, ...], Files]:
         paths += images
         counts.append(len(images))
         left_out += others
-    beside = sum(path.lower().endswith(ENDINGS) for path in os.listdir(folder))
+    with os.scandir(os.fspath(folder)) as entries:
+        beside = sum(e.is_file() and e.name.lower().endswith(ENDINGS) and e.name[0] != "." for e in entries)
     left_out += collections.Counter({"beside the folders of classes": beside})
     if left_out:
         n = left_out.total()

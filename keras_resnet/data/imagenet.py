@@ -21,8 +21,7 @@ from keras_resnet.choices import COLOR_SAMPLE
 from keras_resnet.data import color, crops
 from keras_resnet.data.folders import Examples
 from keras_resnet.data.shards import WHOLE, Shards, ranges, steps_per_epoch, training_order
-from keras_resnet.data.sources import DataError
-from keras_resnet.files import own_line, reason
+from keras_resnet.files import DataError, own_line, reason
 
 DAMAGED, UNREADABLE = "damaged image file", "unreadable image file"  # in errors, followed by name and reason as JSON
 NOTHING = "no image of a batch can be read"

@@ -10,6 +10,7 @@ import typing
 
 import numpy as np
 
+from keras_resnet import environment
 from keras_resnet.files import DataError
 
 Arrays = tuple[np.ndarray, np.ndarray]  # images and labels
@@ -71,8 +72,7 @@ def find(name: str, folder: str) -> str | None:
 
 def cached(name: str) -> str | None:
     """As `find`, in the folder into which `keras.datasets` downloads."""
-    home = os.environ.get("KERAS_HOME") or os.path.join("~", ".keras")
-    return find(name, os.path.join(os.path.expanduser(home), "datasets"))
+    return find(name, os.path.join(environment.keras_home(), "datasets"))
 
 
 def download(name: str) -> str:

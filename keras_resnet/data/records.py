@@ -16,8 +16,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_resnet.data import folders, sources
-from keras_resnet.data.sources import DataError
-from keras_resnet.files import Path
+from keras_resnet.files import DataError, Path
 
 LENGTH = struct.Struct("<Q")  # a record: its length, 4 bytes of checksum, its content, 4 bytes of checksum
 CHECKSUM_BYTES = 4

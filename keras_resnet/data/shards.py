@@ -4,7 +4,7 @@ import typing
 
 import numpy as np
 
-from keras_resnet.data.sources import DataError
+from keras_resnet.files import DataError
 
 if typing.TYPE_CHECKING:
     import tensorflow as tf

@@ -1,7 +1,7 @@
 """Figures of an evaluation: the confusion matrix and the worst mistakes, as PNG."""
 
 import json
-import os
+import pathlib
 import typing
 from collections.abc import Sequence
 
@@ -9,6 +9,7 @@ import numpy as np
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 
+from keras_resnet import environment
 from keras_resnet.files import Path
 from keras_resnet.lettering import lettering
 
@@ -26,10 +27,9 @@ def in_words(classes: Sequence[str]) -> list[str]:
 
     keras.applications downloads this table once, for `decode_predictions`. Without it the names stay as they are.
     """
-    home = os.environ.get("KERAS_HOME", os.path.expanduser("~/.keras"))
+    path = pathlib.Path(environment.keras_home(), "models", "imagenet_class_index.json")
     try:
-        with open(os.path.join(home, "models", "imagenet_class_index.json")) as file:
-            words = dict(json.load(file).values())
+        words = dict(json.loads(path.read_bytes()).values())
     except (OSError, ValueError):
         return list(classes)
     return [words[name].replace("_", " ") if name in words else name for name in classes]

@@ -254,6 +254,8 @@ def _not_convolutional(model, error):
 
 
 def _check_size(model, images):
+    if images.shape[-1] != 3:
+        raise EvaluationError(f"images are (height, width, 3), RGB; found {images.shape[-1]} channels")
     wanted, found = _input_size(model), images.shape[1:3]
     if any(length not in (None, there) for length, there in zip(wanted, found, strict=True)):
         raise EvaluationError(

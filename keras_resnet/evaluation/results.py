@@ -54,7 +54,6 @@ class Result(typing.NamedTuple):
         return {
             "examples": len(self.labels),
             "classes": len(self.classes),
-            "top1_error": self.error(1),
-            "top5_error": self.error(5),
+            **{f"top{k}_error": self.error(k) for k in (1, 5) if k == 1 or k < len(self.classes)},
             "protocol": self.protocol,
         }

@@ -13,10 +13,9 @@ import tensorflow as tf
 
 from keras_resnet.architecture import IMAGE_SIZE
 from keras_resnet.choices import PROTOCOLS
-from keras_resnet.data.crops import center_crop, resize_shorter_side
+from keras_resnet.data.crops import center_crop, resize_shorter_side, shorter_sides
 
 # P1 3.4, for crops of IMAGE_SIZE. For another crop size all of them scale in proportion.
-SHORTER_SIDE = 256
 SCALES = (224, 256, 384, 480, 640)
 
 DESCRIBED = ("resize", "interpolation", "crop", "views")
@@ -57,11 +56,13 @@ def protocol(name: str, crop: int = IMAGE_SIZE) -> Protocol:
         A `Protocol`.
 
     Raises:
-        ValueError: the protocol is unknown.
+        ValueError: the protocol is unknown, or the crop is not positive.
     """
+    if crop < 1:
+        raise ValueError(f"crop is a positive number of pixels; found {crop}")
     passes: tuple[Pass, ...]
     in_proportion = lambda size: round(size / IMAGE_SIZE * crop)
-    side, scales = in_proportion(SHORTER_SIDE), [in_proportion(size) for size in SCALES]
+    side, scales = shorter_sides(crop)[0], [in_proportion(size) for size in SCALES]
     if name == "center":
         passes, any_size = (functools.partial(center, side=side, crop=crop),), False
         description = f"shorter side to {side}", INTERPOLATION, f"{crop}x{crop}, centre", "1"

@@ -11,7 +11,7 @@ from keras_resnet.files import RunError
 from keras_resnet.runs import CLASSES, RESULT, SHIPPED, Run
 from keras_resnet.training import recipes
 from keras_resnet.training.options import command
-from keras_resnet.training.settings import Settings, deciding
+from keras_resnet.training.settings import Settings, deciding, network_name
 from keras_resnet.weights.published import weights_sha256
 
 DATASETS = {"cifar10": ("uoft-cs/cifar10", "CIFAR-10"), "cifar100": ("uoft-cs/cifar100", "CIFAR-100")}
@@ -74,10 +74,9 @@ def card(path: str | os.PathLike, model: keras.Model, library: str = "keras") ->
     if identifier:  # a result needs the data set's name on Hugging Face
         front["datasets"] = [identifier]
         front["model-index"] = [{"name": name, "results": [{"task": task, "dataset": dataset, "metrics": metrics}]}]
-    network = f"{'plain' if settings['plain'] else 'ResNet'}-{settings['depth']}"
     images = "all training images" if settings["train_on_all"] else "training images without those for validation"
     rows = {
-        "network": f"{network}, {result['parameters']:,} parameters",
+        "network": f"{network_name(settings)}, {result['parameters']:,} parameters",
         "data": f"{title}, {images}",
         "classes": ", ".join(classes),
         "command": f"`{_command(run, segments)}`",

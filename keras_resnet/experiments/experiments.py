@@ -12,7 +12,7 @@ import os
 
 from keras_resnet.data import sources
 from keras_resnet.experiments.tables import Experiment, Row
-from keras_resnet.files import Path, RunError, write_whole
+from keras_resnet.files import Path, RunError, make_folder, write_whole
 from keras_resnet.runs import NUMBER, RESULT_KINDS, SEGMENT_KINDS, SETTINGS_KINDS, Run, read_json
 from keras_resnet.training import recipes
 from keras_resnet.training.options import command
@@ -81,11 +81,8 @@ def run(settings: Settings, folder: Path = RESULTS, verbose: int = 1) -> dict:
                 )
         return record
     writes = engine.writes(settings)
-    try:
-        if writes:
-            os.makedirs(folder, exist_ok=True)
-    except OSError as error:
-        raise RunError(f"the folder of the results, {folder}, cannot be created: {error}") from error
+    if writes:
+        make_folder(folder)
     result = loop.train(settings, verbose)
     trained = Run(settings.folder)
     model = trained.load_model()

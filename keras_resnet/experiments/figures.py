@@ -269,8 +269,8 @@ def draw_search(trials: Sequence[Trial], note: str) -> Figure:
                 axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")  # Matplotlib's own writes formulas
                 axes.xaxis.set_minor_formatter(NullFormatter())
             else:
-                names = [("no", "yes")[value] if isinstance(value, bool) else str(value) for value in choices]
-                axes.set(xticks=range(len(choices)), xticklabels=names, xlim=(-0.5, len(choices) - 0.5))
+                labels = [("no", "yes")[value] if isinstance(value, bool) else str(value) for value in choices]
+                axes.set(xticks=range(len(choices)), xticklabels=labels, xlim=(-0.5, len(choices) - 0.5))
         grid[0].set_ylabel("validation error (%)")
         grid[-1].legend(loc="upper left", bbox_to_anchor=(1, 1))
         _entitle(figure, note)

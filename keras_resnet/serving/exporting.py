@@ -34,8 +34,8 @@ def export(
     model: keras.Model, folder: Path, *, classes: Sequence[str] | None = None, version: int | None = None,
     format: str = "saved_model", batch_norm: str = "fold", dtype: str = "float32",
     calibration: tf.data.Dataset | None = None, top_k: int = TOP_K, crop: int | None = None,
-    max_pixels: int = signatures.MAX_PIXELS, range_check: bool = True, keep: int | None = None,
-    about: dict | None = None,
+    shorter_side: int | None = None, max_pixels: int = signatures.MAX_PIXELS, range_check: bool = True,
+    keep: int | None = None, about: dict | None = None,
 ) -> str:  # fmt: skip
     """Writes FOLDER/VERSION/, whole or not at all.
 
@@ -54,6 +54,8 @@ def export(
             to be classified. The first 300, cropped as files are, determine the ranges of the activations.
         top_k: the number of classes in the outputs `classes`, `scores` and `labels`.
         crop: size in pixels to which images from files are cropped; default the network's, or 224 if it takes any.
+        shorter_side: size in pixels to which the shorter side of images from files is resized before the center is
+            cropped; default 256/224 of `crop` or, up to 64, `crop` itself, as in CIFAR's test.
         max_pixels: limit for files sent to a SavedModel. A larger image is rejected before it is decoded, which takes
             three bytes a pixel.
         range_check: whether a SavedModel rejects float32 images with pixels outside of [0, 255], or with none above 1,
@@ -78,7 +80,7 @@ def export(
     if len(classes) != outputs:
         raise ExportError(f"{model.name} has {outputs} classes; found {len(classes)} class names")
     crop = _crop(model, crop)
-    preprocess = signatures.preprocessing(crop)
+    preprocess = signatures.preprocessing(crop, shorter_side)
     images = None if calibration is None else _crops(calibration, preprocess)
     written = {
         **_origin(),
@@ -88,7 +90,7 @@ def export(
         "format": format,
         "batch_norm": batch_norm,
         "dtype": dtype,
-        "input_shape": model.input_shape,
+        "input_shape": network.input_shape,
         "input_range": signatures.RANGE if range_check else None,
         "preprocessing": preprocess._asdict(),
         "max_pixels": max_pixels,
@@ -107,13 +109,13 @@ def export(
                 if not environment.lacks("tensorflow_serving", "file of warm-up requests"):
                     os.makedirs(os.path.join(temporary, os.path.dirname(WARMUP)))
                     with tf.io.TFRecordWriter(os.path.join(temporary, WARMUP)) as requests:
-                        for log in signatures.warmup_requests(os.path.basename(folder), model.input_shape, crop):
+                        for log in signatures.warmup_requests(os.path.basename(folder), network.input_shape, crop):
                             requests.write(log.SerializeToString())
             elif format == "web":
                 pathlib.Path(temporary, web.NAME).write_text(page, "utf-8")
             else:
                 written["largest_difference"] = formats.write(copy(), network, temporary, format, crop, images)
-                written["checked_in"] = written["largest_difference"] and formats.CHECKED_IN
+                written["checked_in"] = None if written["largest_difference"] is None else formats.CHECKED_IN
         with open(os.path.join(temporary, ABOUT), "w") as file:
             json.dump(written, file, indent=2)
         path = publishing.publish(temporary, folder, version)
@@ -145,6 +147,8 @@ def export_run(
         about |= {"depth": run.settings.get("depth"), "data": run.settings.get("dataset")}
         about |= {name: run.result.get(name) for name in ("test_error", "val_error")}
     classes, crop = classes or run.classes, crop or run.crop
+    if run.imagenet_style and crop:  # as the run was tested, whatever the size
+        options = {"shorter_side": crops.shorter_sides(crop)[0], **options}
     return export(run.load_model(), folder, classes=classes, crop=crop, about=about, **options)
 
 
@@ -156,6 +160,11 @@ def _check_choices(format, batch_norm, dtype, calibration, **positive):
     ):
         if value not in choices:
             raise ExportError(f"{argument} is one of {', '.join(choices)}; found {value!r}")
+    if format != "web" and (backend := keras.backend.backend()) != "tensorflow":
+        raise ExportError(
+            f"{format} is exported on the backend tensorflow; found {backend}. Save the network as .keras, and run "
+            "python train/export.py FILE.keras"
+        )
     if dtype == "int8" and format not in formats.QUANTIZED:
         raise ExportError(f"int8 is for the formats {' and '.join(formats.QUANTIZED)}; found {format}")
     if dtype == "bfloat16" and format != "saved_model":
@@ -190,6 +199,9 @@ def _check_classifier(model):
         if logits:
             softmax = layers.Softmax(dtype="float32", name="probabilities")(model.outputs[0])
             model = keras.Model(model.inputs[0], softmax, name=model.name)
+        if shape[0] is not None:  # servers send batches of any size
+            images = keras.Input(shape[1:], name=model.inputs[0].name)
+            model = keras.Model(images, model(images), name=model.name)
     return model, outputs[1]
 
 

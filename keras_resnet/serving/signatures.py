@@ -36,9 +36,9 @@ class Preprocessing(typing.NamedTuple):
     interpolation: str = views.INTERPOLATION
 
 
-def preprocessing(crop: int) -> Preprocessing:
+def preprocessing(crop: int, shorter_side: int | None = None) -> Preprocessing:
     """The evaluation's protocol "center" for a network that takes `crop` x `crop` pixels; up to 64, "single"."""
-    return Preprocessing(crop if crop <= SMALL else crops.shorter_sides(crop)[0], crop)
+    return Preprocessing(shorter_side or (crop if crop <= SMALL else crops.shorter_sides(crop)[0]), crop)
 
 
 def save(

@@ -73,13 +73,7 @@ class Devices:
         self.names = (hardware.gpu_names()[: self.here] or [hardware.cores_in_words()]) * self.processes
 
     def __str__(self) -> str:
-        """For example "2 cores of AMD EPYC", or "4 NVIDIA A100, 2 processes"."""
-        if gpus := hardware.gpu_names():
-            found = f"{self.count} {gpus[0]}"
-        else:
-            found = f"{hardware.cores_in_words().replace(' CPU', '')} of {hardware.processor()['model name']}"
-            found += f" as {self.here} devices" * (self.here > 1)
-        return f"{found}, {self.processes} processes" if self.processes > 1 else found
+        return hardware.devices_in_words(self.count, self.processes, next(iter(hardware.gpu_names()), None))
 
     def exchange(self, *numbers: int) -> np.ndarray:
         if self.processes == 1:

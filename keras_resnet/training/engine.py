@@ -73,6 +73,17 @@ def engine_of(settings: Settings) -> types.ModuleType:
     return importlib.import_module(ENGINES[backend])
 
 
+def batch_norm_notes(settings: Settings, together: int, ghosts: int, devices: int) -> list[str]:
+    """A sentence if batch normalisation sees another number of images `together` than the settings say."""
+    if together == settings.bn_batch_size:
+        return []
+    why = [f"--accumulate {settings.accumulate}"] * (settings.accumulate > 1) + [f"{devices} devices"] * (devices > 1)
+    return [
+        f"batch normalisation sees {together} images together, not {settings.bn_batch_size}: {settings.batch_size} are "
+        f"in {ghosts} ghost batches" + f", because of {' and '.join(why)}" * bool(why)
+    ]
+
+
 def writes(settings: Settings) -> bool:
     """Whether this process writes the files of a run, as the only one or the first of its cluster."""
     return engine_of(settings).writes(settings.strategy)

@@ -10,11 +10,10 @@ import keras
 import numpy as np
 
 from keras_resnet import models, normalization
-from keras_resnet.files import RunError
+from keras_resnet.files import RunError, WeightsError
 from keras_resnet.graphs import LOADING_DEPTH, recursion_limit
 from keras_resnet.training.settings import Settings
 from keras_resnet.weights import load_weights, readers
-from keras_resnet.weights.readers import WeightsError
 from keras_resnet.weights.tensors import Source
 
 SMALL = (32, 32)  # pixels of CIFAR's images and the built-in shapes

@@ -44,6 +44,16 @@ def processor() -> dict[str, str]:
     return found
 
 
+def devices_in_words(count: int, processes: int, accelerator: str | None) -> str:
+    """For example "2 cores of AMD EPYC", or "4 NVIDIA A100, 2 processes"."""
+    found = f"{count} {accelerator}"
+    if not accelerator:
+        here = count // processes
+        found = f"{cores_in_words().replace(' CPU', '')} of {processor()['model name']}"
+        found += f" as {here} devices" * (here > 1)
+    return f"{found}, {processes} processes" if processes > 1 else found
+
+
 def arithmetic(precision: str | None, gpu: bool) -> str:
     """The precision of a run, for messages, and whether another one would be faster on this processor."""
     named = precision or "float32"

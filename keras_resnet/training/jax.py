@@ -27,6 +27,7 @@ from keras_resnet.files import RunError
 from keras_resnet.optimizers import SGD
 from keras_resnet.training import fine_tuning, hardware, mesh, precision, recipes
 from keras_resnet.training.checkpoint import variables_of
+from keras_resnet.training.engine import batch_norm_notes
 from keras_resnet.training.jax_images import augment, draws_of
 from keras_resnet.training.mesh import AXIS, Devices
 from keras_resnet.training.objective import measures
@@ -167,14 +168,9 @@ class Engine:
 
     def _note(self):
         settings = self.settings
-        text = f", {hardware.arithmetic(settings.mixed_precision, True)}"
-        if self.together != settings.bn_batch_size:
-            count = settings.accumulate * self.step.ghosts
-            text += (
-                f"\nbatch normalisation sees {self.together} images together, not {settings.bn_batch_size}: "
-                f"{settings.batch_size} are in {count} ghost batches"
-            )
-        return text
+        count = settings.accumulate * self.step.ghosts
+        lines = [f", {hardware.arithmetic(settings.mixed_precision, True)}"]
+        return "\n".join(lines + batch_norm_notes(settings, self.together, count, self.devices.count))
 
     def variables(self) -> dict[str, keras.Variable]:
         return variables_of(self.step.model, self.step.optimizer)
@@ -219,10 +215,8 @@ class Engine:
 
     def _from_files(self, state, first, rates):
         if first != self.next:
-            here = self.devices.here
-            own = range(self.devices.process * here, (self.devices.process + 1) * here)
-            data = self.task.training(first, Shards(self.devices.count, own))
-            self.batches = data.batch(here, drop_remainder=True).prefetch(1).as_numpy_iterator()
+            data = self.task.training(first, self.devices.shards())
+            self.batches = data.batch(self.devices.here, drop_remainder=True).prefetch(1).as_numpy_iterator()
         self.next, found = first + len(rates), []
         for rate in rates:
             begin = time.perf_counter()

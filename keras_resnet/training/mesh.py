@@ -13,6 +13,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from keras_resnet.data.shards import Shards
 from keras_resnet.files import RunError
 from keras_resnet.training import hardware
 from keras_resnet.training.settings import Settings
@@ -97,12 +98,7 @@ class Devices:
         self.replicated, self.sharded = (NamedSharding(self.mesh, PartitionSpec(*axes)) for axes in ((), (AXIS,)))
 
     def __str__(self) -> str:
-        if self.on_cpu:
-            found = f"{hardware.cores_in_words().replace(' CPU', '')} of {hardware.processor()['model name']}"
-            found += f" as {self.here} devices" * (self.here > 1)
-        else:
-            found = f"{self.count} {self.names[0]}"
-        return f"{found}, {self.processes} processes" if self.processes > 1 else found
+        return hardware.devices_in_words(self.count, self.processes, None if self.on_cpu else self.names[0])
 
     def exchange(self, *numbers: int) -> np.ndarray:
         own = np.array(numbers, "uint32")
@@ -114,6 +110,10 @@ class Devices:
     def process(self) -> int:
         """The number of this process."""
         return jax.process_index() if self.processes > 1 else 0
+
+    def shards(self) -> Shards:
+        """The `Shards` of a batch that this process computes, one per device."""
+        return Shards(self.count, range(self.process * self.here, (self.process + 1) * self.here))
 
     def copied(self, x: jax.Array | np.ndarray) -> jax.Array:
         """Replicates an array, the same in all processes, on all devices, unless it already is."""

@@ -257,9 +257,7 @@ class Settings:
     @property
     def network(self) -> str:
         """For example "ResNet-20"."""
-        name = f"{'plain' if self.plain else 'ResNet'}-{self.depth}"
-        variants = filter(None, (self.activation_order, self.shortcut_variant))
-        return "-".join([name, *(variant.replace("_", "-") for variant in variants)])
+        return network_name(vars(self))
 
     @property
     def data(self) -> str:
@@ -297,3 +295,11 @@ class Settings:
     def batch_in_memory(self) -> int:
         """The number of images in one forward pass."""
         return self.batch_size // self.accumulate
+
+
+def network_name(settings: Mapping) -> str:
+    """The name of a run's network, such as "ResNet-20", from its settings or those in its files."""
+    variants = (
+        settings[name].replace("_", "-") for name in ("activation_order", "shortcut_variant") if settings.get(name)
+    )
+    return "-".join([f"{'plain' if settings['plain'] else 'ResNet'}-{settings['depth']}", *variants])

@@ -11,8 +11,7 @@ import numpy as np
 from keras_resnet import environment, normalization
 from keras_resnet.architecture import IMAGE_SIZE
 from keras_resnet.data import color, sources
-from keras_resnet.data.sources import DataError
-from keras_resnet.files import own_line
+from keras_resnet.files import DataError, own_line
 from keras_resnet.training import fine_tuning
 from keras_resnet.training.folder import COLORS, Folder
 

@@ -20,6 +20,7 @@ from keras_resnet.optimizers import SGD
 from keras_resnet.training import distribution, fine_tuning, hardware, precision, recipes
 from keras_resnet.training.checkpoint import variables_of
 from keras_resnet.training.distribution import Devices
+from keras_resnet.training.engine import batch_norm_notes
 from keras_resnet.training.fused import fuse_batch_norm, fuse_update, graphs_as_traced
 from keras_resnet.training.objective import measures
 from keras_resnet.training.settings import Settings, ghost_batches
@@ -199,15 +200,8 @@ class Engine:
         lines = [f", {hardware.arithmetic(settings.mixed_precision, bool(hardware.gpu_names()))}"]
         if reason := hardware.unused_gpu():
             lines.append(f"TensorFlow does not use the NVIDIA GPU of this machine: {reason}")
-        if self.together != settings.bn_batch_size:
-            count = settings.accumulate * self.devices.count * self.ghosts
-            why = [f"--accumulate {settings.accumulate}"] * (settings.accumulate > 1)
-            why += [f"{self.devices.count} devices"] * (self.devices.count > 1)
-            lines.append(
-                f"batch normalisation sees {self.together} images together, not {settings.bn_batch_size}: "
-                f"{settings.batch_size} are in {count} ghost batches" + f", because of {' and '.join(why)}" * bool(why)
-            )
-        return "\n".join(lines)
+        count = settings.accumulate * self.devices.count * self.ghosts
+        return "\n".join(lines + batch_norm_notes(settings, self.together, count, self.devices.count))
 
     def variables(self) -> dict[str, keras.Variable]:
         return variables_of(self.step.model, self.optimizer)

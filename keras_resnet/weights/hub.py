@@ -7,10 +7,11 @@ import numpy as np
 
 from keras_resnet import normalization
 from keras_resnet.architecture import IMAGE_SIZE, POST, Architecture
+from keras_resnet.files import WeightsError
 from keras_resnet.normalization import UNKNOWN
 from keras_resnet.weights import families
 from keras_resnet.weights.keras_models import variables
-from keras_resnet.weights.published import WeightsError, package
+from keras_resnet.weights.published import package
 from keras_resnet.weights.readers import read
 from keras_resnet.weights.tensors import architecture_of
 

@@ -9,8 +9,8 @@ import keras
 from keras_resnet import normalization
 from keras_resnet.architecture import CONVOLUTIONS, ORDERS, OTHER_ORDERS, POST, STEMS, VARIANTS
 from keras_resnet.blocks import BN_EPSILON
+from keras_resnet.files import WeightsError
 from keras_resnet.weights import families
-from keras_resnet.weights.published import WeightsError
 from keras_resnet.weights.tensors import Source, architecture, recognized
 
 

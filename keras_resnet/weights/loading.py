@@ -12,11 +12,11 @@ import keras
 import numpy as np
 
 from keras_resnet import normalization
-from keras_resnet.files import RunError, write_whole
+from keras_resnet.files import RunError, WeightsError, write_whole
 from keras_resnet.weights import families
 from keras_resnet.weights.keras_models import variables
-from keras_resnet.weights.published import PUBLISHED
-from keras_resnet.weights.readers import METADATA, Readable, WeightsError, package, read
+from keras_resnet.weights.published import PUBLISHED, package
+from keras_resnet.weights.readers import METADATA, Readable, read
 from keras_resnet.weights.tensors import architecture_of, axes
 
 

@@ -6,6 +6,7 @@ the outputs. PyTorch's files are read by its weights-only loader, which executes
 
 import json
 import os
+import pathlib
 import re
 import typing
 from collections.abc import Mapping
@@ -16,12 +17,12 @@ import numpy as np
 
 from keras_resnet import runs
 from keras_resnet.blocks import BN_EPSILON
-from keras_resnet.files import RunError, reason
+from keras_resnet.files import RunError, WeightsError, reason
 from keras_resnet.graphs import load_model
 from keras_resnet.normalization import UNKNOWN
 from keras_resnet.weights import published
 from keras_resnet.weights.keras_models import of_model
-from keras_resnet.weights.published import WeightsError, package
+from keras_resnet.weights.published import package
 from keras_resnet.weights.tensors import Source, recognized
 
 # The keys under which training scripts for PyTorch store the state dict in their checkpoints.
@@ -149,8 +150,7 @@ def _configured(path):
     path = os.path.join(os.path.dirname(path), "config.json")
     if not os.path.isfile(path):
         return {}
-    with open(path) as file:
-        config = json.load(file)
+    config = json.loads(pathlib.Path(path).read_bytes())  # UTF-8 on every system
     if config.get("downsample_in_first_stage") or config.get("hidden_act", "relu") != "relu":
         raise WeightsError(f"{path}: not a network of the paper: a stride in the first stage, or another nonlinearity")
     if "downsample_in_bottleneck" in config:

@@ -3,14 +3,14 @@
 import itertools
 import re
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
 from keras_resnet.architecture import Architecture
+from keras_resnet.files import WeightsError
 from keras_resnet.normalization import UNKNOWN, Normalization
 from keras_resnet.weights import families
-from keras_resnet.weights.published import WeightsError
 
 # Of torch.compile, DataParallel, Lightning and a classifier of transformers.
 PREFIXES = re.compile(r"^(_orig_mod\.|module\.|model\.|resnet\.)*")
@@ -75,8 +75,20 @@ def axes(ndim: int, back: bool = False) -> tuple[int, ...]:
     return tuple(np.argsort(order) if back else order)
 
 
-def recognized(name, tensors, stated=None, **known):
-    """The source of these tensors. `stated` are fields of its architecture; the others are the family's defaults."""
+def recognized(
+    name: str, tensors: Mapping[str, np.ndarray], stated: Mapping | None = None, **known: typing.Any
+) -> Source:
+    """The `Source` of these tensors.
+
+    Args:
+        name: of the file, for messages.
+        tensors: arrays by their names in the file.
+        stated: known fields of its architecture; the others are the family's defaults.
+        known: known fields of the `Source`.
+
+    Raises:
+        WeightsError: the names belong to no known family or to several networks, or no network of the papers fits.
+    """
     own = {key: array for key, array in tensors.items() if not key.endswith(IGNORED)}
     tensors = {PREFIXES.sub("", key): array for key, array in own.items()}
     if len(tensors) < len(own):

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from keras_resnet.data import color
-from keras_resnet.data.sources import DataError
+from keras_resnet.files import DataError
 
 
 def test_principal_components_against_numpy():

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from keras_resnet.data import folders
-from keras_resnet.data.sources import DataError
+from keras_resnet.files import DataError
 
 
 def make(folder, *names):
@@ -33,6 +33,7 @@ def test_what_is_left_out_is_told_and_images_within_folders_are_read(tmp_path):
     kinds = ("jpg", "webp", "bmp", "GIF", "tiff", "txt")
     folder = make(tmp_path, *(f"{c}/{i}.{kind}" for c in "ab" for i in range(2) for kind in kinds))
     make(tmp_path, "a/inner/more/1.jpg", "a/inner/.cache/1.jpg", "a/README", "a/3.TXT", "beside.JPG", "README.md")
+    make(tmp_path, "._beside.JPG", "c.jpg/1.jpg")  # a hidden file, and a class
     (tmp_path / "a" / "inner" / "loop").symlink_to(tmp_path / "a")
     (tmp_path / "a" / "inner" / "loop2").symlink_to(tmp_path / "a")  # two: 2^40 ways, if they were all gone
     (tmp_path / "b" / "linked").symlink_to(tmp_path / "a" / "inner")
@@ -41,7 +42,7 @@ def test_what_is_left_out_is_told_and_images_within_folders_are_read(tmp_path):
     assert len(warned) == 1
     within = [os.path.relpath(path, folder) for path in files.paths if "more" in path]
     assert within == ["a/inner/more/1.jpg", "b/linked/more/1.jpg"]
-    assert list(np.bincount(files.labels)) == [9, 9 + 8]  # in b the loop leads to a, once
+    assert list(np.bincount(files.labels)) == [9, 9 + 8, 1]  # in b the loop leads to a, once
 
 
 def test_names_that_are_no_utf8(tmp_path):
@@ -129,7 +130,11 @@ def test_small_classes_have_both_sides(counts):
         ),
         (("Train/a/1.jpg", "Testing/a/1.jpg"), "holds Testing/, Train/; call its splits train/ and val/"),
         (("a/1.jpg", "b/.hidden"), "b holds no image; .*; found no file at all"),
-        (("train/a/1.jpg",), "holds train/ but not val/"),
+        (("train/a/1.jpg",), "holds train/ but not val/; it needs train/ and val/, or just a folder for each class$"),
+        (
+            ("train/a/1.jpg", "Validation/a/1.jpg"),
+            "holds train/, Validation/ but not val/; .* each class. Rename Validation/ to val/",
+        ),
         (("val/a/1.jpg",), "holds val/ but not train/"),
         (("train/a/1.jpg", "train/b/1.jpg", "val/a/1.jpg"), "only one of them has b"),
         (("train/a/1.jpg", "train/b/1.jpg", "val/a/1.jpg", "val/c/1.jpg"), "only one of them has b, c"),

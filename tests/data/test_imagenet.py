@@ -7,7 +7,7 @@ import tensorflow as tf
 from PIL import Image
 
 from keras_resnet.data import color, crops, folders, imagenet
-from keras_resnet.data.sources import DataError
+from keras_resnet.files import DataError
 
 SMALL = 64  # crops of it are quick to make
 
@@ -73,6 +73,7 @@ EXIF[0x0112] = 6  # the camera was held upright
         (encoded(photograph().convert("1"), "PNG"), 0),
         (encoded(photograph(), "WEBP", lossless=True), 0),
         (encoded(photograph(), "WEBP"), 1),
+        (encoded(transparent(photograph()), "WEBP", lossless=True, exact=True), 0),
         (encoded(photograph(), "BMP"), 0),
         (encoded(transparent(photograph()), "BMP"), 0),
         (encoded(photograph(), "GIF", save_all=True, append_images=[photograph(seed=1)]), 0),
@@ -91,6 +92,7 @@ EXIF[0x0112] = 6  # the camera was held upright
         "1-bit PNG",
         "lossless WebP",
         "WebP",
+        "transparent WebP",
         "BMP",
         "RGBA BMP",
         "first of GIF",
@@ -124,12 +126,13 @@ def test_sixteen_bit_png():
     "data",
     [
         encoded(photograph().quantize(50), "BMP"),
-        encoded(transparent(photograph()), "WEBP"),
         encoded(photograph(), "WEBP", save_all=True, append_images=[photograph(seed=1)]),
+        encoded(transparent(photograph()), "WEBP", save_all=True, append_images=[photograph(seed=1)]),
         encoded(photograph(), "TIFF"),
         b"BM",
+        encoded(photograph(), "WEBP")[:18],
     ],
-    ids=["palette BMP", "transparent WebP", "moving WebP", "TIFF", "two bytes"],
+    ids=["palette BMP", "moving WebP", "moving transparent WebP", "TIFF", "two bytes", "start of WebP"],
 )
 def test_what_would_be_decoded_wrongly_is_refused(data):
     with pytest.raises(tf.errors.InvalidArgumentError):

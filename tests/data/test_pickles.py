@@ -10,7 +10,7 @@ from conftest import WITHOUT_TENSORFLOW, pickle_as_python2, write_cifar10
 
 from keras_resnet import data
 from keras_resnet.data import pickles, sources
-from keras_resnet.data.sources import DataError
+from keras_resnet.files import DataError
 
 
 @pytest.fixture

@@ -15,8 +15,7 @@ from PIL import Image
 from test_imagenet import SMALL, photograph, small_batches, take
 
 from keras_resnet.data import color, folders, imagenet, records, sources
-from keras_resnet.data.sources import DataError
-from keras_resnet.files import RunError
+from keras_resnet.files import DataError, RunError
 from keras_resnet.training import tasks
 from keras_resnet.training.folder import CHECKPOINT, Folder
 from keras_resnet.training.loop import Settings, train

@@ -354,10 +354,13 @@ def test_what_does_not_fit_is_said(small):
         (nan, images, "center", "not finite"),
         (network, examples(images, np.arange(23)), "center", r"a label is in \[0, 7\); found 0 to 22"),
         (network, examples(images).take(0), "center", "there are no examples"),
+        (network, [image[..., :1] for image in images], "center", r"images are \(height, width, 3\), RGB; found 1 ch"),
         (network, shuffled, "multi-scale", "in another order"),
     ):
         with pytest.raises(evaluation.EvaluationError, match=message):
             evaluate(classifier, data, protocol, crop=16)
+    with pytest.raises(ValueError, match="crop is a positive number of pixels; found 0"):
+        evaluate(network, images, "center", crop=0)
 
 
 # The program.
@@ -442,7 +445,10 @@ def main(monkeypatch, *arguments):
         (["0.keras", "--data", "images", "--split", "test"], "images has no test images"),
         (["0.keras", "--data", "shapes", "--split", "all"], "shapes has splits"),
         (["0.keras", "--data", "images/val/day"], "it holds no folder"),
-        (["0.keras", "--data", "images", "--crop", "28", "--output", "0.keras"], "0.keras"),
+        (
+            ["0.keras", "--data", "images", "--crop", "28", "--output", "0.keras"],
+            "the folder 0.keras cannot be created: File exists",
+        ),
         (["0.keras", "--data", "damaged", "--crop", "28"], "two.jpg is damaged"),
     ],
 )
@@ -475,7 +481,8 @@ def test_classes_of_any_name_can_be_drawn(tmp_path, repeated):
 
 
 def test_wordnet_ids_are_drawn_as_words_where_their_table_is(tmp_path, monkeypatch):
-    monkeypatch.setenv("KERAS_HOME", str(tmp_path))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("KERAS_HOME", "~")
     classes = ["n02102040", "n00000000", "a_cat"]
     assert pictures.in_words(classes) == classes
     (tmp_path / "models").mkdir()

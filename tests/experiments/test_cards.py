@@ -95,6 +95,12 @@ def test_a_deep_network_that_was_not_warmed_up_is_not_warmed_up_again(run, progr
     assert (found.depth, found.warmup, found.accumulate, found.mixed_precision) == (110, False, 2, "bfloat16")
 
 
+def test_a_card_names_the_variant(run):
+    settings = {**json.loads((run / "args.json").read_text()), "activation_order": "full_preactivation"}
+    edit(run / "result.json", settings=settings)
+    assert "| network | ResNet-20-full-preactivation, " in cards.card(run, runs.load_model(run))
+
+
 def test_a_card_says_what_the_record_says():
     huggingface_hub = pytest.importorskip("huggingface_hub", reason="huggingface_hub is not installed")
     for folder in (SHIPPED[0], SHIPPED[-1]):

@@ -90,6 +90,12 @@ def test_seeds_and_claims():
     )
 
 
+def test_runs_of_another_recipe_are_not_beside_the_papers():
+    records = made("ResNet-20", [8]) + runs("fig6", 0.5, ["ResNet-20"], **WHOLE, weight_decay=0.0)
+    (row,) = rows(records, "Ours and the paper's")
+    assert row[2] == "8.00"
+
+
 def test_runs_of_other_conditions_are_not_compared():
     records = made("ResNet-20", [8]) + runs("fig6", 0.1, ["plain-20"], steps=640)
     assert not rows(records, "Residual networks are better than plain ones")

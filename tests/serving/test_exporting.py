@@ -139,6 +139,33 @@ def test_files_are_cropped_as_the_evaluation_does(tmp_path):
         }  # fmt: skip
 
 
+def test_a_network_of_one_image_is_served_with_batches(small, tmp_path):
+    images = keras.Input(batch_shape=(1, 32, 32, 3))
+    path = serving.export(keras.Model(images, small(images), name="single"), tmp_path / "m")
+    files = strings(*(png(image) for image in pixels()))
+    answer, same = serve(path, ("predict_bytes", files), ("serving_default", pixels().astype("float32")))
+    expected = small.predict(pixels(), verbose=0)
+    np.testing.assert_allclose(answer["probabilities"], expected, atol=1e-5)
+    np.testing.assert_allclose(same["probabilities"], expected, atol=1e-5)
+
+
+def test_a_run_on_photographs_is_served_as_it_was_tested(small, tmp_path):
+    """Its crops are of 32 pixels, but it is not a network for CIFAR."""
+    (tmp_path / "run").mkdir()
+    small.save(tmp_path / "run" / "model.keras")
+    for dataset, side in (("/photographs", 37), ("cifar10", 32)):
+        (tmp_path / "run" / "args.json").write_text(json.dumps({"depth": 8, "dataset": dataset, "image_size": 32}))
+        path = serving.export_run(tmp_path / "run", tmp_path / "m")
+        about = json.loads(pathlib.Path(path, serving.ABOUT).read_text())
+        assert (about["preprocessing"]["shorter_side"], about["preprocessing"]["crop"]) == (side, 32)
+
+
+def test_other_backends_export_web_pages_only(small, tmp_path, monkeypatch):
+    monkeypatch.setattr(keras.backend, "backend", lambda: "jax")
+    with pytest.raises(serving.ExportError, match="onnx is exported on the backend tensorflow; found jax. Save"):
+        serving.export(small, tmp_path / "m", format="onnx")
+
+
 def test_a_malformed_image_is_named(exported):
     good = png(pixels(1)[0])
     jpeg = tf.io.encode_jpeg(pixels(1, 300, 300)[0]).numpy()
@@ -736,7 +763,7 @@ def test_the_program_exports_a_run(small, tmp_path):
     assert named.stderr == "export.py: --name is the name of a folder in --output, not a path; found '../eight'\n"
     failed = program(run.parent)
     assert failed.returncode == 1
-    message = f"{run.parent} has no model.keras; a run writes it when it finishes"
+    message = f"{run.parent} holds runs: eight; give one of these folders"
     assert failed.stderr == f"export.py: {message}\n"
 
 

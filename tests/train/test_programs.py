@@ -103,7 +103,7 @@ def test_every_setting_has_a_flag_and_an_experiment_takes_all_but_its_own(progra
         ("evaluate", ["typo"], "evaluate.py: typo does not exist"),
         ("evaluate", ["there.keras", "typo.keras", "--data", "cifar10"], "evaluate.py: typo.keras does not exist"),
         ("evaluate", ["unfinished", "--data", "cifar10"], "unfinished has no model.keras; a run writes it when it"),
-        ("evaluate", ["runs", "--data", "cifar10"], "runs holds several runs: a, b; give one of these folders"),
+        ("evaluate", ["runs", "--data", "cifar10"], "runs holds runs: a, b; give one of these folders"),
         ("export", ["typo", "--dtype", "int8", "--calibrate", "cifar10"], "export.py: typo does not exist"),
         ("export", ["there.keras", "--dtype", "int8", "--format", "litert"], "--calibrate DATA.*found --dtype int8 al"),
         ("export", ["there.keras", "--calibrate", "cifar10"], "found --calibrate alone"),

@@ -17,8 +17,7 @@ from conftest import free_ports
 from distributed import small_shapes
 
 from keras_resnet.data import shards
-from keras_resnet.data.sources import DataError
-from keras_resnet.files import RunError
+from keras_resnet.files import DataError, RunError
 from keras_resnet.runs import Run
 from keras_resnet.training import Settings, distribution, loop, precision, train
 

@@ -19,8 +19,8 @@ from conftest import blocks as fenced
 
 import keras_resnet
 from keras_resnet import analysis, architecture, evaluation, graphs, normalization
+from keras_resnet.files import WeightsError
 from keras_resnet.weights import load_weights, published, readers
-from keras_resnet.weights.readers import WeightsError
 
 IMAGENET = published.PUBLISHED["imagenet"].files
 

@@ -118,7 +118,7 @@ class Panel {
     draw.imageSmoothingQuality = "high";
     draw.drawImage(picture, left * across, top * down, size * across, size * down, 0, 0, SIDE, SIDE);
     const map = evidence(this.network, this.features, k), overlay = find("overlay").checked;
-    if (overlay) draw.drawImage(coloured(map), 0, 0);
+    if (overlay) draw.drawImage(coloured(map, stride), 0, 0);
     const speaks = Math.max(...map) > 0 ? `The deeper the magenta, the stronger the evidence for “${choice}”.`
       : `No region gives evidence for “${choice}”.`;
     this.find("figcaption").textContent = overlay ? speaks : "";
@@ -146,8 +146,8 @@ function paintSeen() {
 
 // The evidence as an image: transparent where it is not positive. The value at (i, j) belongs to the network's pixel
 // (stride * i, stride * j); between these it is interpolated.
-function coloured(map) {
-  const n = Math.sqrt(map.length), stride = size / n, most = Math.max(...map, 1e-9);
+function coloured(map, stride) {
+  const n = Math.sqrt(map.length), most = Math.max(...map, 1e-9);
   const canvas = document.createElement("canvas");
   [canvas.width, canvas.height] = [SIDE, SIDE];
   const draw = canvas.getContext("2d"), image = draw.createImageData(SIDE, SIDE);

@@ -146,7 +146,8 @@ def devices(settings: Settings) -> Iterator[Devices]:
         most = min(len(found), max(1, settings.batch_in_memory // settings.bn_batch_size))
         fitting = max(n for n in range(1, most + 1) if settings.batch_in_memory % n == 0)
         if fitting < len(found):
-            print(f"uses {fitting} of {len(found)} devices, which divide the batch and its ghost batches evenly")
+            together = f"at least a ghost batch of {settings.bn_batch_size} for each"
+            print(f"uses {fitting} of {len(found)} devices: equal shards of the batch, {together}")
         found = found[:fitting]
     with jax.enable_x64(False):
         yield Devices(found, writes(settings.strategy))

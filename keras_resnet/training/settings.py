@@ -99,7 +99,9 @@ class Settings:
     colors: str | None = option(
         None, "data", "file of train/colors.py, or imagenet (default: measured)", metavar="FILE", data=LARGE
     )
-    skip_damaged: bool = option(False, "data", "skip files that cannot be decoded, and count them", data=LARGE)
+    skip_damaged: bool = option(
+        False, "data", "skip files that cannot be decoded, and list them in damaged.txt", data=LARGE
+    )
     data_changed: bool = option(False, "data", "continue a run although its data have changed", decides=False)
     steps: int = option(AS_RECIPE, "recipe", "iterations; with --schedule plateau the maximum", range=POSITIVE)
     epochs: int | None = option(None, "recipe", "the length in epochs, instead of --steps", range=POSITIVE)

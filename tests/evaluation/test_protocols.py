@@ -354,7 +354,12 @@ def test_what_does_not_fit_is_said(small):
         (nan, images, "center", "not finite"),
         (network, examples(images, np.arange(23)), "center", r"a label is in \[0, 7\); found 0 to 22"),
         (network, examples(images).take(0), "center", "there are no examples"),
-        (network, [image[..., :1] for image in images], "center", r"images are \(height, width, 3\), RGB; found 1 ch"),
+        (
+            network,
+            tf.data.Dataset.from_tensors((np.zeros((20, 20, 1)), 0)),
+            "center",
+            r"images are \(height, width, 3\), RGB; found 1 ch",
+        ),
         (network, shuffled, "multi-scale", "in another order"),
     ):
         with pytest.raises(evaluation.EvaluationError, match=message):

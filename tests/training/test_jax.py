@@ -357,6 +357,8 @@ def test_more_devices_than_ghost_batches(tmp_path):
     assert "in ghost batches of 64 are enough for 2 devices, and there are 4. Train one --seed" in done.stderr
     done = fit(tmp_path, *command, XLA_FLAGS=flags)  # which takes as many as fit
     assert done.returncode == 0 and "2 of 4 devices" in done.stdout and "as 2 devices" in done.stdout, done.stderr
+    done = fit(tmp_path, *command, "--bn-batch-size", "40", "--name", "forty", XLA_FLAGS=flags)  # 3 do not divide 128
+    assert done.returncode == 0 and "2 of 4 devices" in done.stdout and "as 2 devices" in done.stdout, done.stderr
 
 
 def cluster(folder, *flags, wait=True):

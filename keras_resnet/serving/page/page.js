@@ -118,6 +118,7 @@ class Panel {
     draw.imageSmoothingQuality = "high";
     draw.drawImage(picture, left * across, top * down, size * across, size * down, 0, 0, SIDE, SIDE);
     const map = evidence(this.network, this.features, k), overlay = find("overlay").checked;
+    const stride = this.network.blocks.reduce((product, [, strides]) => product * strides, 1);
     if (overlay) draw.drawImage(coloured(map, stride), 0, 0);
     const speaks = Math.max(...map) > 0 ? `The deeper the magenta, the stronger the evidence for “${choice}”.`
       : `No region gives evidence for “${choice}”.`;

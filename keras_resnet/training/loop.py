@@ -169,9 +169,8 @@ class Loop:
             raise RunError(f"--profile skips the first {SKIPPED} steps, and {left}; leave it out")
         if step:
             self.history.write()
-        if self.folder.writes:
-            new = f"{self.folder.settings.network}, {self.steps} steps, in {self.folder}"
-            print(f"resuming from step {step}" if step else new)
+        new = f"{self.folder.settings.network}, {self.steps} steps, in {self.folder}"
+        print(f"resuming from step {step}" if step else new)
 
     def run(self, signals: StopSignals, verbose: int, profile: int) -> None:
         """Trains to the last step or the end of the schedule. After a signal, saves the run and raises Stopped."""

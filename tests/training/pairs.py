@@ -25,7 +25,7 @@ import keras_resnet
 from keras_resnet import evaluation, files, serving
 from keras_resnet.architecture import IMAGE_SIZE
 from keras_resnet.data import imagenet, records, shapes, sources
-from keras_resnet.training import checkpoint, distribution, loop
+from keras_resnet.training import distribution, loop, signals
 from keras_resnet.training.settings import Settings
 
 DEVICES = 2  # logical ones, of which "none" uses one
@@ -152,7 +152,7 @@ def stop(rows):
             weights[f"{number}/{i}"] = array
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(loop.Loop, "next_pace", stops_after_two)
-            with pytest.raises(checkpoint.Stopped, match="at step 2"):
+            with pytest.raises(signals.Stopped, match="at step 2"):
                 loop.train(settings(values, name=f"stopped-{number}"), verbose=0)
     np.savez("weights.npz", **weights)
 

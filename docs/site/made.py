@@ -150,8 +150,8 @@ def every_run(records):
     ]
     for record in sorted(records, key=lambda record: (_name(record), -record["history"]["step"][-1])):
         (made,) = record["segments"][-1:]
-        backend, _, devices = report.trained_on(record).partition(" on ")
-        machine = f"{backend} {made[made['backend']]} on {devices}, Keras {made['keras']}, commit {made['commit']}"
+        versions = ", ".join(f"{name} {made[name]}" for name in (made["backend"], "keras", "commit"))
+        machine = f"{report.trained_on(record)}: {versions}"
         minutes = f"{record['result']['seconds'] / 60:,.0f} minutes"
         caption = f"{_name(record)}: {100 * record['error']:.2f} %, {minutes} on {machine}"
         lines.append(f"```{{code-block}} sh\n:caption: {caption}\n\n{record['command']}\n```")

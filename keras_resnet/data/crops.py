@@ -17,10 +17,11 @@ from keras_resnet.architecture import IMAGE_SIZE
 SHORTER_SIDES = (256, 480)  # P1 3.4, for crops of 224; for other sizes in proportion
 JPEG = b"\xff\xd8\xff"  # the first bytes of a JPEG file
 DCT = "INTEGER_ACCURATE"  # of JPEG: the pixels that Pillow decodes; TensorFlow's default, the fast one, gives others
+HEAD = 29  # bytes of a file that tell its kind
 BMP_WITH_PALETTE = r"BM\C{26}\x08"  # of a BMP file with 8 bits per pixel; TensorFlow ignores its palette
-WEBP = r"RIFF\C{4}WEBP\C{0,9}"  # the first bytes of a WebP file
+WEBP = r"RIFF\C{4}WEBP\C*"
 MOVING = "".join(rf"\x{flags:02x}" for flags in range(64) if flags & 2)
-MOVING_WEBP = rf"RIFF\C{{4}}WEBPVP8X\C{{4}}[{MOVING}]"  # of an animated one
+MOVING_WEBP = rf"RIFF\C{{4}}WEBPVP8X\C{{4}}[{MOVING}]\C*"  # animated
 RATIOS = (1, 2, 4, 8)  # by which the JPEG decoder can shrink an image
 
 
@@ -32,14 +33,18 @@ def is_jpeg(data: tf.Tensor) -> tf.Tensor:
 def decode(data: tf.Tensor) -> tf.Tensor:
     """Decodes the content of an image file, a string: uint8 (height, width, 3), RGB."""
 
+    def begins(pattern):
+        return tf.strings.regex_full_match(tf.strings.substr(data, 0, HEAD), pattern)
+
+    def refusing(pattern, kind):
+        return tf.control_dependencies([tf.debugging.Assert(~begins(pattern), [f"{kind}; convert it"])])
+
     def other():
-        palette = tf.strings.regex_full_match(tf.strings.substr(data, 0, 29), BMP_WITH_PALETTE)
-        with tf.control_dependencies([tf.debugging.Assert(~palette, ["a BMP file with a palette; convert it"])]):
-            return tf.cond(tf.strings.regex_full_match(tf.strings.substr(data, 0, 21), WEBP), webp, usual)
+        with refusing(BMP_WITH_PALETTE, "a BMP file with a palette"):
+            return tf.cond(begins(WEBP), webp, usual)
 
     def webp():
-        moving = tf.strings.regex_full_match(tf.strings.substr(data, 0, 21), MOVING_WEBP)
-        with tf.control_dependencies([tf.debugging.Assert(~moving, ["an animated WebP; convert it"])]):
+        with refusing(MOVING_WEBP, "an animated WebP"):
             return tf.io.decode_image(data, channels=0, expand_animations=False)[..., :3]  # an animation would abort
 
     def usual():

@@ -20,7 +20,7 @@ from keras_resnet.architecture import IMAGE_SIZE
 from keras_resnet.choices import DTYPES, FORMATS, TOP_K
 from keras_resnet.data import crops
 from keras_resnet.files import Path
-from keras_resnet.graphs import LOADING_DEPTH, fold, recursion_limit
+from keras_resnet.graphs import LOADING_DEPTH, copy, fold, recursion_limit
 from keras_resnet.runs import Run
 from keras_resnet.serving import formats, publishing, signatures, web
 from keras_resnet.serving.formats import ExportError
@@ -100,11 +100,11 @@ def export(
         page, written["largest_difference"] = web.page(network, classes, crop, written, batch_norm == "fold")
     with publishing.unfinished(folder) as temporary:
         with recursion_limit(LOADING_DEPTH):
-            copy = lambda: fold(network, "float32" if dtype == "int8" else dtype, batch_norm == "fold")
+            folded = lambda: fold(network, "float32" if dtype == "int8" else dtype, batch_norm == "fold")
             if format == "saved_model":
                 top_k = min(top_k, outputs)
                 written["signatures"] = signatures.save(
-                    copy(), temporary, classes, top_k, preprocess, max_pixels, range_check
+                    folded(), temporary, classes, top_k, preprocess, max_pixels, range_check
                 )
                 if not environment.lacks("tensorflow_serving", "file of warm-up requests"):
                     os.makedirs(os.path.join(temporary, os.path.dirname(WARMUP)))
@@ -114,7 +114,7 @@ def export(
             elif format == "web":
                 pathlib.Path(temporary, web.NAME).write_text(page, "utf-8")
             else:
-                written["largest_difference"] = formats.write(copy(), network, temporary, format, crop, images)
+                written["largest_difference"] = formats.write(folded(), network, temporary, format, crop, images)
                 written["checked_in"] = None if written["largest_difference"] is None else formats.CHECKED_IN
         with open(os.path.join(temporary, ABOUT), "w") as file:
             json.dump(written, file, indent=2)
@@ -200,8 +200,7 @@ def _check_classifier(model):
             softmax = layers.Softmax(dtype="float32", name="probabilities")(model.outputs[0])
             model = keras.Model(model.inputs[0], softmax, name=model.name)
         if shape[0] is not None:  # servers send batches of any size
-            images = keras.Input(shape[1:], name=model.inputs[0].name)
-            model = keras.Model(images, model(images), name=model.name)
+            model = copy(model, inputs=lambda tensor: keras.Input(tensor.shape[1:], dtype=tensor.dtype))
     return model, outputs[1]
 
 

@@ -3,7 +3,7 @@
 import json
 import os
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import keras
@@ -73,11 +73,12 @@ class Checkpoint:
         if self.writing and self.writing.done():
             self.wait()
 
-    def restore(self, state: Mapping[str, typing.Any]) -> dict[str, typing.Any]:
+    def restore(self, state: Mapping[str, typing.Any], newer: Sequence[str] = ()) -> dict[str, typing.Any]:
         """Restores the variables of the saved run, if it exists.
 
         Args:
             state: the state of a new run; the saved state must have the same fields, nested ones included.
+            newer: those of its fields that older versions did not save; they are then as in `state`.
 
         Returns:
             The saved state; `state` if there is no checkpoint.
@@ -95,7 +96,7 @@ class Checkpoint:
                     f"the checkpoint {self.path} was written by an older version, in another format. {ADVICE}"
                 )
             if isinstance(found, dict):
-                found.setdefault("damaged", [])  # older versions lack it
+                found = {name: state[name] for name in newer} | found
             _check(found, {**state, "backend": ""})
         except KeyError as error:
             raise RunError(f"the checkpoint {self.path} is damaged: it lacks {error}. {ADVICE}") from error

@@ -156,7 +156,7 @@ class Loop:
 
     def restore(self, profile: int) -> None:
         """Restores the saved run, if it exists, and prints the step."""
-        self.state = State(**self.checkpoint.restore(dataclasses.asdict(self.state)))
+        self.state = State(**self.checkpoint.restore(dataclasses.asdict(self.state), newer=("damaged",)))
         self.history.state, step = self.state.history, self.state.step
         self.task.damaged.update(self.state.damaged)
         check_same(
@@ -168,9 +168,10 @@ class Loop:
             left = f"only {self.steps - step} steps are left"
             raise RunError(f"--profile skips the first {SKIPPED} steps, and {left}; leave it out")
         if step:
+            print(f"resuming from step {step}")
             self.history.write()
-        new = f"{self.folder.settings.network}, {self.steps} steps, in {self.folder}"
-        print(f"resuming from step {step}" if step else new)
+        else:
+            print(f"{self.folder.settings.network}, {self.steps} steps, in {self.folder}")
 
     def run(self, signals: StopSignals, verbose: int, profile: int) -> None:
         """Trains to the last step or the end of the schedule. After a signal, saves the run and raises Stopped."""

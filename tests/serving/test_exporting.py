@@ -149,6 +149,12 @@ def test_a_network_of_one_image_is_served_with_batches(small, tmp_path):
     np.testing.assert_allclose(same["probabilities"], expected, atol=1e-5)
 
 
+def test_a_network_of_one_image_stays_a_network_of_this_package(tmp_path):
+    model = trained(keras_resnet.CifarResNet(8, input_tensor=keras.Input(batch_shape=(1, 32, 32, 3))))
+    path = serving.export(model, tmp_path / "m", format="web")
+    assert json.loads(pathlib.Path(path, serving.ABOUT).read_text())["input_shape"] == [None, 32, 32, 3]
+
+
 def test_a_run_on_photographs_is_served_as_it_was_tested(small, tmp_path):
     """Its crops are of 32 pixels, but it is not a network for CIFAR."""
     (tmp_path / "run").mkdir()

@@ -21,8 +21,8 @@ from keras_resnet.training.folder import Folder
 from keras_resnet.training.signals import StopSignals
 
 LATEST = "run/checkpoint/latest.npz"
-STATE = {"step": 5, "sums": [2.5], "damaged": [], "history": {"rows": [{"step": 5}], "seconds": 1.5}}
-FRESH = {"step": 0, "sums": [0.0], "damaged": [], "history": {"rows": [], "seconds": 0.0}}
+STATE = {"step": 5, "sums": [2.5], "history": {"rows": [{"step": 5}], "seconds": 1.5}}
+FRESH = {"step": 0, "sums": [0.0], "history": {"rows": [], "seconds": 0.0}}
 
 
 def same(arrays, others):
@@ -211,6 +211,14 @@ def test_a_checkpoint_that_cannot_be_read_is_not_called_damaged(tmp_path, monkey
     monkeypatch.setattr(np, "load", load)
     with pytest.raises(RunError, match="cannot be read: (Input/output error|too large). Run the same command again"):
         writer.restore(FRESH)
+
+
+def test_a_field_that_older_versions_did_not_save_is_that_of_a_new_run(tmp_path):
+    _, writer = saved(tmp_path)
+    save(writer)
+    assert writer.restore({**FRESH, "names": []}, newer=("names",)) == {**STATE, "names": []}
+    with pytest.raises(RunError, match="its state lacks 'names'"):
+        writer.restore({**FRESH, "names": []})
 
 
 def test_a_signal_during_a_print(capfd, monkeypatch):

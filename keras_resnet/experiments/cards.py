@@ -1,6 +1,5 @@
 """Model cards of networks that this project's runs trained, in the format of Hugging Face: a README.md."""
 
-import dataclasses
 import json
 import os
 import pathlib
@@ -9,9 +8,8 @@ import keras
 
 from keras_resnet.files import RunError
 from keras_resnet.runs import CLASSES, RESULT, SHIPPED, Run
-from keras_resnet.training import recipes
 from keras_resnet.training.options import command
-from keras_resnet.training.settings import Settings, deciding, network_name
+from keras_resnet.training.settings import changes, network_name
 from keras_resnet.weights.published import weights_sha256
 
 DATASETS = {"cifar10": ("uoft-cs/cifar10", "CIFAR-10"), "cifar100": ("uoft-cs/cifar100", "CIFAR-100")}
@@ -97,16 +95,13 @@ def card(path: str | os.PathLike, model: keras.Model, library: str = "keras") ->
 
 
 def _command(run, segments):
-    """The command that trains the network again, with the settings that affect the result and are not the paper's.
+    """The command that trains the network again, with the settings that affect the result and are not the defaults.
 
     Like the records, it names an image folder without its path.
     """
-    recipe = recipes.IMAGENET if run.imagenet_style else recipes.CIFAR
-    usual = {field.name: field.default for field in dataclasses.fields(Settings)} | recipe
     settings = run.result["settings"]
-    kept = {name: settings[name] for name in deciding(usual) if settings.get(name) not in (None, [], usual[name])}
+    kept = {"depth": settings["depth"], **changes(settings), "dataset": _data(settings)}
     kept |= {name: os.path.basename(kept[name]) for name in ("init_from", "colors") if name in kept}
-    kept |= {"depth": settings["depth"], "dataset": _data(settings)}
     return command(kept, segments[0]["backend"] if segments else None)
 
 

@@ -17,6 +17,7 @@ from keras_resnet.training.options import flag
 from keras_resnet.training.settings import Settings, deciding
 
 CHECKPOINT, LOCK, COLORS, CURVES = "checkpoint/latest.npz", "checkpoint/lock", "colors.npz", "curves.png"
+PATHS = "dataset", "init_from", "colors"  # settings that may be paths
 LISTED = 8  # the largest number of differences in a message
 
 
@@ -100,8 +101,9 @@ class Folder:
         old = {**json.loads(json.dumps(defaults)), **old}  # older versions have fewer settings
         old["bn_batch_size"] = old["bn_batch_size"] or old["batch_size"]  # the value before it was a setting
         different = [name for name in deciding(new) if old[name] != new[name]]
-        if "dataset" in different and os.path.abspath(old["dataset"]) == os.path.abspath(new["dataset"]):
-            different.remove("dataset")
+        for name in {*PATHS}.intersection(different):
+            if old[name] and new[name] and os.path.abspath(old[name]) == os.path.abspath(new[name]):
+                different.remove(name)
         if "dataset" in different and os.path.isdir(new["dataset"]) and os.path.exists(self.path(DATA)):
             different.remove("dataset")  # perhaps the folder has moved: check_data compares what is in it
         if different:

@@ -26,7 +26,7 @@ def check_together(settings: "Settings") -> None:
         )
     if settings.plain and (settings.activation_order or settings.shortcut_variant):
         raise RunError("--plain has no shortcuts, so --activation-order and --shortcut-variant of P2 do not apply")
-    if settings.plain and settings.shortcut != settings.defaults()["shortcut"]:
+    if settings.plain and "shortcut" in settings.changes:
         raise RunError(f"--plain has no shortcuts; found --shortcut {settings.shortcut} as well; give only one")
     if settings.freeze_until and not settings.init_from:
         raise RunError("--freeze-until keeps trained layers unchanged; it needs --init-from")

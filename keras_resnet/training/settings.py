@@ -40,6 +40,30 @@ def deciding(values: Mapping[str, typing.Any]) -> dict[str, typing.Any]:
     return {name: values[name] for name, one in options(Settings).items() if one.decides and name in values}
 
 
+def defaults(values: Mapping[str, typing.Any]) -> dict[str, typing.Any]:
+    """The settings that are AS_RECIPE in the class, with the defaults that follow from the other `values`."""
+    large = values["dataset"] not in sources.DATASETS
+    recipe = recipes.IMAGENET if large else recipes.CIFAR
+    deep = (values["depth"] or recipe["depth"]) >= recipes.WARMUP_DEPTH
+    rate = recipes.FINE_TUNING_RATE if values.get("init_from") else recipes.LEARNING_RATE
+    batch = values["batch_size"] or recipe["batch_size"]
+    together = batch if large or values.get("sync_bn") else min(batch, recipes.BN_BATCH_SIZE)
+    warmup = deep and not large and not values.get("warmup_epochs")
+    length = {"steps": None if values.get("epochs") else recipe["steps"]}
+    schedule = {"schedule": "steps" if values.get("boundaries") else recipe["schedule"]}
+    return {**recipe, **length, **schedule, "bn_batch_size": together, "lr": rate, "warmup": warmup}
+
+
+def changes(values: Mapping[str, typing.Any]) -> dict[str, typing.Any]:
+    """The settings in `values`, of a `Settings` or a file, that can change a result and are not the defaults for them.
+
+    The `values` of older versions may be fewer, or None.
+    """
+    usual = {field.name: field.default for field in dataclasses.fields(Settings)} | defaults(values)
+    kept = {name: tuple(value) if isinstance(value, list) else value for name, value in deciding(values).items()}
+    return {name: value for name, value in kept.items() if value not in (None, usual[name])}
+
+
 def ghost_batches(images: int, bn_batch_size: int) -> int:
     """The number of ghost batches, of at most `bn_batch_size` images each, in a batch of `images`."""
     return -(-images // bn_batch_size)
@@ -189,30 +213,16 @@ class Settings:
             raise RunError(f"--epochs {self.epochs} and --steps {self.steps} both set the length; give only one")
         if self.boundaries and self.epochs is self.steps is None:
             raise RunError("--boundaries are in epochs with --epochs, in steps with --steps; give one of the two")
-        for name, value in self.defaults().items():
+        for name, value in defaults(vars(self)).items():
             if getattr(self, name) is None:
                 object.__setattr__(self, name, value)
         check_ranges(self)
         check_together(self)
 
-    def defaults(self) -> dict:
-        """The default values of the settings that are None in the class."""
-        recipe = recipes.IMAGENET if self.imagenet_style else recipes.CIFAR
-        deep = (self.depth or recipe["depth"]) >= recipes.WARMUP_DEPTH
-        rate = recipes.FINE_TUNING_RATE if self.init_from else recipes.LEARNING_RATE
-        batch = self.batch_size or recipe["batch_size"]
-        together = batch if self.imagenet_style or self.sync_bn else min(batch, recipes.BN_BATCH_SIZE)
-        warmup = deep and not self.imagenet_style and not self.warmup_epochs
-        length = {"steps": None if self.epochs else recipe["steps"]}
-        schedule = {"schedule": "steps" if self.boundaries else recipe["schedule"]}
-        return {**recipe, **length, **schedule, "bn_batch_size": together, "lr": rate, "warmup": warmup}
-
     @property
     def changes(self) -> dict:
-        """A dictionary of the settings that affect the result and differ from the defaults for these data."""
-        defaults = {field.name: field.default for field in dataclasses.fields(self)} | self.defaults()
-        found = deciding({name: getattr(self, name) for name in defaults})
-        return {name: value for name, value in found.items() if value != defaults[name]}
+        """As `changes` of the values of this object."""
+        return changes(vars(self))
 
     def as_json(self) -> dict:
         """The settings as a dictionary that a round trip through JSON does not change."""
@@ -279,7 +289,7 @@ class Settings:
     def steps_per_epoch(self, examples: int) -> int:
         """The number of full batches in `examples` images; RunError if a batch is larger than that."""
         if self.batch_size > examples:
-            default = ", the default" * (self.batch_size == self.defaults()["batch_size"])
+            default = ", the default" * ("batch_size" not in self.changes)
             raise RunError(
                 f"--batch-size is at most the number of training examples, {examples}; found {self.batch_size}{default}"
             )

@@ -95,6 +95,24 @@ def test_a_deep_network_that_was_not_warmed_up_is_not_warmed_up_again(run, progr
     assert (found.depth, found.warmup, found.accumulate, found.mixed_precision) == (110, False, 2, "bfloat16")
 
 
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({"epochs": 10, "boundaries": (5, 8)}, "--depth 20 --epochs 10 --boundaries 5 8 --dataset cifar10"),
+        ({"depth": 110, "init_from": "a/b.keras"}, "--depth 110 --init-from b.keras --dataset cifar10"),
+        ({"batch_size": 32, "lr": 0.05, "data_dir": HOME}, "--depth 20 --batch-size 32 --lr 0.05 --dataset cifar10"),
+    ],
+)
+def test_the_command_of_a_card_leaves_out_defaults(settings, expected, run, program):
+    settings = Settings(**settings)
+    edit(run / "result.json", settings=settings.as_json())
+    _, *words = command(cards.card(run, runs.load_model(run)))
+    assert " ".join(words) == expected
+    again = vars(program("fit").parse(words))
+    again = Settings(**{key: value for key, value in again.items() if key in Settings.__dataclass_fields__})
+    assert {**again.deciding, "init_from": None} == {**settings.deciding, "init_from": None}
+
+
 def test_a_card_names_the_variant(run):
     settings = {**json.loads((run / "args.json").read_text()), "activation_order": "full_preactivation"}
     edit(run / "result.json", settings=settings)

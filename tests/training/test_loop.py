@@ -23,7 +23,7 @@ from keras_resnet.data import imagenet, records, shapes, sources
 from keras_resnet.data.shards import Shards
 from keras_resnet.files import RunError
 from keras_resnet.training import Settings, engine, hardware, history, loop, objective, precision, recipes, tasks, train
-from keras_resnet.training.folder import Folder
+from keras_resnet.training.folder import CHECKPOINT, Folder
 from keras_resnet.training.signals import Stopped
 
 BACKEND = keras.backend.backend()  # test_jax.py runs these tests on JAX
@@ -289,6 +289,21 @@ def test_other_settings_are_refused_with_the_difference(tmp_path, small_shapes):
     with pytest.raises(RunError, match=r"(?s)other settings:.*--lr +0.01 there, +0.02 now.*another --name"):
         train(settings(tmp_path, steps=3, lr=0.02), verbose=0)
     train(settings(tmp_path, steps=3, checkpoint_every=7), verbose=0)  # changes no result
+
+
+def test_the_same_path_in_other_words_is_no_other_setting(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "images").mkdir()
+    one = {"dataset": "images", "init_from": "a.keras", "colors": "c.npz", "image_size": 32}
+    (tmp_path / "runs" / "images-resnet-18" / "checkpoint").mkdir(parents=True)
+    Folder(Settings(**one)).open()
+    (tmp_path / "runs" / "images-resnet-18" / CHECKPOINT).touch()
+    again = {name: f"{tmp_path}/{value}" if isinstance(value, str) else value for name, value in one.items()}
+    Folder(Settings(**again)).open()
+    with pytest.raises(RunError, match=r"other settings:\n  --init-from +a.keras there, +b.keras now\nChoose"):
+        Folder(Settings(**{**one, "init_from": "b.keras"})).open()
+    with pytest.raises(RunError, match=r"other settings:\n  --colors +c.npz there, +None now\nChoose"):
+        Folder(Settings(**{**one, "colors": None})).open()
 
 
 def test_a_run_from_before_parts_were_a_setting_goes_on_with_the_whole_batch(tmp_path, small_shapes):

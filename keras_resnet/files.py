@@ -8,7 +8,7 @@ import re
 import tempfile
 import typing
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 
@@ -34,6 +34,13 @@ class DataError(ResNetError):
 
 class WeightsError(ResNetError, ValueError):
     """The weights cannot be read, or do not fit the network. Nothing is changed."""
+
+
+def listed(names: Iterable[str], most: int = 8) -> str:
+    """Names as lines of a message, sorted: the first ones, and how many more there are."""
+    names = sorted(name.encode(errors="backslashreplace").decode() for name in names)  # those of files may be any bytes
+    more = [f"and {len(names) - most} more"] * (len(names) > most)
+    return "\n".join(f"  {line}" for line in [*names[:most], *more])
 
 
 @contextlib.contextmanager

@@ -85,6 +85,11 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path, full_disk):
     assert not os.path.isfile(os.devnull)
 
 
+def test_a_list_of_names_is_sorted_and_cut():
+    assert files.listed(set("cab")) == "  a\n  b\n  c"
+    assert files.listed(set("edcab\udcff"), 3) == "  \\udcff\n  a\n  b\n  and 3 more"
+
+
 def test_a_model_on_a_full_disk_leaves_the_last_one(tmp_path, full_disk):
     path = tmp_path / "a.keras" / "model.keras"
     path.parent.mkdir()

@@ -15,7 +15,7 @@ import arguments
 
 from keras_resnet.architecture import IMAGE_SIZE
 from keras_resnet.choices import COLOR_SAMPLE
-from keras_resnet.files import ResNetError, write_whole
+from keras_resnet.files import ResNetError, listed, write_whole
 
 
 def parse(words=None):
@@ -27,7 +27,7 @@ def parse(words=None):
     add("--image-size", type=int, default=IMAGE_SIZE, help="size of the crops (default %(default)s)")
     add("--images", type=int, default=COLOR_SAMPLE, help="at most this many at random (default %(default)s)")
     add("--seed", type=int, default=0, help="seed of the random sample (default 0)")
-    add("--skip-damaged", action="store_true", help="skip files that cannot be decoded, and count them")
+    add("--skip-damaged", action="store_true", help="skip files that cannot be decoded, and list them")
     return parser.parse_args(words)
 
 
@@ -68,7 +68,7 @@ def main():
     for value, vector in zip(found.components.values, found.components.vectors.T, strict=True):
         print(f"eigenvalue {value:<8.4f} along   " + "".join(f"{length:>9.4f}" for length in vector))
     if skipped:
-        print(f"{len(skipped)} damaged files were skipped")
+        print(f"{len(skipped)} damaged files were skipped:\n{listed(skipped)}")
 
 
 if __name__ == "__main__":

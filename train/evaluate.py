@@ -33,7 +33,7 @@ from keras_resnet import environment
 from keras_resnet.architecture import IMAGE_SIZE
 from keras_resnet.choices import PROTOCOLS, SPLITS
 from keras_resnet.data import sources
-from keras_resnet.files import ResNetError, make_folder, write_whole
+from keras_resnet.files import ResNetError, listed, make_folder, write_whole
 
 MISTAKES = 24
 WATCHED = sys.stdout.isatty()  # a progress bar is for a terminal
@@ -47,7 +47,7 @@ def parse(words=None):
     add("--data", help="cifar10, cifar100, shapes, an image folder, imagenet2012 etc. (default: the run's)")
     add("--data-dir", metavar="DIR", help="copies of data sets, as for fit.py (default: download)")
     add("--split", choices=SPLITS, help="of the data (default: the first that exists)")
-    add("--skip-damaged", action="store_true", help="skip images that cannot be decoded, and count them")
+    add("--skip-damaged", action="store_true", help="skip images that cannot be decoded, and list them")
     add("--protocol", choices=PROTOCOLS, help="(default: center for ImageNet-style images, single for small ones)")
     add(
         "--crop",
@@ -124,7 +124,8 @@ def table(result, split, skipped, options):
     rows = [("images", split), *([("damaged, skipped", len(skipped))] if skipped else [])]
     rows += [(f"top-{k} error", f"{result.error(k):.2%}") for k in (1, 5) if k < len(result.classes)]
     rows += [(f"protocol: {key}" if key == "name" else f"  {key}", words) for key, words in result.protocol.items()]
-    return "\n".join([title, "-" * len(title), *(f"{name:<18}{value}" for name, value in rows)])
+    lines = [title, "-" * len(title), *(f"{name:<18}{value}" for name, value in rows)]
+    return "\n".join(lines + [f"skipped:\n{listed(skipped)}"] * bool(skipped))
 
 
 def draw(result, examples, options):
@@ -175,6 +176,7 @@ def main():
         print(table(result, split, skipped, options))
         if options.json:
             inputs = {name: getattr(options, name) for name in ("models", "data", "preprocess")} | {"split": split}
+            inputs["damaged"] = sorted(skipped or ())
             text = json.dumps({**inputs, **result.summary()}, indent=2)
             write_whole(options.json, lambda file: file.write(text.encode()))
         if options.output:

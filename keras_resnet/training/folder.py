@@ -18,7 +18,6 @@ from keras_resnet.training.settings import Settings, deciding
 
 CHECKPOINT, LOCK, COLORS, CURVES = "checkpoint/latest.npz", "checkpoint/lock", "colors.npz", "curves.png"
 PATHS = "dataset", "init_from", "colors"  # settings that may be paths
-LISTED = 8  # the largest number of differences in a message
 
 
 class Folder:
@@ -136,12 +135,11 @@ class Folder:
             kept = read_json(path, {}, "Delete it to continue with the data as they are.")
             different = [name for name in {**kept, **found} if kept.get(name) != found.get(name)]
             if different:
-                rows = [f"  {name}: {kept.get(name, 'none')} then; {found.get(name, 'none')} now" for name in different]
-                rows[LISTED:] = [f"  and {len(rows) - LISTED} more"] * (len(rows) > LISTED)
+                rows = [f"{name}: {kept.get(name, 'none')} then; {found.get(name, 'none')} now" for name in different]
                 raise RunError(
                     f"{self.settings.dataset} has changed since this run began (number of examples, digest):\n"
-                    + "\n".join(rows)
-                    + "\nClass indices may have changed, and validation images may have been trained on. "
-                    "Restore the data, choose another --name, or give --data-changed to continue anyway."
+                    f"{files.listed(rows)}\n"
+                    "Class indices may have changed, and validation images may have been trained on. Restore the "
+                    "data, choose another --name, or give --data-changed to continue anyway."
                 )
         self.write_json(DATA, found, indent=0)

@@ -9,6 +9,7 @@ import dataclasses
 import functools
 import math
 import zlib
+from collections.abc import Collection
 
 import keras
 import numpy as np
@@ -92,6 +93,15 @@ def check_same(devices: Devices, value: object, message: str) -> None:
         raise RunError(message)
 
 
+def of_all(devices: Devices, names: Collection[str]) -> list[str]:
+    """The names that any of the processes has, sorted."""
+    own = "\n".join(sorted(names)).encode(errors="surrogateescape")
+    longest = devices.exchange(len(own)).max()
+    rows = devices.exchange(*own.ljust(longest, b"\n")) if longest else ()
+    found = b"\n".join(row.astype("uint8").tobytes() for row in rows).decode(errors="surrogateescape")
+    return sorted({*found.split("\n")} - {""})
+
+
 def _train(backend, folder, devices, verbose, profile):
     settings = folder.settings
     check_same(devices, settings.deciding, "the workers have different settings; start all with the same command")
@@ -134,8 +144,10 @@ def _train(backend, folder, devices, verbose, profile):
             with files.whole(folder.path(MODEL)) as path:
                 saved.save(path)
         evaluated = engine.evaluate(saved, "test") if "test" in task.held_out else {}
-    warm_at_step, segments = loop.state.schedule["warm_at_step"], loop.state.segments
-    result = write_result(settings, saved, evaluated, loop.history, warm_at_step, sorted(task.damaged), segments)
+    state = loop.state
+    result = write_result(
+        settings, saved, evaluated, loop.history, state.schedule["warm_at_step"], state.damaged, state.segments
+    )
     devices.exchange(0)  # until the chief has written
     return result
 
@@ -234,7 +246,8 @@ class Loop:
 
     def save(self) -> None:
         """Saves the run, without waiting until its checkpoint is written."""
-        self.state.damaged = sorted(self.task.damaged)
+        if self.folder.settings.skip_damaged:
+            self.state.damaged = of_all(self.devices, self.task.damaged)
         self.checkpoint.save(dataclasses.asdict(self.state))
 
     def agreed(self, signal: int, pace: int) -> tuple[int, int]:

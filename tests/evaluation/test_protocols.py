@@ -687,14 +687,17 @@ def test_validation_images_that_were_trained_on(trained, monkeypatch):
         main(monkeypatch, "run", "--split", "validation")
 
 
-def test_damaged_photographs_are_skipped_and_counted(trained, monkeypatch, capsys):
+def test_damaged_photographs_are_skipped_and_listed(trained, monkeypatch, capsys):
     validation = folders.load("photos", 1).validation
-    with open(validation.paths[3], "wb") as file:
+    name = validation.paths[3]
+    with open(name, "wb") as file:
         file.write(b"nonsense")
     with pytest.raises(SystemExit, match=r"(?s)png is damaged.*--skip-damaged"):
         main(monkeypatch, "run")
     found, _ = the_program(monkeypatch, "run", "--skip-damaged", "--output", "out")
-    assert found["examples"] == len(validation) - 1 and "damaged, skipped  1" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert found["examples"] == len(validation) - 1 and "damaged, skipped  1\n" in printed
+    assert found["damaged"] == [name] and f"skipped:\n  {name}\n" in printed
 
 
 def test_help_teaches(monkeypatch, capsys):

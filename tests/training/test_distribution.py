@@ -1,5 +1,6 @@
 """Runs of `distributed.py` on two logical CPUs, and in two processes that communicate over loopback."""
 
+import concurrent.futures
 import contextlib
 import json
 import os
@@ -8,6 +9,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import keras
@@ -15,6 +17,7 @@ import numpy as np
 import pytest
 from conftest import free_ports
 from distributed import small_shapes
+from PIL import Image
 
 from keras_resnet.data import shards
 from keras_resnet.files import DataError, RunError
@@ -204,6 +207,42 @@ def test_workers_that_do_not_fit_together_say_so():
     loop.check_same(Devices(0, 0), {"lr": 0.1}, "different settings")
     with pytest.raises(RunError, match="different settings"):
         loop.check_same(Devices(0, 1), {"lr": 0.1}, "different settings")
+
+
+def test_names_of_all_processes():
+    names = [{"a", "b\udcff"}, {"b\udcff", "é/c d"}, set()]
+    met, rows = threading.Barrier(3), [(), (), ()]
+
+    class Devices:
+        def __init__(self, number):
+            self.number = number
+
+        def exchange(self, *numbers):
+            met.wait()
+            rows[self.number] = numbers
+            met.wait()
+            return np.array(rows)
+
+    with concurrent.futures.ThreadPoolExecutor(3) as pool:
+        found = list(pool.map(lambda number: loop.of_all(Devices(number), names[number]), range(3)))
+        assert found == [["a", "b\udcff", "é/c d"]] * 3
+        assert list(pool.map(lambda number: loop.of_all(Devices(number), set()), range(3))) == [[]] * 3
+
+
+@pytest.mark.slow
+def test_files_that_any_worker_skipped_are_listed(start, tmp_path):
+    for i in range(48):
+        path = tmp_path / "images" / "ab"[i % 2] / f"{i}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.random.default_rng(i).integers(0, 255, (40, 40, 3), "uint8")).save(path)
+    damaged = [f"{tmp_path}/images/a/{i}.jpg" for i in range(0, 20, 2)]
+    for path in damaged:
+        pathlib.Path(path).write_bytes(b"nothing")
+    images = {"dataset": str(tmp_path / "images"), "depth": 18, "image_size": 32, "schedule": "steps"}
+    workers = start_workers(start, {"name": "skipping", **images, "skip_damaged": True, "colors": "imagenet"})
+    for worker in workers:
+        assert worker.result("skipping")[0]["damaged_files"] == len(damaged)
+    assert (start.runs / "skipping" / "damaged.txt").read_text().split() == sorted(damaged)
 
 
 @pytest.mark.parametrize("replicas, workers", [(1, 1), (4, 1), (4, 2), (6, 3)])

@@ -4,7 +4,8 @@
     python train/export.py model.keras --classes classes.json      a JSON list of names, in the order of the outputs
     python train/export.py runs/r50 --format openvino              saved_models/r50-openvino/1/model.xml
     python train/export.py runs/r50 --format openvino --dtype int8 --calibrate FOLDER
-                                                                   FOLDER/{train,val}/CLASS/ or FOLDER/CLASS/
+                                                                   saved_models/r50-openvino-int8/1/; FOLDER holds
+                                                                   {train,val}/CLASS/ or CLASS/
     python train/export.py runs/cifar10-resnet-20 --format web     a page to open with a double click, index.html
 
 MODEL is a .keras file whose input is RGB pixels in [0, 255], or the folder of a finished run. A version is written
@@ -39,7 +40,7 @@ def parse(words=None):
     add = parser.add_argument
     add("model", metavar="MODEL", help=".keras file, folder of a run, or a name of convert.py --list")
     add("--output", default="saved_models", metavar="DIR", help="folder of models (default saved_models)")
-    add("--name", help="name of the model (default that of the run or file, with -FORMAT unless a SavedModel)")
+    add("--name", help="name of the model (default: of the run or file, and -FORMAT, -DTYPE but for the defaults)")
     help_of_version = "version of the export, 1 to 2^63 - 1 (default the next one); without N print the program's"
     add("--version", type=int, nargs="?", action=Version, metavar="N", help=help_of_version)
     add("--format", default="saved_model", choices=FORMATS, help="default saved_model")
@@ -77,7 +78,8 @@ def model_name(options):
     if options.name is None:
         path = os.path.abspath(options.model)
         name = os.path.basename(path if os.path.isdir(path) else os.path.splitext(path)[0])
-        return name if options.format == "saved_model" else f"{name}-{options.format}"
+        kind = [word for word in (options.format, options.dtype) if word not in ("saved_model", "float32")]
+        return "-".join([name, *kind])  # a server would take another kind for the next version
     if not is_name(options.name):
         raise serving.ExportError(f"--name is the name of a folder in --output, not a path; found {options.name!r}")
     return options.name

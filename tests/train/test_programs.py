@@ -77,6 +77,16 @@ def test_the_version_of_an_export(program):
     assert parse(["model.keras", "--version", "7"]).version == 7 and parse(["model.keras"]).version is None
 
 
+def test_an_export_of_another_kind_is_another_model(program):
+    """Otherwise a server that watches the folder would replace a network by its approximation in int8."""
+    export = program("export")
+    name = lambda *words: export.model_name(export.parse(["runs/r50.keras", *words]))
+    assert name() == "r50" and name("--dtype", "bfloat16") == "r50-bfloat16"
+    assert name("--format", "onnx") == "r50-onnx"
+    assert name("--format", "openvino", "--dtype", "int8") == "r50-openvino-int8"
+    assert name("--format", "openvino", "--dtype", "int8", "--name", "x") == "x"
+
+
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_help_shows_every_default_and_choice(program, monkeypatch, name):
     monkeypatch.setattr(argparse.ArgumentParser, "parse_args", lambda self, words: self)

@@ -59,36 +59,30 @@ def networks():
 
 
 def results(records):
-    files, sections, missing, above = {}, [], [], set()
-    for name, experiment in EXPERIMENTS.items():
-        entries = report.entries(experiment, records)
-        if not any(entry.records for entry in entries):
-            data = "" if experiment.dataset else " --data IMAGENET"
-            missing.append(f"- {experiment.title}, {experiment.source}: `python train/reproduce.py {name}{data}`")
-            continue
+    files, texts, above = {}, [], set()
+    sections, missing = report.sections(records)
+    for name, experiment, entries, drawn in sections:
         lines = [f"## {experiment.title} ({experiment.source})"]
-        for number, group in enumerate(report.groups(entries), 1):
-            if figure := report.draw(experiment, group):
-                file = f"figures/{name}-{number}.svg"
-                files[file] = figures.svg(figure)
-                lines.append(f"![{experiment.title}; the table has the numbers]({file})")
+        for number, figure in enumerate(drawn, 1):
+            file = f"figures/{name}-{number}.svg"
+            files[file] = figures.svg(figure)
+            lines.append(f"![{experiment.title}; the table has the numbers]({file})")
         lines += [*table(entries, above), *not_run(name, entries)]
-        sections.append("\n\n".join(lines))
-    files["runs.md"] = "\n\n".join([INTRODUCTION, *sections, "## Experiments that were not run", "\n".join(missing)])
+        texts.append("\n\n".join(lines))
+    rest = "\n".join(f"- {title}: `{command}`" for title, command in missing)
+    files["runs.md"] = "\n\n".join([INTRODUCTION, *texts, "## Experiments that were not run", rest])
     files["runs.md"] += "\n\n" + every_run(records)
     files["depth.md"] = depth(records)
     files |= seeds(records)
     return files
 
 
-INTRODUCTION = """# Every run
+INTRODUCTION = f"""# Every run
 
 P1 is [Deep Residual Learning for Image Recognition](https://arxiv.org/abs/1512.03385), P2
 [Identity Mappings in Deep Residual Networks](https://arxiv.org/abs/1603.05027). Errors are in %, on the 10,000 test
-images of CIFAR-10, which are used once, at the end; ± is the standard deviation over seeds. Networks are comparable if
-their conditions are the same: a shortened schedule divides the learning rate by 10 at the same fractions of its length,
-and its errors are not comparable with the paper's. The paper trains on all 50,000 images, as do runs with
-`--train-on-all`; the others are trained on 45,000, and their curves show the error on the other 5,000."""
+images of CIFAR-10; ± is the standard deviation over seeds.
+{report.COMPARABLE}"""
 
 
 def table(entries, above):

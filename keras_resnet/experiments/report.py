@@ -21,8 +21,16 @@ from keras_resnet.training.options import flags
 if typing.TYPE_CHECKING:
     from keras_resnet.experiments import figures
 
-
 BACKENDS = {"tensorflow": "TensorFlow", "jax": "JAX"}
+
+# Of every page of results, in Markdown.
+COMPARABLE = """
+Networks are comparable if their conditions are the same. A shortened schedule divides the learning rate by 10 at the
+same fractions of its length (on ImageNet: when the validation error plateaus, if it does), and its errors are not
+comparable with the paper's. On CIFAR-10 the paper's networks are trained on all 50,000 images, as are runs with
+`--train-on-all`; the others are trained on 45,000, and their curves show the error on the other 5,000. The paper's
+curves show the test error. Here the test images are used once, at the end.
+"""
 
 
 def made_with(record: dict) -> str:
@@ -129,6 +137,29 @@ def command(name: str, entry: Entry, conditions: dict) -> str:
     return command_of(options, backend, f"reproduce.py {name}")
 
 
+class Section(typing.NamedTuple):
+    """The entries of an experiment that has runs, and its figures, one for each of `groups` that has one."""
+
+    name: str
+    experiment: Experiment
+    entries: list[Entry]
+    figures: "list[figures.Figure]"
+
+
+def sections(records: Sequence[dict]) -> tuple[list[Section], list[tuple[str, str]]]:
+    """The sections of a report, and what was not run: the titles of the other experiments, and their commands."""
+    found, missing = [], []
+    for name, experiment in tables.EXPERIMENTS.items():
+        rows = entries(experiment, records)
+        if any(entry.records for entry in rows):
+            drawn = [figure for group in groups(rows) if (figure := draw(experiment, group))]
+            found.append(Section(name, experiment, rows, drawn))
+        else:
+            data = "" if experiment.dataset else " --data IMAGENET"
+            missing.append((f"{experiment.title}, {experiment.source}", f"python train/reproduce.py {name}{data}"))
+    return found, missing
+
+
 def draw(experiment: Experiment, group: Sequence[Entry]) -> "figures.Figure | None":
     """The experiment's figure of one of `groups`; None if there is none, or it shows none of these networks."""
     from keras_resnet.experiments import figures  # here, because only figures need matplotlib
@@ -214,19 +245,14 @@ def write(records: Sequence[dict], folder: Path) -> list[str]:
     """
     from keras_resnet.experiments import claims, figures  # here, because tables do without scipy and matplotlib
 
-    written, sections, missing = [], [], []
-    for name, experiment in tables.EXPERIMENTS.items():
-        found = entries(experiment, records)
-        if not any(entry.records for entry in found):
-            missing.append((name, experiment))
-            continue
-        figures_of_it = [figure for group in groups(found) if (figure := draw(experiment, group))]
-        for number, figure in enumerate(figures_of_it, 1):
-            path = os.path.join(folder, f"{name}{f'-{number}' * (number > 1)}.png")
+    written, texts = [], []
+    found, missing = sections(records)
+    for section in found:
+        for number, figure in enumerate(section.figures, 1):
+            path = os.path.join(folder, f"{section.name}{f'-{number}' * (number > 1)}.png")
             figures.write_png(figure, path)
             written.append(path)
-        pictures = "\n".join(_picture(experiment.title, figure) for figure in figures_of_it)
-        sections.append(_section(name, experiment, found, pictures))
+        texts.append(_section(section))
     for table in claims.tables(records):
         picture = ""
         if table.draw:
@@ -235,9 +261,9 @@ def write(records: Sequence[dict], folder: Path) -> list[str]:
             figures.write_png(figure, path)
             written.append(path)
             picture = _picture(table.title, figure)
-        sections.append(_statistics(table, picture))
+        texts.append(_statistics(table, picture))
     path = os.path.join(folder, "report.html")
-    write_whole(path, lambda file: file.write(_page(records, sections, missing).encode(errors="backslashreplace")))
+    write_whole(path, lambda file: file.write(_page(records, texts, missing).encode(errors="backslashreplace")))
     return [path, *written]
 
 
@@ -251,7 +277,9 @@ def _picture(title, figure):
 COLUMNS = ("network", "parameters", "the paper", "here", "validation", "runs", "trained on", "conditions", "command")
 
 
-def _section(name, experiment, found, pictures):
+def _section(section):
+    name, experiment, found, drawn = section
+    pictures = "\n".join(_picture(experiment.title, figure) for figure in drawn)
     most_shared = groups(found)[0][0].conditions
     rows = []
     for entry in found:
@@ -299,12 +327,9 @@ def _code(text):
     return f"<code>{' '.join(f'<span>{html.escape(part)}</span>' for part in re.split(' (?=--)', text))}</code>"
 
 
-def _page(records, sections, missing):
-    todo = "".join(
-        f"<li>{html.escape(experiment.title)}, {html.escape(experiment.source)}: "
-        f"{_code(f'python train/reproduce.py {name}' + ('' if experiment.dataset else ' --data IMAGENET'))}</li>"
-        for name, experiment in missing
-    )
+def _page(records, texts, missing):
+    todo = "".join(f"<li>{html.escape(title)}: {_code(command)}</li>" for title, command in missing)
+    comparable = re.sub("`(.*?)`", r"<code>\1</code>", COMPARABLE.strip())
     todo = f"<section><h2>Not run yet</h2><ul>{todo}</ul></section>" if todo else ""
     return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
@@ -314,12 +339,8 @@ def _page(records, sections, missing):
 <p>P1 is <a href="https://arxiv.org/abs/1512.03385">Deep Residual Learning for Image Recognition</a>, P2
 <a href="https://arxiv.org/abs/1603.05027">Identity Mappings in Deep Residual Networks</a>. {len(records)} runs of
 <code>train/reproduce.py</code> are shown; <code>train/report.py</code> made this page.</p>
-<p>Networks are comparable if their conditions are the same. A shortened schedule divides the learning rate by 10 at the
-same fractions of its length (on ImageNet: when the validation error plateaus, if it does), and its errors are not
-comparable with the paper's. On CIFAR-10 the paper's networks are trained on all 50,000 images, as are runs with
-<code>--train-on-all</code>; the others are trained on 45,000, and their curves show the error on the other 5,000. The
-paper's curves show the test error. Here the test images are used once, at the end.</p>
-{os.linesep.join(sections)}
+<p>{comparable}</p>
+{os.linesep.join(texts)}
 {todo}
 </main></body></html>
 """

@@ -30,7 +30,7 @@ pytest.importorskip("jax", reason="jax is not installed")
 
 STEPS, BATCH = 3, 32
 TRAIN = """
-import sys
+import json, sys
 import jax, keras, keras_resnet, numpy as np
 from keras_resnet.data import sources
 from keras_resnet.optimizers import SGD
@@ -38,37 +38,37 @@ from keras_resnet.training import mesh, precision
 from keras_resnet.training.jax import Step
 from keras_resnet.training.jax_images import augment
 
-folder, parts, turns, kind = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
+folder, ways = sys.argv[1], json.loads(sys.argv[2])
 data = np.load(f"{folder}/data.npz")
 source = sources.load("shapes")
 mean = sources.per_pixel_mean(source.train.images)
-model = keras_resnet.CifarResNet(8, normalization=(mean, 1.0), classifier_activation=None)
-model.load_weights(f"{folder}/initial.weights.h5")
-precision.set_precision(model, None if kind == "float32" else kind)
-optimizer = SGD(0.1, weight_decay=0.01)
-optimizer.build(model.trainable_variables)
-step = Step(model, optimizer, parts, turns, mesh.Devices(jax.devices()))
-run, state, shown = jax.jit(step.__call__), step.state(), []
-for order, rate in zip(data["order"], data["rates"]):
-    images = augment(source.train.images[order], mean, data["draws"][order])
-    state, means = run(state, images, source.train.labels[order].astype("int32"), rate)
-    shown.append(means)
-step.assign(state)
-found = {variable.path: keras.ops.convert_to_numpy(variable) for variable in model.weights}
-batch = data["order"][0]
-crops = augment(source.train.images[batch], mean, data["draws"][batch])
-np.savez(f"{folder}/found.npz", crops=crops, shown=shown, iterations=optimizer.iterations, **found)
+for name, (ghosts, turns, kind) in ways.items():
+    model = keras_resnet.CifarResNet(8, normalization=(mean, 1.0), classifier_activation=None)
+    model.load_weights(f"{folder}/initial.weights.h5")
+    precision.set_precision(model, kind)
+    optimizer = SGD(0.1, weight_decay=0.01)
+    optimizer.build(model.trainable_variables)
+    step = Step(model, optimizer, ghosts, turns, mesh.Devices(jax.devices()))
+    run, state, shown = jax.jit(step.__call__), step.state(), []
+    for order, rate in zip(data["order"], data["rates"]):
+        images = augment(source.train.images[order], mean, data["draws"][order])
+        state, means = run(state, images, source.train.labels[order].astype("int32"), rate)
+        shown.append(means)
+    step.assign(state)
+    found = {variable.path: keras.ops.convert_to_numpy(variable) for variable in model.weights}
+    batch = data["order"][0]
+    crops = augment(source.train.images[batch], mean, data["draws"][batch])
+    np.savez(f"{folder}/{name}.npz", crops=crops, shown=shown, iterations=optimizer.iterations, **found)
 """
+WAYS = {"two": (2, 1, None), "one": (1, 1, None), "in turn": (1, 2, None), "bfloat16": (2, 1, "bfloat16")}
 
 
-@pytest.fixture(scope="module")
-def steps(tmp_path_factory):
-    """A function that returns JAX's results of three steps, and TensorFlow's with two ghost batches, in float32."""
-    folder = tmp_path_factory.mktemp("steps")
+def test_steps_are_those_of_tensorflow(tmp_path):
+    """Three steps of TensorFlow with two ghost batches, in float32, against WAYS of JAX to compute them."""
     source = sources.load("shapes")
     mean = sources.per_pixel_mean(source.train.images)
     network = keras_resnet.CifarResNet(8, normalization=(mean, 1.0), classifier_activation=None)
-    network.save_weights(folder / "initial.weights.h5")
+    network.save_weights(tmp_path / "initial.weights.h5")
     fuse_batch_norm(network)
     optimizer = optimizer_of(network, 0.1, weight_decay=0.01)
     step = Step(network, optimizer, 2)
@@ -80,38 +80,29 @@ def steps(tmp_path_factory):
     draws = np.stack([*(draws[:, :2] * 9).astype("int32").T, draws[:, 2] < 0.5], 1).astype("int32")
     batches = list(cifar.training_batches(source.train, mean, batch_size=BATCH, seed=0).take(STEPS))
     order = order[: STEPS * BATCH].reshape(STEPS, BATCH)
-    np.savez(folder / "data.npz", order=order, draws=draws, rates=np.array(rates, "float32"))
+    np.savez(tmp_path / "data.npz", order=order, draws=draws, rates=np.array(rates, "float32"))
     shown = []
     for rate, batch in zip(rates, batches, strict=True):
         optimizer.learning_rate = rate
         shown.append(step(*batch).numpy())
     weights = {variable.path: keras.ops.convert_to_numpy(variable) for variable in network.weights}
 
-    def train(ghosts=2, turns=1, kind="float32"):
-        environment = os.environ | {"KERAS_BACKEND": "jax"}
-        command = [sys.executable, "-c", TRAIN, folder, str(ghosts), str(turns), kind]
-        subprocess.run(command, check=True, env=environment)
-        return dict(np.load(folder / "found.npz"))
-
-    return train, {"crops": batches[0][0].numpy(), "shown": shown, "weights": weights}
+    environment = os.environ | {"KERAS_BACKEND": "jax"}
+    subprocess.run([sys.executable, "-c", TRAIN, tmp_path, json.dumps(WAYS)], check=True, env=environment)
+    found = {way: dict(np.load(tmp_path / f"{way}.npz")) for way in WAYS}
+    np.testing.assert_array_equal(found["two"]["crops"], batches[0][0].numpy())
+    np.testing.assert_allclose(found["two"]["shown"], shown, rtol=1e-5)
+    assert found["two"]["iterations"] == STEPS
+    kernels = {path: value for path, value in weights.items() if "beta" not in path}
+    assert distance(found["two"], kernels) < 1e-5
+    assert distance(found["two"], weights) < 1e-2  # near 0, and rounding moves some inputs over the edge of a ReLU
+    assert distance(found["one"], kernels) > 1e-3  # they would be missed
+    assert distance(found["in turn"], kernels) < 1e-5
+    assert 1e-5 < distance(found["bfloat16"], kernels) < 0.05
 
 
 def distance(found, expected):
     return max(abs(found[path] - expected[path]).max() / abs(expected[path]).max() for path in expected)
-
-
-def test_steps_are_those_of_tensorflow(steps):
-    train, expected = steps
-    found = train()
-    np.testing.assert_array_equal(found["crops"], expected["crops"])
-    np.testing.assert_allclose(found["shown"], expected["shown"], rtol=1e-5)
-    assert found["iterations"] == STEPS
-    kernels = {path: value for path, value in expected["weights"].items() if "beta" not in path}
-    assert distance(found, kernels) < 1e-5
-    assert distance(found, expected["weights"]) < 1e-2  # near 0, and rounding moves some inputs over the edge of a ReLU
-    assert distance(train(ghosts=1), kernels) > 1e-3  # they would be missed
-    assert distance(train(ghosts=1, turns=2), kernels) < 1e-5  # in turn
-    assert 1e-5 < distance(train(kind="bfloat16"), kernels) < 0.05
 
 
 def test_the_random_numbers_of_an_epoch():

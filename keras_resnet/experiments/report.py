@@ -97,19 +97,20 @@ def groups(found: Sequence[Entry]) -> list[list[Entry]]:
     """Lists of entries that have runs under the same conditions; the most common conditions first.
 
     Among equally common conditions the longest schedule comes first. A row is in a list once: with the backend that has
-    most runs of it, and with another one in another list.
+    most runs of it, and with another one in another list, unless it would be alone there.
     """
-    by_conditions: dict[str, list[Entry]] = {}
+    by_conditions: dict[tuple[str, int], list[Entry]] = {}
     for entry in sorted(found, key=lambda entry: -len(entry.records)):
         conditions, turn = json.dumps(entry.conditions, sort_keys=True), 0
-        while any(entry.row == other.row for other in by_conditions.get(f"{conditions}{turn}", ())):
+        while any(entry.row == other.row for other in by_conditions.get((conditions, turn), ())):
             turn += 1
         if entry.records:
-            by_conditions.setdefault(f"{conditions}{turn}", []).append(entry)
+            by_conditions.setdefault((conditions, turn), []).append(entry)
     order = [entry.row for entry in found]
-    for entries_of in by_conditions.values():
-        entries_of.sort(key=lambda entry: order.index(entry.row))
-    return sorted(by_conditions.values(), key=lambda group: (-len(group), -group[0].steps))
+    compared = [group for (_, turn), group in by_conditions.items() if turn == 0 or len(group) > 1]
+    for group in compared:
+        group.sort(key=lambda entry: order.index(entry.row))
+    return sorted(compared, key=lambda group: (-len(group), -group[0].steps))
 
 
 def _steps(record):

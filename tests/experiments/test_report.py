@@ -126,8 +126,15 @@ def test_runs_of_another_backend_or_with_other_ghost_batches_are_not_averaged(tm
     assert commands["11.00 ± 1.41"].startswith("python train/reproduce.py")
     assert "16 and 64 images normalised together" in found[[row[3] for row in found].index("30.00")][7]
     assert report.command("fig6", report.Entry(EXPERIMENTS["fig6"].rows[0], {}, []), {}).startswith("python train/")
-    first, *others = report.groups(report.entries(EXPERIMENTS["fig6"], records))
-    assert [len(entry.records) for entry in first] == [2] and len(others) == 2
+
+    groups = lambda: [
+        [(entry.row.name, len(entry.records)) for entry in group]
+        for group in report.groups(report.entries(EXPERIMENTS["fig6"], records))
+    ]
+    assert groups() == [[("ResNet-20", 2)]]
+    records += runs("fig6", 0.1, ["plain-20"], seeds=3)
+    records[-1]["segments"] = [segment(64, 64_000, "jax", "NVIDIA H200", "NVIDIA H200")]
+    assert groups() == [[("plain-20", 2), ("ResNet-20", 2)], [("plain-20", 1), ("ResNet-20", 1)]]
 
 
 def test_every_experiment_is_drawn_from_comparable_runs(tmp_path):

@@ -38,7 +38,7 @@ class WeightsError(ResNetError, ValueError):
 
 def listed(names: Iterable[str], most: int = 8) -> str:
     """Names as lines of a message, sorted: the first ones, and how many more there are."""
-    names = sorted(name.encode(errors="backslashreplace").decode() for name in names)  # those of files may be any bytes
+    names = sorted(names)
     more = [f"and {len(names) - most} more"] * (len(names) > most)
     return "\n".join(f"  {line}" for line in [*names[:most], *more])
 

@@ -15,7 +15,7 @@ import zipfile
 from collections.abc import Mapping
 
 from keras_resnet.data import sources
-from keras_resnet.files import Path, RunError, reason
+from keras_resnet.files import DataError, Path, RunError, reason
 
 if typing.TYPE_CHECKING:
     import keras
@@ -208,15 +208,20 @@ class Run:
             return None
         from keras_resnet.data import records  # here, because it needs TensorFlow
 
-        data = records.splits(dataset, data_dir, self.settings["seed"])
         path, trained_on = self._path(DATA), self.settings["dataset"]
-        kept = self._object(DATA, {}) if os.path.isfile(path) else None
-        if kept == records.describe(data, dataset):
-            return data
         if not os.path.isdir(dataset):
             same = dataset == trained_on
         else:
             same = os.path.realpath(dataset) == os.path.realpath(trained_on)
+        try:
+            data = records.splits(dataset, data_dir, self.settings["seed"])
+        except DataError:
+            if same:
+                raise
+            return None  # it cannot be trained on, for example because it has one class
+        kept = self._object(DATA, {}) if os.path.isfile(path) else None
+        if kept == records.describe(data, dataset):
+            return data
         if same and kept is not None:
             raise RunError(
                 f"{dataset} has changed since {self.path} was trained on it, so the images that were set aside are "

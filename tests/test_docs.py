@@ -61,7 +61,7 @@ def test_training_on_several_devices_in_keras_code(tmp_path):
     """On two logical CPUs and small images."""
     (program,) = blocks(ROOT / "docs" / "distribution.md", "## In Keras code")["python"]
     assert program.count("ResNet50()") == 1
-    program = program.replace("ResNet50()", "ResNet18(input_shape=(32, 32, 3), classes=3)")
+    program = program.replace("ResNet50()", "CifarResNet(8, classes=3)")
     two = (
         "import tensorflow as tf\n"
         "tf.config.set_logical_device_configuration(\n"

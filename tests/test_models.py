@@ -38,10 +38,13 @@ def test_cifar_bottleneck_depth():
     assert model.get_layer("conv4_18").output.shape == (None, 8, 8, 256)
 
 
-def test_1202_builds_and_leaves_the_recursion_limit():
+@pytest.mark.parametrize(
+    "depth, parameters", [(302, 4_838_874), pytest.param(1202, 19_421_274, marks=pytest.mark.slow)]
+)
+def test_very_deep_networks_leave_the_recursion_limit(depth, parameters):
     before = sys.getrecursionlimit()
-    model = keras_resnet.CifarResNet(1202)
-    assert trainable(model) == 19_421_274
+    model = keras_resnet.CifarResNet(depth)
+    assert trainable(model) == parameters
     assert sys.getrecursionlimit() == before
     assert analysis.logits(model).output.shape == (None, 10)
 

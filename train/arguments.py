@@ -7,6 +7,7 @@ Keras; so this module only finds the package, and `load_library` runs its `__ini
 
 import argparse
 import importlib.util
+import io
 import os
 import sys
 import warnings
@@ -14,6 +15,12 @@ import warnings
 import interrupted  # noqa: F401
 
 program = os.path.basename(sys.argv[0])
+for _name in ("stdout", "stderr"):
+    if getattr(sys, _name) is None:  # closed, as in some daemons
+        setattr(sys, _name, open(os.devnull, "w"))  # noqa: SIM115
+    _stream = getattr(sys, _name)
+    if isinstance(_stream, io.TextIOWrapper):  # its encoding may lack characters of file names
+        _stream.reconfigure(errors="backslashreplace")
 warnings.formatwarning = lambda message, *where, **line: f"{message}\n"  # for users, not for programmers
 _spec = importlib.util.find_spec("keras_resnet")
 if _spec is None:

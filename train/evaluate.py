@@ -33,7 +33,7 @@ from keras_resnet import environment
 from keras_resnet.architecture import IMAGE_SIZE
 from keras_resnet.choices import PROTOCOLS, SPLITS
 from keras_resnet.data import sources
-from keras_resnet.files import ResNetError, listed, make_folder, write_whole
+from keras_resnet.files import DataError, ResNetError, listed, make_folder, write_whole
 
 MISTAKES = 24
 WATCHED = sys.stdout.isatty()  # a progress bar is for a terminal
@@ -125,7 +125,9 @@ def table(result, split, skipped, options):
     rows += [(f"top-{k} error", f"{result.error(k):.2%}") for k in (1, 5) if k < len(result.classes)]
     rows += [(f"protocol: {key}" if key == "name" else f"  {key}", words) for key, words in result.protocol.items()]
     lines = [title, "-" * len(title), *(f"{name:<18}{value}" for name, value in rows)]
-    return "\n".join(lines + [f"skipped:\n{listed(skipped)}"] * bool(skipped))
+    if skipped:
+        lines += ["skipped:", listed(skipped)]
+    return "\n".join(lines)
 
 
 def draw(result, examples, options):
@@ -153,14 +155,21 @@ def draw(result, examples, options):
 
 def main():
     options = parse()
+    given = options.data
     try:
         check(options)
         if options.output:
             make_folder(options.output)
         skipped = set() if options.skip_damaged else None
-        classes, examples, split = evaluation.load_data(
-            options.data, options.data_dir, split=options.split, models=options.models, skipped=skipped
-        )
+        try:
+            classes, examples, split = evaluation.load_data(
+                options.data, options.data_dir, split=options.split, models=options.models, skipped=skipped
+            )
+        except DataError as error:
+            if given is not None:
+                raise
+            message = f"{options.models[0]} was trained on {options.data}; if that is elsewhere, give --data"
+            raise EvaluationError(f"{error}. {message}") from error
         classifiers = [evaluation.load_model(path) for path in options.models]
         with imagenet.errors_named():
             result = evaluation.evaluate(

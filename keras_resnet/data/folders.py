@@ -87,25 +87,33 @@ def load(folder: Path, seed: int = 0) -> Splits:
         A `Splits` with sorted classes. `list_classes` documents which files are images.
 
     Raises:
-        DataError: the folder does not exist, a class has no images, there is only one class, or train/ and val/ have
-            different classes.
+        DataError: the folder does not exist, a class has no images, there is only one class, or val/ has a class that
+            train/ lacks. (A warning names classes that val/ lacks.)
     """
     splits = _splits(folder)
     if splits:
         if missing := {"train", "val"}.difference(splits):
             alike = [name for name in _folders(folder) if name not in splits and name.lower() in SPLITS]
             found = ", ".join(f"{name}/" for name in (*splits, *alike))
-            rename = f". Rename {alike[0]}/ to {min(missing)}/?" if alike else ""
+            advice = ""
+            if alike:
+                advice = f". Rename {alike[0]}/ to {min(missing)}/?"
+            elif missing == {"val"}:
+                advice = f". Of {os.path.join(folder, 'train')}, given as the folder, a tenth is set aside"
             raise DataError(
                 f"{folder} holds {found} but not {min(missing)}/; it needs train/ and val/, or just a folder for each "
-                f"class{rename}"
+                f"class{advice}"
             )
         (classes, train), (others, validation) = (list_classes(os.path.join(folder, name)) for name in ("train", "val"))
-        if classes != others:
+        if unknown := sorted({*others}.difference(classes)):
             raise DataError(
-                f"{folder}: train/ has {len(classes)} classes and val/ has {len(others)}, and they differ; "
-                f"only one of them has {', '.join(sorted(set(classes) ^ set(others))[:8])}"
+                f"{folder}: train/ has {len(classes)} classes and val/ has {len(others)}; only val/ has "
+                f"{', '.join(unknown[:8])}"
             )
+        if absent := sorted({*classes}.difference(others)):
+            warnings.warn(f"{folder}/val has no images of {', '.join(absent[:8])}", stacklevel=2)
+            indices = np.array([classes.index(name) for name in others])
+            validation = Files(validation.paths, indices[validation.labels])
     else:
         classes, files = list_classes(folder)
     if len(classes) == 1:

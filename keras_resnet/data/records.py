@@ -204,15 +204,16 @@ def _builder(name, data_dir):
     import tensorflow_datasets as tfds
 
     builder = sources.prepared(name, data_dir)
-    features = dict(builder.info.features)
-    image, label = (
-        [key for key, feature in features.items() if isinstance(feature, kind)]
-        for kind in (tfds.features.Image, tfds.features.ClassLabel)
-    )
-    if len(image) != 1 or len(label) != 1:
+    features, kinds = dict(builder.info.features), (tfds.features.Image, tfds.features.ClassLabel)
+    found = [[key for key, feature in features.items() if isinstance(feature, kind)] for kind in kinds]
+    meant = builder.info.supervised_keys  # where there are masks, or labels of several kinds
+    if isinstance(meant, tuple) and len(meant) == 2 and meant[0] in found[0] and meant[1] in found[1]:
+        found = [[key] for key in meant]
+    if [len(keys) for keys in found] != [1, 1]:
         raise DataError(f"{name} is not a set of images with one class each: its examples have {', '.join(features)}")
     sources.is_array_record(name, builder)
-    return builder, tuple(features[label[0]].names), (image[0], label[0])
+    (image,), (label,) = found
+    return builder, tuple(features[label].names), (image, label)
 
 
 def _index(builder, split, keys):

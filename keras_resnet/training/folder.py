@@ -103,7 +103,8 @@ class Folder:
         for name in {*PATHS}.intersection(different):
             if old[name] and new[name] and os.path.abspath(old[name]) == os.path.abspath(new[name]):
                 different.remove(name)
-        if "dataset" in different and os.path.isdir(new["dataset"]) and os.path.exists(self.path(DATA)):
+        unfinished = os.path.exists(self.path(DATA)) and not os.path.exists(self.path(RESULT))
+        if "dataset" in different and os.path.isdir(new["dataset"]) and unfinished:
             different.remove("dataset")  # perhaps the folder has moved: check_data compares what is in it
         if different:
             rows = [f"  {flag(n):<18} {old[n]!s:>10} there, {new[n]!s:>10} now" for n in different]

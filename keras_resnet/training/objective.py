@@ -54,7 +54,10 @@ def schedule_of(settings: Settings, examples: int) -> schedules.Steps | schedule
         warmup_steps = settings.steps_in(settings.warmup_epochs, examples)
         warmup |= {"warmup_rate": settings.warmup_from, "warmup_steps": warmup_steps}
     if settings.schedule == "plateau":
-        return schedules.Plateau(settings.lr, **warmup, patience=settings.patience, divisions=recipes.DIVISIONS)
+        patience = settings.patience
+        if patience == recipes.PATIENCE:
+            patience = max(patience, -(-recipes.PLATEAU_STEPS // settings.steps_per_epoch(examples)))
+        return schedules.Plateau(settings.lr, **warmup, patience=patience, divisions=recipes.DIVISIONS)
     in_steps = (lambda epochs: settings.steps_in(epochs, examples)) if settings.epochs else int
     # A run of a step or two ends before its learning rate could be divided.
     boundaries = [*map(in_steps, settings.boundaries)] or [max(1, round(part * steps)) for part in recipes.BOUNDARIES]

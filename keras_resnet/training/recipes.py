@@ -19,6 +19,7 @@ MOMENTUM = 0.9
 WEIGHT_DECAY = 1e-4
 BOUNDARIES = (1 / 2, 3 / 4)  # of the steps: on CIFAR the learning rate is divided by 10 at 32k and 48k
 PATIENCE = 5  # epochs without a lower validation error make a plateau; the paper does not state a number
+PLATEAU_STEPS = 500  # a plateau has at least as many: epochs of few images are too short to tell
 DIVISIONS = 2  # of the learning rate at plateaus, as on CIFAR: .1, .01, .001; the run ends at the next plateau
 WARMUP_RATE = 0.01
 WARMUP_ERROR = 0.8

@@ -124,11 +124,13 @@ class Settings:
         None, "data", "file of train/colors.py, or imagenet (default: measured)", metavar="FILE", data=LARGE
     )
     skip_damaged: bool = option(
-        False, "data", "skip files that cannot be decoded, and list them in damaged.txt", data=LARGE
+        False, "data", "skip files that cannot be decoded, and list them in damaged.txt", data=LARGE, decides=False
     )
     data_changed: bool = option(False, "data", "continue a run although its data have changed", decides=False)
     steps: int = option(AS_RECIPE, "recipe", "iterations; with --schedule plateau the maximum", range=POSITIVE)
-    epochs: int | None = option(None, "recipe", "the length in epochs, instead of --steps", range=POSITIVE)
+    epochs: int | None = option(
+        None, "recipe", "the length in epochs, instead of --steps; with --schedule plateau the maximum", range=POSITIVE
+    )
     boundaries: tuple[int, ...] = option(  # (): recipes.BOUNDARIES of the length
         (), "recipe",
         "when to divide the learning rate by 10: epochs with --epochs, steps with --steps (default 1/2 and 3/4 of all)",
@@ -156,7 +158,9 @@ class Settings:
         choices=("steps", "plateau"),
     )  # fmt: skip
     patience: int = option(
-        recipes.PATIENCE, "recipe", "a plateau is this many epochs without a lower validation error",
+        recipes.PATIENCE, "recipe",
+        "a plateau is this many epochs without a lower validation error "
+        f"(default {recipes.PATIENCE}, or more if these have less than {recipes.PLATEAU_STEPS} steps)",
         range=POSITIVE, metavar="EPOCHS",
     )  # fmt: skip
     weight_decay: float = option(

@@ -130,20 +130,31 @@ def test_small_classes_have_both_sides(counts):
         ),
         (("Train/a/1.jpg", "Testing/a/1.jpg"), "holds Testing/, Train/; call its splits train/ and val/"),
         (("a/1.jpg", "b/.hidden"), "b holds no image; .*; found no file at all"),
-        (("train/a/1.jpg",), "holds train/ but not val/; it needs train/ and val/, or just a folder for each class$"),
+        (
+            ("train/a/1.jpg",),
+            "holds train/ but not val/; it needs train/ and val/, or just a folder for each class. Of .*/train, given",
+        ),
         (
             ("train/a/1.jpg", "Validation/a/1.jpg"),
             "holds train/, Validation/ but not val/; .* each class. Rename Validation/ to val/",
         ),
         (("val/a/1.jpg",), "holds val/ but not train/"),
-        (("train/a/1.jpg", "train/b/1.jpg", "val/a/1.jpg"), "only one of them has b"),
-        (("train/a/1.jpg", "train/b/1.jpg", "val/a/1.jpg", "val/c/1.jpg"), "only one of them has b, c"),
+        (("train/a/1.jpg", "train/b/1.jpg", "val/a/1.jpg", "val/c/1.jpg"), "only val/ has c"),
         (("train/a/1.jpg", "val/1.jpg"), "val should hold a folder of images for each class"),
     ],
 )
 def test_folders_that_cannot_be_used(tmp_path, names, message):
     with pytest.raises(DataError, match=message):
         folders.load(make(tmp_path, *names))
+
+
+def test_validation_without_a_class(tmp_path):
+    folder = make(tmp_path, "train/a/1.jpg", "train/b/1.jpg", "train/c/1.jpg", "val/c/2.jpg", "val/a/2.jpg")
+    with pytest.warns(UserWarning, match="val has no images of b$"):
+        found = folders.load(folder)
+    assert found.classes == ("a", "b", "c")
+    assert [os.path.relpath(path, folder) for path in found.validation.paths] == ["val/a/2.jpg", "val/c/2.jpg"]
+    assert found.validation.labels.tolist() == [0, 2] and found.validation.labels.dtype == np.int64
 
 
 def test_no_folder(tmp_path):

@@ -313,11 +313,25 @@ IMAGE, LABEL = tfds.features.Image(), tfds.features.ClassLabel(num_classes=2)
 )
 def test_sets_of_another_kind(monkeypatch, features, file_format, message):
     kind = getattr(tfds.core.FileFormat, file_format)
-    info = types.SimpleNamespace(features=features, file_format=kind, splits={"test": None})
+    info = types.SimpleNamespace(features=features, file_format=kind, splits={"test": None}, supervised_keys=None)
     builder = types.SimpleNamespace(info=info, data_dir="nowhere")
     monkeypatch.setattr(sources, "prepared", lambda name, data_dir: builder)
     with pytest.raises(DataError, match=message):
         records.load("tiny")
+
+
+@pytest.mark.parametrize("meant, found", [(("image", "breed"), ("image", "breed")), (("image", "box"), None)])
+def test_a_set_says_which_label_is_meant(monkeypatch, meant, found):
+    """As that of pets, which has a mask and the species, too."""
+    features = {"image": IMAGE, "breed": LABEL, "species": LABEL, "mask": IMAGE, "box": tfds.features.BBoxFeature()}
+    options = {"file_format": tfds.core.FileFormat.TFRECORD, "splits": {}, "supervised_keys": meant}
+    builder = types.SimpleNamespace(info=types.SimpleNamespace(features=features, **options), data_dir="nowhere")
+    monkeypatch.setattr(sources, "prepared", lambda name, data_dir: builder)
+    if found:
+        assert records._builder("pets", None) == (builder, ("0", "1"), found)
+        return
+    with pytest.raises(DataError, match="its examples have image, breed, species, mask, box"):
+        records._builder("pets", None)
 
 
 def test_a_run_and_its_evaluation(data_dir, tmp_path):

@@ -577,6 +577,18 @@ def test_photographs_that_are_not_a_runs_are_tested_whole(trained, monkeypatch):
     assert the_program(monkeypatch, "run", "--data", "others")[0]["split"] == "all images"
 
 
+def test_a_class_alone_can_be_tested(trained, monkeypatch):
+    os.mkdir("alone")
+    shutil.copytree("photos/a", "alone/a")
+    assert the_program(monkeypatch, "run", "--data", "alone")[0]["split"] == "all images"
+
+
+def test_data_that_are_elsewhere(trained, monkeypatch):
+    os.rename("photos", "elsewhere")
+    with pytest.raises(SystemExit, match="run was trained on photos; if that is elsewhere, give --data"):
+        main(monkeypatch, "run")
+
+
 def test_data_that_changed_since_the_training(trained, monkeypatch):
     os.rename("photos/a/0.png", "photos/a/10.png")
     os.symlink("photos", "link")

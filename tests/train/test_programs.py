@@ -2,6 +2,7 @@
 
 import argparse
 import importlib
+import os
 import re
 import subprocess
 import sys
@@ -65,6 +66,17 @@ def test_flags_are_read_before_frameworks_are_imported(name, words):
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=100)
     assert done.stdout.splitlines()[-1] == "at the end" and done.returncode == (2 if words == "--typo" else 0)
     assert "Traceback" not in done.stderr and (words == "--typo") == bool(done.stderr)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="closes a file descriptor of another process")
+def test_output_that_is_closed_or_has_another_encoding(tmp_path):
+    command = [sys.executable, str(ROOT / "train" / "fit.py"), "--depth", "21"]
+    done = subprocess.run(command, stderr=subprocess.PIPE, text=True, preexec_fn=lambda: os.close(1))
+    assert done.stderr.startswith("fit.py: --depth is 6n+2") and done.returncode == 1
+    code = f"import sys; sys.path.insert(0, {str(ROOT / 'train')!r}); import arguments; print('\u82b1')"
+    environment = os.environ | {"PYTHONIOENCODING": "cp1252"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+    assert done.stdout == "\\u82b1\n", done.stderr
 
 
 def test_the_choices_are_those_of_the_library():

@@ -2,7 +2,8 @@
 
     python tests/training/distributed.py DEVICES FOLDER SETTINGS...
 
-For each SETTINGS, FOLDER/NAME.json has the result, and FOLDER/NAME.npz each variable on each replica.
+For each SETTINGS, FOLDER/NAME.json has the result, and FOLDER/NAME.npz each variable on each replica. After one that is
+refused the next follows.
 """
 
 import json
@@ -44,14 +45,21 @@ def main(devices, folder, *many_settings):
         return write_result(settings, *rest)
 
     tensorflow.Engine, loop.write_result = Kept, save_and_write
+    refused = None
     for settings in map(json.loads, many_settings):
-        result = loop.train(Settings(**settings), verbose=0)
+        try:
+            result = loop.train(Settings(**settings), verbose=0)
+        except RunError as error:
+            refused = error
+            print(f"RunError: {error}", flush=True)
+            continue
         with open(os.path.join(folder, f"{settings['name']}.json"), "w") as file:
             json.dump(result, file)
+    sys.exit(refused and 1)
 
 
 if __name__ == "__main__":
     try:
         main(*sys.argv[1:])
-    except (RunError, Stopped) as error:
-        sys.exit(f"{type(error).__name__}: {error}")
+    except Stopped as error:
+        sys.exit(f"Stopped: {error}")

@@ -31,11 +31,15 @@ ENGINE = importlib.import_module(engine.ENGINES[BACKEND]).Engine
 for_tensorflow = pytest.mark.skipif(BACKEND != "tensorflow", reason="that is for TensorFlow")
 
 
+def fewer_shapes(patch):
+    """Nine batches of 16 for training, 32 images for validation, 48 for the test."""
+    patch.setattr(sources, "SHAPES_EXAMPLES", {"train": 9 * 16 + 32, "test": 48})
+    patch.setattr(sources, "VALIDATION_EXAMPLES", {"shapes": 32})
+
+
 @pytest.fixture
 def small_shapes(monkeypatch):
-    """Nine batches of 16 for training, 32 images for validation, 48 for the test."""
-    monkeypatch.setattr(sources, "SHAPES_EXAMPLES", {"train": 9 * 16 + 32, "test": 48})
-    monkeypatch.setattr(sources, "VALIDATION_EXAMPLES", {"shapes": 32})
+    fewer_shapes(monkeypatch)
 
 
 def settings(folder, **changes):
@@ -84,21 +88,32 @@ def test_a_run_from_start_to_end(tmp_path, small_shapes):
     assert os.path.getmtime(folder / "model.keras") == before
 
 
-@pytest.mark.parametrize("stop_at", [3, 9, 13, 18, 24])
-def test_a_stopped_run_goes_on_as_if_it_had_not_been(tmp_path, small_shapes, terminated_at, capsys, stop_at):
-    train(settings(tmp_path / "whole"), verbose=0)
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """The folder of a run that was not interrupted."""
+    folder = tmp_path_factory.mktemp("whole")
+    with pytest.MonkeyPatch.context() as patch:
+        fewer_shapes(patch)
+        train(settings(folder), verbose=0)
+    return folder
 
+
+slow = pytest.mark.slow
+
+
+@pytest.mark.parametrize("stop_at", [pytest.param(3, marks=slow), 9, 13, pytest.param(18, marks=slow), 24])
+def test_a_stopped_run_goes_on_as_if_it_had_not_been(tmp_path, small_shapes, whole, terminated_at, capsys, stop_at):
     with terminated_at(stop_at), pytest.raises(Stopped, match=f"SIGTERM at step {stop_at}"):
         train(settings(tmp_path / "parts"), verbose=0)
     assert f"resuming from step {stop_at}" not in capsys.readouterr().out
     train(settings(tmp_path / "parts"), verbose=0)
     assert f"resuming from step {stop_at}" in capsys.readouterr().out
-    for whole, parts in zip(rows(tmp_path / "whole"), rows(tmp_path / "parts"), strict=True):
+    for expected, found in zip(rows(whole), rows(tmp_path / "parts"), strict=True):
         for column in ("epoch", "step", "learning_rate"):
-            assert whole[column] == parts[column]
+            assert found[column] == expected[column]
         for column in ("loss", "error", "val_loss", "val_error"):
-            assert float(parts[column]) == pytest.approx(float(whole[column]), abs=2e-3)
-    for a, b in zip(weights(tmp_path / "whole"), weights(tmp_path / "parts"), strict=True):
+            assert float(found[column]) == pytest.approx(float(expected[column]), abs=2e-3)
+    for a, b in zip(weights(whole), weights(tmp_path / "parts"), strict=True):
         assert np.allclose(a, b, rtol=1e-2, atol=1e-3)
 
 
@@ -422,6 +437,8 @@ def test_a_run_goes_on_where_its_images_have_moved(tmp_path, photographs, termin
     train(photograph_settings(tmp_path, moved), verbose=0)
     assert "resuming from step 3" in capsys.readouterr().out
     shutil.copytree(moved, tmp_path / "fewer")
+    with pytest.raises(RunError, match=r"(?s)other settings:.*--dataset .*/photographs there, .*/fewer now"):
+        train(photograph_settings(tmp_path, tmp_path / "fewer"), verbose=0)  # a finished run is not its result
     (tmp_path / "run" / "result.json").unlink()
     (tmp_path / "fewer" / "train" / "class0" / "5.jpg").unlink()
     with pytest.raises(RunError, match="fewer has changed since this run began"):

@@ -9,6 +9,7 @@ import pytest
 from keras_resnet.files import RunError
 from keras_resnet.training import Settings
 from keras_resnet.training.command_line import add_settings
+from keras_resnet.training.objective import schedule_of
 from keras_resnet.training.options import command, flag, flags, options, type_of
 from keras_resnet.training.settings import deciding, names
 
@@ -118,12 +119,20 @@ def test_all_else_is_for_both_engines(tmp_path):
 
 
 def test_what_decides_a_result():
-    without = {"data_dir", "output", "name", "checkpoint_every", "strategy", "jit", "data_changed"}
+    without = {"data_dir", "output", "name", "checkpoint_every", "strategy", "jit", "data_changed", "skip_damaged"}
     assert {name for name, one in options(Settings).items() if not one.decides} == without
     settings = Settings(depth=56, output="elsewhere", lr=0.2)
     assert settings.deciding.keys() == {field.name for field in FIELDS} - without
     assert deciding({"lr": 0.2, "output": "x", "unknown": 1}) == {"lr": 0.2}
     assert settings.changes == {"depth": 56, "lr": 0.2}
+
+
+def test_a_plateau_has_enough_steps():
+    """As many epochs as --patience says; the default's, or more where epochs are short."""
+    options = {"dataset": "shapes", "schedule": "plateau", "batch_size": 10}
+    patience = lambda examples, **more: schedule_of(Settings(**options, **more), examples).patience
+    assert patience(10_000) == 5 and patience(1_000) == 5 and patience(990) == 6 and patience(25) == 250
+    assert patience(25, patience=4) == 4
 
 
 def test_the_groups_of_an_experiment():

@@ -7,6 +7,7 @@ import math
 import os
 import pickle
 import re
+import shutil
 import subprocess
 import sys
 
@@ -856,14 +857,21 @@ def cache(tmp_path, monkeypatch):
     monkeypatch.setattr(keras.utils, "get_file", functools.partial(keras.utils.get_file, cache_dir=tmp_path))
 
 
-def test_imagenet_is_fetched_once_and_checked(tmp_path, monkeypatch, cache):
-    theirs = keras.applications.ResNet50(weights=None)
+@pytest.fixture(scope="module")
+def resnet50(tmp_path_factory):
+    """A network of keras.applications, its file, and the file's SHA-256."""
+    theirs = keras.applications.ResNet50(weights=None, input_shape=(64, 64, 3))
     randomize(theirs)
-    theirs.save(tmp_path / "published.h5")
-    digest = hashlib.sha256((tmp_path / "published.h5").read_bytes()).hexdigest()
-    address = (tmp_path / "published.h5").as_uri()
-    monkeypatch.setitem(IMAGENET, "resnet50", (address, digest))
-    x = pixels(1, 224)
+    path = tmp_path_factory.mktemp("published") / "published.h5"
+    theirs.save(path)
+    return theirs, path, hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def test_imagenet_is_fetched_once_and_checked(tmp_path, monkeypatch, cache, resnet50):
+    theirs, path, digest = resnet50
+    shutil.copy(path, tmp_path)
+    monkeypatch.setitem(IMAGENET, "resnet50", ((tmp_path / "published.h5").as_uri(), digest))
+    x = pixels(1, 64)
     model = keras_resnet.ResNet50(weights="imagenet")
     assert normalization.of(model) == "caffe"
     assert close(model(x), theirs(keras.applications.resnet.preprocess_input(x.copy())))
@@ -873,15 +881,13 @@ def test_imagenet_is_fetched_once_and_checked(tmp_path, monkeypatch, cache):
 
 
 @pytest.mark.parametrize("page, heading", [("README.md", "## Four uses"), ("docs/weights.md", "")])
-def test_the_lines_of_the_pages_run(tmp_path, monkeypatch, cache, page, heading):
+def test_the_lines_of_the_pages_run(tmp_path, monkeypatch, cache, resnet50, page, heading):
     """As one script, in a folder with files of these names and layouts."""
     torch = pytest.importorskip("torch", reason="torch is not installed")
     programs = fenced(ROOT / page, heading)["python"]
     program = next(program for program in programs if 'weights="imagenet"' in program and "fit(" not in program)
-    theirs = keras.applications.ResNet50(weights=None)
-    theirs.save(tmp_path / "published.h5")
-    digest = hashlib.sha256((tmp_path / "published.h5").read_bytes()).hexdigest()
-    monkeypatch.setitem(IMAGENET, "resnet50", ((tmp_path / "published.h5").as_uri(), digest))
+    _, path, digest = resnet50
+    monkeypatch.setitem(IMAGENET, "resnet50", (path.as_uri(), digest))
     monkeypatch.chdir(tmp_path)
     keras_resnet.save_torchvision(keras_resnet.ResNet50(normalization="torch", stride_in="3x3"), "model.safetensors")
     files = {"resnet50.pth": safetensors.load_file("model.safetensors")}
@@ -1119,7 +1125,7 @@ def test_identity_mappings_keep_their_own_names(tmp_path):
         *(("original", variant) for variant in architecture.VARIANTS),
     ],
 )
-@pytest.mark.parametrize("block, depth", [("basic", 14), ("bottleneck", 20)])
+@pytest.mark.parametrize("block, depth", [("basic", 8), ("bottleneck", 11)])
 def test_identity_mappings_are_not_confused(tmp_path, order, variant, block, depth):
     """Some have the same variables and give other outputs."""
     model = keras_resnet.CifarResNet(depth, block=block, activation_order=order, shortcut_variant=variant)
@@ -1198,13 +1204,10 @@ def test_from_weights_keeps_v2s_name_and_an_activation_of_ones_own(tmp_path):
 
 
 @pytest.mark.parametrize("classes, include_top", [(10, True), (1000, True), (10, False)])
-def test_imagenet_for_other_classes(tmp_path, monkeypatch, cache, classes, include_top):
+def test_imagenet_for_other_classes(monkeypatch, cache, resnet50, classes, include_top):
     """A trained body and a new last layer."""
-    theirs = keras.applications.ResNet50(weights=None, input_shape=(64, 64, 3))
-    randomize(theirs)
-    theirs.save(tmp_path / "published.h5")
-    digest = hashlib.sha256((tmp_path / "published.h5").read_bytes()).hexdigest()
-    monkeypatch.setitem(IMAGENET, "resnet50", ((tmp_path / "published.h5").as_uri(), digest))
+    theirs, path, digest = resnet50
+    monkeypatch.setitem(IMAGENET, "resnet50", (path.as_uri(), digest))
     model = keras_resnet.ResNet50(include_top, "imagenet", classes=classes)
     x = pixels(1, 64)
     body = keras.Model(theirs.input, theirs.get_layer("conv5_block3_out").output)

@@ -195,10 +195,13 @@ def row(folder, results):
     """The row of a shipped network in docs/weights.md."""
     record = record_of(folder, results)
     decides = lambda one: [one["conditions"], *(one["settings"][name] for name in ("dataset", *names("network")))]
-    seeds = [100 * other["error"] for other in experiments.load(results) if decides(other) == decides(record)]
+    seeds = {}  # by backend
+    for other in experiments.load(results):
+        if decides(other) == decides(record):
+            seeds.setdefault(report.made_with(other), []).append(100 * other["error"])
     paper = json.loads((folder / "result.json").read_text())["paper_test_error"]
     name = json.loads((folder / "args.json").read_text())["name"]
-    cells = (f"{record['error']:.2%}", report.ours(seeds), f"{paper:.2%}" if paper else "–")
+    cells = (f"{record['error']:.2%}", ", ".join(map(report.ours, seeds.values())), f"{paper:.2%}" if paper else "–")
     return f"| `{folder.name}` | {' | '.join(cells)} | [record](results/{name}.json) |"
 
 

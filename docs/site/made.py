@@ -160,13 +160,13 @@ def _name(record):
 
 def depth(records):
     """The first page's table: test errors by depth, without and with shortcuts, with the whole schedule."""
-    found: dict = {}  # rows and errors, which are several where a network was trained on several backends
-    for entry in claims.whole(records):
-        found.setdefault(entry.row.name, (entry.row, []))[1].append(report.ours(entry.errors))
+    entries = claims.whole(records)
+    of = lambda name: [entry for entry in entries if entry.row.name == name]  # one for each backend
     rows = ["| layers | plain, here | residual, here | residual, the paper |", "|--:|--:|--:|--:|"]
-    for layers in sorted({row.network["depth"] for row, _ in found.values()}):
-        (_, plain), (residual, ours) = (found.get(f"{kind}-{layers}", (None, [])) for kind in ("plain", "ResNet"))
-        rows.append(f"| {layers} | {', '.join(plain)} | **{', '.join(ours)}** | {residual.paper if residual else ''} |")
+    for layers in sorted({entry.row.network["depth"] for entry in entries}):
+        plain, residual = of(f"plain-{layers}"), of(f"ResNet-{layers}")
+        ours = [", ".join(report.ours(entry.errors) for entry in found) for found in (plain, residual)]
+        rows.append(f"| {layers} | {ours[0]} | **{ours[1]}** | {residual[0].row.paper if residual else ''} |")
     return "\n".join(rows) + "\n"
 
 

@@ -103,9 +103,11 @@ class Folder:
         for name in {*PATHS}.intersection(different):
             if old[name] and new[name] and os.path.abspath(old[name]) == os.path.abspath(new[name]):
                 different.remove(name)
-        unfinished = os.path.exists(self.path(DATA)) and not os.path.exists(self.path(RESULT))
-        if "dataset" in different and os.path.isdir(new["dataset"]) and unfinished:
-            different.remove("dataset")  # perhaps the folder has moved: check_data compares what is in it
+        if not os.path.exists(self.path(RESULT)):
+            if "skip_damaged" in different and new["skip_damaged"]:
+                different.remove("skip_damaged")  # so far there was nothing to skip, or the run would have ended
+            if "dataset" in different and os.path.isdir(new["dataset"]) and os.path.exists(self.path(DATA)):
+                different.remove("dataset")  # perhaps the folder has moved: check_data compares what is in it
         if different:
             rows = [f"  {flag(n):<18} {old[n]!s:>10} there, {new[n]!s:>10} now" for n in different]
             raise RunError(

@@ -246,7 +246,7 @@ class Loop:
 
     def save(self) -> None:
         """Saves the run, without waiting until its checkpoint is written."""
-        if self.folder.settings.imagenet_style:
+        if self.folder.settings.skip_damaged:
             self.state.damaged = of_all(self.devices, self.task.damaged)
         self.checkpoint.save(dataclasses.asdict(self.state))
 

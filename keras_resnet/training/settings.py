@@ -124,7 +124,7 @@ class Settings:
         None, "data", "file of train/colors.py, or imagenet (default: measured)", metavar="FILE", data=LARGE
     )
     skip_damaged: bool = option(
-        False, "data", "skip files that cannot be decoded, and list them in damaged.txt", data=LARGE, decides=False
+        False, "data", "skip files that cannot be decoded, and list them in damaged.txt", data=LARGE
     )
     data_changed: bool = option(False, "data", "continue a run although its data have changed", decides=False)
     steps: int = option(AS_RECIPE, "recipe", "iterations; with --schedule plateau the maximum", range=POSITIVE)

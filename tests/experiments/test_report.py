@@ -223,7 +223,7 @@ def test_commands_can_be_pasted(tmp_path, monkeypatch):
     reproduce = importlib.import_module("reproduce")
     (tmp_path / "a folder").mkdir()
     monkeypatch.chdir(tmp_path)
-    photographs = {"image_size": 112, "without": ("color", "flip"), "dataset": "a folder"}
+    photographs = {"image_size": 112, "without": ("color", "flip"), "skip_damaged": True, "dataset": "a folder"}
     for name, only, options in (
         ("fig6", "ResNet-20", {"steps": 8000, "batch_size": 64, "lr": 0.05, "warmup": True, "train_on_all": True}),
         ("fig6", "ResNet-110", {"warmup": False, "deterministic": True, "weight_decay": 0.0, "schedule": "plateau"}),

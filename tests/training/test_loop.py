@@ -2,6 +2,7 @@ import contextlib
 import csv
 import errno
 import fcntl
+import functools
 import importlib
 import json
 import math
@@ -56,7 +57,7 @@ def weights(folder):
     return keras.saving.load_model(folder / "run" / "model.keras").get_weights()
 
 
-def test_a_run_from_start_to_end(tmp_path, small_shapes):
+def test_a_run_from_start_to_end(tmp_path, small_shapes, capsys):
     result = train(settings(tmp_path), verbose=0)
     folder = tmp_path / "run"
     assert {
@@ -85,6 +86,7 @@ def test_a_run_from_start_to_end(tmp_path, small_shapes):
     # A finished run is not trained again.
     before = os.path.getmtime(folder / "model.keras")
     assert train(settings(tmp_path), verbose=0) == result
+    assert "run is finished; this is its result" in capsys.readouterr().out
     assert os.path.getmtime(folder / "model.keras") == before
 
 
@@ -428,6 +430,18 @@ def test_the_names_of_damaged_files_survive_a_stop(tmp_path, photographs, termin
     assert train(arguments, verbose=0)["damaged_files"] == 2
     names = (tmp_path / "run" / "damaged.txt").read_text().splitlines()
     assert [os.path.basename(name) for name in sorted(names)] == ["damaged.jpg", "other.jpg"]
+
+
+def test_a_run_takes_the_advice_to_skip(tmp_path, photographs, terminated_at):
+    """A file is damaged while it trains; what was trained did not need to skip it."""
+    next(photographs.glob("*/*/damaged.jpg")).unlink()
+    arguments = functools.partial(photograph_settings, tmp_path, photographs)
+    with terminated_at(3), pytest.raises(Stopped):
+        train(arguments(skip_damaged=False), verbose=0)
+    (photographs / "val" / "class0" / "0.jpg").write_bytes(b"nothing")
+    with pytest.raises(sources.DataError, match=r"(?s)is damaged.*--skip-damaged"):
+        train(arguments(skip_damaged=False), verbose=0)
+    assert train(arguments(), verbose=0)["damaged_files"] == 1
 
 
 def test_a_run_goes_on_where_its_images_have_moved(tmp_path, photographs, terminated_at, capsys):

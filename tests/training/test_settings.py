@@ -119,7 +119,7 @@ def test_all_else_is_for_both_engines(tmp_path):
 
 
 def test_what_decides_a_result():
-    without = {"data_dir", "output", "name", "checkpoint_every", "strategy", "jit", "data_changed", "skip_damaged"}
+    without = {"data_dir", "output", "name", "checkpoint_every", "strategy", "jit", "data_changed"}
     assert {name for name, one in options(Settings).items() if not one.decides} == without
     settings = Settings(depth=56, output="elsewhere", lr=0.2)
     assert settings.deciding.keys() == {field.name for field in FIELDS} - without

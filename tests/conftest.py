@@ -1,4 +1,5 @@
 import contextlib
+import gc
 import math
 import os
 import pathlib
@@ -104,6 +105,18 @@ def compiled_once(tmp_path_factory):
 def seeded():
     """The same initial weights in every run of a test, so that no run exceeds a tolerance by chance."""
     keras.utils.set_random_seed(0)
+
+
+STUCK: list[str] = []  # the test after which no garbage was collected any more
+
+
+@pytest.fixture(autouse=True)
+def collected(request):
+    """A collection that never ends, as in `imagenet._check_lost`, is found here, not when memory is exhausted."""
+    yield
+    if gc.get_count()[0] > 1_000_000 and not STUCK:
+        STUCK.append(request.node.nodeid)
+        pytest.fail("Python has collected no garbage since more than a million objects: a collection waits for itself")
 
 
 @pytest.fixture

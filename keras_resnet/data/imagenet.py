@@ -10,6 +10,7 @@ import contextlib
 import json
 import os
 import re
+import traceback
 from collections.abc import Callable, Iterator
 
 import keras
@@ -85,25 +86,30 @@ def _read(files, indices, image, arguments, skipped):
         return image(data, *arguments), label
 
     positions, lost, (images, labels) = attempt(example, (files.rows(indices), arguments), os.cpu_count())
-    lost = tf.gather(indices, lost)
-    look = lambda: tf.numpy_function(lambda lost: _check_lost(files, lost, skipped), [lost], [], stateful=True)
-    with tf.control_dependencies([tf.cond(tf.size(lost) > 0, look, tf.no_op)]):
+    with tf.control_dependencies([_check_lost(files, tf.gather(indices, lost), skipped)]):
         return tf.identity(positions), tf.identity(images), tf.identity(labels)
 
 
-def _check_lost(files, indices, skipped):
-    """Finds out why examples failed: only those that cannot be decoded may be skipped."""
-    for index in indices:
-        if _load(files, index, skipped):
-            raise _failure(UNREADABLE, files, index, "it failed once and can be read now; is memory exhausted?")
+def _check_lost(files, lost, skipped):
+    """An operation that finds out why examples failed, if any did: only those that cannot be decoded may be skipped.
+
+    Only then does a stream of files call Python; one of records reads them with it. Python's garbage collector may run
+    in any such call. If it deletes the iterator that waits for the call, both wait forever, and the process collects
+    no garbage again.
+    """
+
+    def check(lost):
+        for index in lost:
+            _check(files, index, skipped)
+
+    look = lambda: tf.numpy_function(check, [lost], [], stateful=True)
+    return tf.cond(tf.size(lost) > 0, look, tf.no_op)
 
 
-def _load(files, index, skipped):
-    """Reads an example eagerly: image, uint8 (height, width, 3), and label; None if it is damaged and skipped."""
+def _check(files, index, skipped):
     try:
-        row = (tensor[0] for tensor in files.rows(np.array([index])))
-        data, label = files.read(*row)
-        return crops.decode(data).numpy(), label.numpy()
+        data, _ = files.read(*_row(files, np.int64(index)))
+        crops.decode(data)
     except tf.errors.InvalidArgumentError as error:
         try:
             files.check(index)
@@ -114,6 +120,13 @@ def _load(files, index, skipped):
         skipped.add(files.name(index))
     except tf.errors.OpError as error:
         raise _failure(UNREADABLE, files, index, error) from error
+    else:
+        raise _failure(UNREADABLE, files, index, "it failed once and can be read now; is memory exhausted?")
+
+
+def _row(files, index):
+    """The arguments of `files.read` for one example."""
+    return tuple(tensor[0] for tensor in files.rows(index[None]))
 
 
 def _failure(what, files, index, error):
@@ -127,12 +140,17 @@ def examples(files: Examples, skipped: set[str] | None = None) -> tf.data.Datase
     `skipped` is a set to which the names of damaged files are added; these files are left out. Without it they end the
     stream with an error: see `errors_named`.
     """
-    nothing = np.zeros((0, 0, 3), "uint8"), np.int64(-1)
+    nothing = tf.data.Dataset.from_tensors((np.zeros((0, 0, 3), "uint8"), np.int64(-1)))
+
+    def decoded(*row):
+        data, label = files.read(*row)
+        return crops.decode(data), label
 
     def example(index):
-        load = lambda index: _load(files, index, skipped) or nothing
-        image, label = tf.numpy_function(load, [index], (tf.uint8, tf.int64), stateful=True)
-        return tf.ensure_shape(image, (None, None, 3)), tf.ensure_shape(label, ())
+        read = tf.data.Dataset.from_tensors(_row(files, index)).map(decoded).ignore_errors()
+        image, label = read.concatenate(nothing).take(1).get_single_element()
+        with tf.control_dependencies([_check_lost(files, tf.boolean_mask([index], [tf.size(image) == 0]), skipped)]):
+            return tf.identity(image), tf.identity(label)
 
     found = tf.data.Dataset.range(len(files)).map(example, num_parallel_calls=tf.data.AUTOTUNE)
     return found if skipped is None else found.filter(lambda image, label: tf.size(image) > 0)
@@ -144,16 +162,18 @@ def errors_named() -> Iterator[None]:
     try:
         yield
     except tf.errors.InvalidArgumentError as error:
-        if NOTHING in error.message:
-            raise DataError(f"{NOTHING}: all its files are damaged") from error
         found = re.search(rf'({DAMAGED}|{UNREADABLE}) (\["(?:[^"\\]|\\.)*", "(?:[^"\\]|\\.)*"\])', error.message)
-        if not found:
+        if NOTHING in error.message:
+            text = f"{NOTHING}: all its files are damaged"
+        elif not found:
             raise
-        name, why = json.loads(found[2])
-        if found[1] == DAMAGED:
-            text = f"{name} is damaged, or of an unsupported format: {why}\nReplace it, or give --skip-damaged."
         else:
-            text = f"{name} cannot be read: {why}\nThis is not a damaged file, so --skip-damaged does not skip it."
+            name, why = json.loads(found[2])
+            if found[1] == DAMAGED:
+                text = f"{name} is damaged, or of an unsupported format: {why}\nReplace it, or give --skip-damaged."
+            else:
+                text = f"{name} cannot be read: {why}\nThis is not a damaged file, so --skip-damaged does not skip it."
+        traceback.clear_frames(error.__traceback__)  # they hold the iterator: see `_check_lost`
         raise DataError(text) from error
 
 

@@ -59,6 +59,10 @@ class Engine(typing.Protocol):
         """Inside this context, the computation is traced into a folder, for TensorBoard."""
         ...
 
+    def close(self) -> None:
+        """Ends the stream of training batches: garbage collection would end it late, or in one of its own threads."""
+        ...
+
 
 def engine_of(settings: Settings) -> types.ModuleType:
     """The module of the engine for Keras' backend, with its `devices`, `writes` and `Engine`.

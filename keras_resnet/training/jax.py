@@ -145,7 +145,8 @@ class Engine:
             split = (source.train.images, source.train.labels.astype("int32"), mean)
             self.data = [devices.copied(x) for x in split]
         else:
-            self.waited, self.next, self.batches = 0.0, -1, iter(())
+            self.waited = 0.0
+            self.close()
 
     def _ghosts(self):
         """The number of ghost batches in memory at a time, on all devices."""
@@ -277,3 +278,6 @@ class Engine:
     def profile(self, folder: str) -> Iterator[None]:
         with jax.profiler.trace(folder):
             yield
+
+    def close(self) -> None:
+        self.next, self.batches = -1, iter(())

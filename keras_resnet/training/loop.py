@@ -122,7 +122,7 @@ def _train(backend, folder, devices, verbose, profile):
     folder.write_classes(task.classes)
     engine = backend.Engine(settings, task, network, devices)
     loop = Loop(folder, task, engine, devices)
-    with tasks.errors_named(task), own_line(verbose):
+    with tasks.errors_named(task), own_line(verbose), contextlib.closing(engine):
         loop.restore(profile)
         loop.state.segments = segments_with(
             loop.state.segments,

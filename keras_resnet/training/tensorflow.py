@@ -262,6 +262,9 @@ class Engine:
         finally:
             tf.profiler.experimental.stop()
 
+    def close(self) -> None:
+        self.batches = None
+
 
 def optimizer_of(
     model: keras.Model, rate: float, weight_decay: float = recipes.WEIGHT_DECAY, mixed_precision: str | None = None,

@@ -1,5 +1,8 @@
+import gc
 import io
 import os
+import time
+import weakref
 
 import numpy as np
 import pytest
@@ -440,6 +443,42 @@ def test_damaged_files_are_left_out_of_examples(tmp_path):
         damage(files.paths[number], "text")
     labels = [int(label) for _, label in imagenet.examples(files, skipped)]
     assert labels == [1, 2, 3, 4, 6, 7, 8, 9, 10] and skipped == {files.paths[number] for number in (0, 5, 11)}
+
+
+def test_the_error_of_a_stream_does_not_keep_it(tmp_path):
+    files, kept = files_in(tmp_path), []
+    damage(files.paths[7], "text")
+
+    def read(stream):
+        kept.append(weakref.ref(stream))
+        list(stream)
+
+    for stream in streams(files):
+        with pytest.raises(DataError) as error, imagenet.errors_named():
+            read(iter(stream))
+        assert error.value.__cause__.__traceback__ is not None and kept[-1]() is None
+
+
+def test_garbage_is_collected_while_an_abandoned_stream_reads(tmp_path):
+    """Were it collected by Python within the stream, the stream would wait for itself, and the collector with it."""
+    photograph(600, 800).save(tmp_path / "x.jpg")
+    files = folders.Files([str(tmp_path / "x.jpg")] * 200, np.zeros(200, "int64"))
+    for _ in range(5):
+        gc.disable()
+        try:
+            cycle = [iter(imagenet.examples(files))]
+            next(cycle[0])
+            cycle.append(cycle)
+            del cycle
+        finally:
+            gc.enable()
+        time.sleep(0.2)  # in which only the threads of the stream work
+    cycle = [set()]
+    cycle.append(cycle)
+    kept = weakref.ref(cycle[0])
+    del cycle
+    gc.collect()
+    assert kept() is None
 
 
 def test_other_errors_stay_what_they_are():

@@ -48,7 +48,7 @@ class Files:
     @functools.cached_property
     def _tensors(self):
         with tf.init_scope():  # outside the current graph, into which they would be copied
-            return tf.constant([*map(os.fsencode, self.paths)]), tf.constant(self.labels)
+            return tf.constant([*map(os.fsencode, self.paths)], tf.string), tf.constant(self.labels)
 
     def rows(self, indices: np.ndarray | tf.Tensor) -> tuple[tf.Tensor, ...]:
         """The arguments of `read` for the examples with these indices, int (m,): paths, string (m,), labels, (m,)."""

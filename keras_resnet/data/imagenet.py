@@ -93,9 +93,9 @@ def _read(files, indices, image, arguments, skipped):
 def _check_lost(files, lost, skipped):
     """An operation that finds out why examples failed, if any did: only those that cannot be decoded may be skipped.
 
-    Only then does a stream of files call Python; one of records reads them with it. Python's garbage collector may run
-    in any such call. If it deletes the iterator that waits for the call, both wait forever, and the process collects
-    no garbage again.
+    Only then does a stream of files call Python; a stream of records calls it for each batch. Python's garbage
+    collector may run in any such call. If it deletes the iterator that waits for the call, both wait forever, and the
+    process collects no garbage again.
     """
 
     def check(lost):

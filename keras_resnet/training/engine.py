@@ -60,7 +60,7 @@ class Engine(typing.Protocol):
         ...
 
     def close(self) -> None:
-        """Ends the stream of training batches: garbage collection would end it late, or in one of its own threads."""
+        """Ends the stream of training batches now, not when Python collects garbage: see `imagenet._check_lost`."""
         ...
 
 

@@ -394,13 +394,17 @@ def photograph_settings(folder, photographs, **changes):
     return Settings(**{**defaults, "dataset": str(photographs), "output": str(folder), "name": "run", **changes})
 
 
-def test_a_folder_of_photographs(tmp_path, photographs):
+def streams_alive():
     iterator = type(iter(tf.data.Dataset.range(1)))
+    return [each for each in gc.get_objects() if isinstance(each, iterator)]
+
+
+def test_a_folder_of_photographs(tmp_path, photographs):
     gc.collect()
-    gc.disable()  # it would keep the images that were read ahead, and could wait for itself in the stream
+    gc.disable()  # the run itself ends its stream
     try:
         result = train(photograph_settings(tmp_path, photographs), verbose=0)
-        assert not [each for each in gc.get_objects() if isinstance(each, iterator)]
+        assert not streams_alive()
     finally:
         gc.enable()
     assert result["test_error"] is None and 0 <= result["val_error"] <= 1 and result["damaged_files"] == 1
@@ -433,8 +437,10 @@ def test_an_error_stands_in_a_line_of_its_own(tmp_path, photographs, monkeypatch
 def test_the_names_of_damaged_files_survive_a_stop(tmp_path, photographs, terminated_at, capsys):
     (photographs / "val" / "class0" / "other.jpg").write_bytes(b"nothing")
     arguments = photograph_settings(tmp_path, photographs, steps=12)
-    with terminated_at(12), pytest.raises(Stopped):  # no training image is read afterwards
+    gc.collect()
+    with terminated_at(12), pytest.raises(Stopped) as error:  # no training image is read afterwards
         train(arguments, verbose=0)
+    assert error.value.__traceback__ and not streams_alive()  # it holds the engine, but not its stream
     assert train(arguments, verbose=0)["damaged_files"] == 2
     names = (tmp_path / "run" / "damaged.txt").read_text().splitlines()
     assert [os.path.basename(name) for name in sorted(names)] == ["damaged.jpg", "other.jpg"]

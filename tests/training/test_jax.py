@@ -95,7 +95,7 @@ def test_steps_are_those_of_tensorflow(tmp_path):
     assert found["two"]["iterations"] == STEPS
     kernels = {path: value for path, value in weights.items() if "beta" not in path}
     assert distance(found["two"], kernels) < 1e-5
-    assert distance(found["two"], weights) < 0.05  # near 0, and rounding moves some inputs over the edge of a ReLU
+    assert distance(found["two"], weights) < 1e-2  # near 0, and rounding moves some inputs over the edge of a ReLU
     assert distance(found["one"], kernels) > 1e-3  # they would be missed
     assert distance(found["in turn"], kernels) < 1e-5
     assert 1e-5 < distance(found["bfloat16"], kernels) < 0.05
